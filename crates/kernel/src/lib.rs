@@ -1,0 +1,13 @@
+//! Tensors, devices and primitives: the arithmetic of Qwen3.5 and nothing that knows a layer, a file or a weight's name.
+
+pub mod device;
+pub mod dtype;
+mod error;
+pub mod ops;
+pub mod tensor;
+
+pub use device::Device;
+pub use dtype::DType;
+pub use error::{Error, Result};
+pub use half::bf16;
+pub use tensor::Tensor;
