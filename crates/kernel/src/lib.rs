@@ -1,5 +1,6 @@
 //! Tensors, devices and primitives: the arithmetic of Qwen3.5 and nothing that knows a layer, a file or a weight's name.
 
+mod cpu;
 pub mod device;
 pub mod dtype;
 mod error;

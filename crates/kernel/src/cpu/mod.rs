@@ -1,0 +1,23 @@
+//! What the CPU side of the ops shares: views of stored elements, row-parallel loops, vector functions, matrix products.
+//!
+//! The way an op uses it: state its tensors as [`Out`] and [`In`] with a row width, and give [`for_rows`] a kernel over f32 slices.
+//! bf16 rows are widened into scratch that stays in cache and rounded back, so that each op has one kernel and not one a dtype.
+
+mod documents;
+pub(crate) mod gemm;
+pub(crate) mod math;
+mod rows;
+mod scratch;
+mod view;
+
+pub(crate) use documents::{documents, load_rows, split_rows};
+pub(crate) use rows::{In, Out, add_rows, for_rows, for_rows_summing};
+pub(crate) use scratch::with_scratch;
+pub(crate) use view::{View, ViewMut};
+
+/// Runs `body` compiled for the widest vectors this machine has (SSE2, AVX2 or AVX-512).
+/// Whatever is to profit must inline into it: mark closures and the functions they call `#[inline(always)]`.
+#[inline(always)]
+pub(crate) fn simd<R>(body: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(body)
+}

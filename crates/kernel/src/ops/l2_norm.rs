@@ -1,0 +1,179 @@
+//! Scaled L2 normalisation over the last dimension: out = scale x rstd, rstd = 1 / sqrt(Σ x² + eps).
+//!
+//! Gradient: d_x = scale rstd (d_out - x rstd² Σ d_out x).
+//! Source: `l2norm` of transformers 5.17 (Qwen3.5's q and k; q is also scaled by K^-0.5).
+
+use super::check;
+use crate::{Result, Tensor};
+
+/// `out` and `rstd` assigned. Shapes: out, x [..., K]; rstd one f32 a row, in any shape. `eps` is added to Σ x².
+///
+/// # Errors
+/// [`crate::Error::Shape`] where shapes disagree, [`crate::Error::DType`] where rstd is not f32.
+pub fn forward(
+    out: &mut Tensor,
+    rstd: &mut Tensor,
+    x: &Tensor,
+    scale: f32,
+    eps: f32,
+) -> Result<()> {
+    const OP: &str = "l2_norm::forward";
+    check::shape(OP, "out", out, x.shape())?;
+    let k = check_rows(OP, x, rstd)?;
+    cpu::forward(out, rstd, x, k, scale, eps);
+    Ok(())
+}
+
+/// d_x assigned, from the input x and the saved rstd. Shapes as in [`forward`].
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward(
+    d_x: &mut Tensor,
+    d_out: &Tensor,
+    x: &Tensor,
+    rstd: &Tensor,
+    scale: f32,
+) -> Result<()> {
+    const OP: &str = "l2_norm::backward";
+    check::shape(OP, "d_x", d_x, x.shape())?;
+    check::shape(OP, "d_out", d_out, x.shape())?;
+    let k = check_rows(OP, x, rstd)?;
+    cpu::backward(d_x, d_out, x, rstd, k, scale);
+    Ok(())
+}
+
+fn check_rows(op: &'static str, x: &Tensor, rstd: &Tensor) -> Result<usize> {
+    let (rows, k) = check::matrix(op, "x", x)?;
+    check::numel(op, "rstd", rstd, rows)?;
+    check::f32(op, "rstd", rstd)?;
+    Ok(k)
+}
+
+mod cpu {
+    use crate::Tensor;
+    use crate::cpu::math::{dot, sum_squares};
+    use crate::cpu::{In, Out, for_rows};
+
+    pub(super) fn forward(
+        out: &mut Tensor,
+        rstd: &mut Tensor,
+        x: &Tensor,
+        k: usize,
+        scale: f32,
+        eps: f32,
+    ) {
+        for_rows(
+            [Out::assign(out, k), Out::assign(rstd, 1)],
+            [In::new(x, k)],
+            #[inline(always)]
+            |_, [out, rstd], [x]| {
+                let rows = out.chunks_exact_mut(k).zip(rstd).zip(x.chunks_exact(k));
+                for ((out, rstd), x) in rows {
+                    let r = 1.0 / (sum_squares(x) + eps).sqrt();
+                    *rstd = r;
+                    let factor = scale * r;
+                    for (out, x) in out.iter_mut().zip(x) {
+                        *out = x * factor;
+                    }
+                }
+            },
+        );
+    }
+
+    pub(super) fn backward(
+        d_x: &mut Tensor,
+        d_out: &Tensor,
+        x: &Tensor,
+        rstd: &Tensor,
+        k: usize,
+        scale: f32,
+    ) {
+        for_rows(
+            [Out::assign(d_x, k)],
+            [In::new(d_out, k), In::new(x, k), In::new(rstd, 1)],
+            #[inline(always)]
+            |_, [d_x], [d_out, x, rstd]| {
+                let ins = d_out.chunks_exact(k).zip(x.chunks_exact(k)).zip(rstd);
+                for (d_x, ((d_out, x), r)) in d_x.chunks_exact_mut(k).zip(ins) {
+                    let factor = scale * r;
+                    let pull = dot(d_out, x) * (r * r);
+                    for ((d_x, d_out), x) in d_x.iter_mut().zip(d_out).zip(x) {
+                        *d_x = factor * (d_out - x * pull);
+                    }
+                }
+            },
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{STORAGES, assert_close, dot, f64s, gradient, tensor};
+    use crate::{DType, Error};
+
+    const EPS: f32 = 1e-6;
+    const SCALE: f32 = 0.125;
+
+    fn define(x: &[f64], k: usize) -> Vec<f64> {
+        x.chunks(k)
+            .flat_map(|x| {
+                let r = SCALE as f64 / (dot(x, x) + EPS as f64).sqrt();
+                x.iter().map(move |x| x * r)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn forward_agrees_with_definition() {
+        for (dtype, tolerance) in STORAGES {
+            for shape in [[1, 1, 1], [3, 5, 7], [40, 16, 128]] {
+                let x = tensor(&shape, 1, dtype);
+                let mut out = Tensor::poison(&shape, dtype);
+                let mut rstd = Tensor::poison(&shape[..2], DType::F32);
+                forward(&mut out, &mut rstd, &x, SCALE, EPS).unwrap();
+                assert_close("out", &out, &define(&f64s(&x), shape[2]), tolerance);
+            }
+        }
+    }
+
+    #[test]
+    fn backward_agrees_with_differences() {
+        for (dtype, tolerance) in STORAGES {
+            let shape = [5, 2, 23];
+            let (x, d_out) = (tensor(&shape, 1, dtype), tensor(&shape, 2, dtype));
+            let mut rstd = Tensor::poison(&shape[..2], DType::F32);
+            forward(&mut x.clone(), &mut rstd, &x, SCALE, EPS).unwrap();
+            let mut d_x = Tensor::poison(&shape, dtype);
+            backward(&mut d_x, &d_out, &x, &rstd, SCALE).unwrap();
+            let loss = |x: &[Vec<f64>]| dot(&f64s(&d_out), &define(&x[0], shape[2]));
+            let want = gradient(&[f64s(&x)], 0, loss);
+            assert_close("d_x", &d_x, &want, tolerance);
+        }
+    }
+
+    #[test]
+    fn zero_row_gives_zeros_and_a_finite_gradient() {
+        let x = Tensor::zeros(&[1, 8], DType::F32);
+        let (mut out, mut rstd) = (
+            Tensor::poison(&[1, 8], DType::F32),
+            Tensor::poison(&[1], DType::F32),
+        );
+        forward(&mut out, &mut rstd, &x, 1.0, EPS).unwrap();
+        assert_eq!(out, x);
+        let d_out = tensor(&[1, 8], 1, DType::F32);
+        let mut d_x = Tensor::poison(&[1, 8], DType::F32);
+        backward(&mut d_x, &d_out, &x, &rstd, 1.0).unwrap();
+        let want: Vec<f64> = f64s(&d_out).iter().map(|d| d * 1e3).collect();
+        assert_close("d_x", &d_x, &want, 1e-5);
+    }
+
+    #[test]
+    fn wrong_rstd_is_refused() {
+        let x = tensor(&[4, 6], 1, DType::F32);
+        let mut rstd = Tensor::zeros(&[6], DType::F32);
+        let got = forward(&mut x.clone(), &mut rstd, &x, 1.0, EPS);
+        assert!(matches!(got, Err(Error::Shape { arg: "rstd", .. })));
+    }
+}

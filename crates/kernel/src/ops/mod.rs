@@ -1,0 +1,36 @@
+//! The primitives: one file each, forward and backward side by side.
+//!
+//! The contract, for every op:
+//! - outputs first, inputs next, scalars last;
+//! - activation gradients are assigned, weight gradients are added to (`+=`), unless the name says `residual` (then the activation is added to);
+//! - storage is f32 or bf16, freely mixed between arguments unless a doc line fixes it; every sum is f32; weight gradients are f32;
+//! - every element of an assigned output is written (tests hand in NaN);
+//! - no atomics and no order that depends on timing: the same inputs give the same bytes;
+//! - an op that looks along the sequence takes document boundaries `cu_seqlens` (n_docs + 1 row offsets, first 0, last T), and nothing crosses them;
+//! - ops never log, and never allocate device memory (CPU code may use stack or thread-local scratch).
+//!
+//! Legend of shape suffixes: T tokens (packed), D hidden, H query or value heads, G key (and key:value) heads, K key dim,
+//! V value dim, N attention head dim, F feed-forward, C vocabulary or channels, O out features, I in features, S cached positions.
+
+pub mod accumulate;
+pub mod adamw;
+pub mod attention;
+pub mod causal_conv1d;
+mod check;
+pub mod delta_gate;
+pub mod embedding;
+pub mod gated_delta_rule;
+pub mod gated_delta_step;
+pub mod gated_rms_norm;
+pub mod grad_norm;
+pub mod l2_norm;
+pub mod linear_cross_entropy;
+pub mod matmul;
+pub mod quantize_fp8;
+pub mod rms_norm;
+pub mod rope;
+pub mod sigmoid_gate;
+pub mod split;
+pub mod swiglu;
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,312 @@
+//! Zero-centred RMSNorm over the last dimension: out = x rstd (1 + w), rstd = 1 / sqrt(mean(x²) + eps).
+//!
+//! Gradients, with y = x rstd and e = d_out (1 + w): d_x = rstd (e - y mean(e y)), d_w = Σ_rows d_out y.
+//! Source: arXiv 1910.07467; `Qwen3_5RMSNorm` of transformers 5.17 (the stored weight is the multiplier less 1).
+
+use super::check;
+use crate::{Result, Tensor};
+
+/// `out` and `rstd` assigned. Shapes: out, x [..., D]; w_d [D]; rstd one f32 a row, in any shape. `eps` is added to mean(x²).
+///
+/// # Errors
+/// [`crate::Error::Shape`] where shapes disagree, [`crate::Error::DType`] where rstd is not f32.
+pub fn forward(
+    out: &mut Tensor,
+    rstd: &mut Tensor,
+    x: &Tensor,
+    w_d: &Tensor,
+    eps: f32,
+) -> Result<()> {
+    const OP: &str = "rms_norm::forward";
+    check::shape(OP, "out", out, x.shape())?;
+    check_rows(OP, x, w_d, rstd)?;
+    cpu::forward(out, rstd, x, w_d, eps);
+    Ok(())
+}
+
+/// d_x assigned; d_w_d [D] f32 added to (None: frozen). Shapes as in [`forward`].
+///
+/// # Errors
+/// [`crate::Error::Shape`] where shapes disagree, [`crate::Error::DType`] where rstd or d_w_d is not f32.
+pub fn backward(
+    d_x: &mut Tensor,
+    d_w_d: Option<&mut Tensor>,
+    d_out: &Tensor,
+    x: &Tensor,
+    w_d: &Tensor,
+    rstd: &Tensor,
+) -> Result<()> {
+    check_backward(
+        "rms_norm::backward",
+        d_x,
+        d_w_d.as_deref(),
+        d_out,
+        x,
+        w_d,
+        rstd,
+    )?;
+    let d_x = crate::cpu::Out::assign(d_x, w_d.numel());
+    cpu::backward(
+        d_x,
+        d_w_d,
+        d_out,
+        x,
+        w_d,
+        rstd,
+        #[inline(always)]
+        |d_x, share| *d_x = share,
+    );
+    Ok(())
+}
+
+/// As [`backward`], but d_x is added to: the branch's share of the residual stream's gradient.
+///
+/// # Errors
+/// As [`backward`].
+pub fn backward_residual(
+    d_x: &mut Tensor,
+    d_w_d: Option<&mut Tensor>,
+    d_out: &Tensor,
+    x: &Tensor,
+    w_d: &Tensor,
+    rstd: &Tensor,
+) -> Result<()> {
+    check_backward(
+        "rms_norm::backward_residual",
+        d_x,
+        d_w_d.as_deref(),
+        d_out,
+        x,
+        w_d,
+        rstd,
+    )?;
+    let d_x = crate::cpu::Out::update(d_x, w_d.numel());
+    cpu::backward(
+        d_x,
+        d_w_d,
+        d_out,
+        x,
+        w_d,
+        rstd,
+        #[inline(always)]
+        |d_x, share| *d_x += share,
+    );
+    Ok(())
+}
+
+fn check_backward(
+    op: &'static str,
+    d_x: &Tensor,
+    d_w_d: Option<&Tensor>,
+    d_out: &Tensor,
+    x: &Tensor,
+    w_d: &Tensor,
+    rstd: &Tensor,
+) -> Result<()> {
+    check::shape(op, "d_x", d_x, x.shape())?;
+    check::shape(op, "d_out", d_out, x.shape())?;
+    if let Some(d_w_d) = d_w_d {
+        check::shape(op, "d_w_d", d_w_d, w_d.shape())?;
+        check::f32(op, "d_w_d", d_w_d)?;
+    }
+    check_rows(op, x, w_d, rstd)
+}
+
+fn check_rows(op: &'static str, x: &Tensor, w_d: &Tensor, rstd: &Tensor) -> Result<()> {
+    let (rows, d) = check::matrix(op, "x", x)?;
+    check::shape(op, "w_d", w_d, &[d])?;
+    check::numel(op, "rstd", rstd, rows)?;
+    check::f32(op, "rstd", rstd)
+}
+
+mod cpu {
+    use crate::Tensor;
+    use crate::cpu::math::{add, dot3, sum_squares};
+    use crate::cpu::{In, Out, for_rows, for_rows_summing};
+
+    pub(super) fn forward(out: &mut Tensor, rstd: &mut Tensor, x: &Tensor, w_d: &Tensor, eps: f32) {
+        let d = w_d.numel();
+        let scale_d = one_plus(w_d);
+        for_rows(
+            [Out::assign(out, d), Out::assign(rstd, 1)],
+            [In::new(x, d)],
+            #[inline(always)]
+            |_, [out, rstd], [x]| {
+                let rows = out.chunks_exact_mut(d).zip(rstd).zip(x.chunks_exact(d));
+                for ((out, rstd), x) in rows {
+                    let r = 1.0 / (sum_squares(x) / d as f32 + eps).sqrt();
+                    *rstd = r;
+                    for ((out, x), scale) in out.iter_mut().zip(x).zip(&scale_d) {
+                        *out = x * r * scale;
+                    }
+                }
+            },
+        );
+    }
+
+    pub(super) fn backward(
+        d_x: Out,
+        d_w_d: Option<&mut Tensor>,
+        d_out: &Tensor,
+        x: &Tensor,
+        w_d: &Tensor,
+        rstd: &Tensor,
+        put: impl Fn(&mut f32, f32) + Sync,
+    ) {
+        let d = w_d.numel();
+        let scale_d = one_plus(w_d);
+        let n_sums = if d_w_d.is_some() { d } else { 0 };
+        let sums = for_rows_summing(
+            [d_x],
+            [In::new(d_out, d), In::new(x, d), In::new(rstd, 1)],
+            n_sums,
+            #[inline(always)]
+            |_, [d_x], [d_out, x, rstd], d_w| {
+                let ins = d_out.chunks_exact(d).zip(x.chunks_exact(d)).zip(rstd);
+                for (d_x, ((d_out, x), r)) in d_x.chunks_exact_mut(d).zip(ins) {
+                    // rstd² mean(e y) with y = x rstd: what x is multiplied by.
+                    let pull = dot3(d_out, &scale_d, x) * (r * r) / d as f32;
+                    let ins = d_out.iter().zip(x).zip(&scale_d);
+                    for (d_x, ((d_out, x), scale)) in d_x.iter_mut().zip(ins) {
+                        put(d_x, r * (d_out * scale - x * pull));
+                    }
+                    for ((d_w, d_out), x) in d_w.iter_mut().zip(d_out).zip(x) {
+                        *d_w += d_out * (x * r);
+                    }
+                }
+            },
+        );
+        if let Some(d_w_d) = d_w_d {
+            add(d_w_d.f32s_mut(), &sums);
+        }
+    }
+
+    fn one_plus(w_d: &Tensor) -> Vec<f32> {
+        w_d.to_f32_vec().into_iter().map(|w| 1.0 + w).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{STORAGES, assert_close, dot, f64s, gradient, plus, tensor};
+    use crate::{DType, Error};
+
+    const EPS: f32 = 1e-6;
+
+    fn define(x: &[f64], w: &[f64]) -> Vec<f64> {
+        x.chunks(w.len())
+            .flat_map(|x| {
+                let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+                let r = 1.0 / (mean + EPS as f64).sqrt();
+                x.iter()
+                    .zip(w)
+                    .map(move |(x, w)| x * r * (1.0 + w))
+                    .collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn forward_agrees_with_definition() {
+        for (dtype, tolerance) in STORAGES {
+            for shape in [[1, 1, 1], [2, 3, 33], [65, 2, 300], [3, 1, 5000]] {
+                let d = shape[2];
+                let (x, w) = (tensor(&shape, 1, dtype), tensor(&[d], 2, dtype));
+                let mut out = Tensor::poison(&shape, dtype);
+                let mut rstd = Tensor::poison(&[shape[0] * shape[1]], DType::F32);
+                forward(&mut out, &mut rstd, &x, &w, EPS).unwrap();
+                assert_close("out", &out, &define(&f64s(&x), &f64s(&w)), tolerance);
+                let want: Vec<f64> = f64s(&x)
+                    .chunks(d)
+                    .map(|x| 1.0 / (dot(x, x) / d as f64 + EPS as f64).sqrt())
+                    .collect();
+                assert_close("rstd", &rstd, &want, 1e-5);
+            }
+        }
+    }
+
+    #[test]
+    fn backward_agrees_with_differences() {
+        for (dtype, tolerance) in STORAGES {
+            for (rows, d) in [(1, 1), (5, 37), (70, 6)] {
+                let (x, w) = (tensor(&[rows, d], 1, dtype), tensor(&[d], 2, dtype));
+                let d_out = tensor(&[rows, d], 3, dtype);
+                let mut out = Tensor::poison(&[rows, d], dtype);
+                let mut rstd = Tensor::poison(&[rows], DType::F32);
+                forward(&mut out, &mut rstd, &x, &w, EPS).unwrap();
+
+                let at = [f64s(&x), f64s(&w)];
+                let loss = |x: &[Vec<f64>]| dot(&f64s(&d_out), &define(&x[0], &x[1]));
+                let (want_x, want_w) = (gradient(&at, 0, loss), gradient(&at, 1, loss));
+
+                let mut d_x = Tensor::poison(&[rows, d], dtype);
+                let before_w = tensor(&[d], 4, DType::F32);
+                let mut d_w = before_w.clone();
+                backward(&mut d_x, Some(&mut d_w), &d_out, &x, &w, &rstd).unwrap();
+                // At one element per row out hardly depends on x: only the absolute error means something there.
+                if d > 1 {
+                    assert_close("d_x", &d_x, &want_x, tolerance);
+                }
+                assert_close("d_w", &d_w, &plus(&want_w, &before_w), tolerance);
+
+                let before_x = tensor(&[rows, d], 5, dtype);
+                let mut d_x = before_x.clone();
+                backward_residual(&mut d_x, None, &d_out, &x, &w, &rstd).unwrap();
+                assert_close("d_x added to", &d_x, &plus(&want_x, &before_x), tolerance);
+            }
+        }
+    }
+
+    #[test]
+    fn backward_sums_many_rows_into_the_weight() {
+        let (rows, d) = (3000, 40);
+        let (x, w) = (
+            tensor(&[rows, d], 1, DType::F32),
+            tensor(&[d], 2, DType::F32),
+        );
+        let d_out = tensor(&[rows, d], 3, DType::F32);
+        let (mut out, mut rstd) = (
+            Tensor::poison(&[rows, d], DType::F32),
+            Tensor::poison(&[rows], DType::F32),
+        );
+        forward(&mut out, &mut rstd, &x, &w, EPS).unwrap();
+        let mut d_x = Tensor::poison(&[rows, d], DType::F32);
+        let mut d_w = Tensor::zeros(&[d], DType::F32);
+        backward(&mut d_x, Some(&mut d_w), &d_out, &x, &w, &rstd).unwrap();
+        let mut want = vec![0.0; d];
+        for ((d_out, x), r) in f64s(&d_out)
+            .chunks(d)
+            .zip(f64s(&x).chunks(d))
+            .zip(f64s(&rstd))
+        {
+            for i in 0..d {
+                want[i] += d_out[i] * x[i] * r;
+            }
+        }
+        assert_close("d_w", &d_w, &want, 1e-5);
+    }
+
+    #[test]
+    fn wrong_arguments_are_refused() {
+        let x = tensor(&[4, 6], 1, DType::F32);
+        let w = tensor(&[6], 2, DType::F32);
+        let mut out = x.clone();
+        let mut rstd = Tensor::zeros(&[3], DType::F32);
+        assert!(matches!(
+            forward(&mut out, &mut rstd, &x, &w, EPS),
+            Err(Error::Shape { arg: "rstd", .. })
+        ));
+        let mut rstd = Tensor::zeros(&[4], DType::Bf16);
+        assert!(matches!(
+            forward(&mut out, &mut rstd, &x, &w, EPS),
+            Err(Error::DType { arg: "rstd", .. })
+        ));
+        let mut rstd = Tensor::zeros(&[4], DType::F32);
+        let w = tensor(&[5], 2, DType::F32);
+        assert!(matches!(
+            forward(&mut out, &mut rstd, &x, &w, EPS),
+            Err(Error::Shape { arg: "w_d", .. })
+        ));
+    }
+}

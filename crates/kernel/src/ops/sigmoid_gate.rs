@@ -1,0 +1,131 @@
+//! out = x · sigmoid(gate), element by element: the output gate of full attention.
+//!
+//! Gradients: d_x = d_out s, d_gate = d_out x s (1 - s) with s = sigmoid(gate).
+//! Source: `Qwen3_5Attention` of transformers 5.17 (`attn_output_gate`).
+
+use super::check;
+use crate::{Result, Tensor};
+
+/// `out` assigned. Shapes: any, all alike.
+///
+/// # Errors
+/// [`crate::Error::Shape`] where shapes differ.
+pub fn forward(out: &mut Tensor, x: &Tensor, gate: &Tensor) -> Result<()> {
+    const OP: &str = "sigmoid_gate::forward";
+    check::shape(OP, "x", x, out.shape())?;
+    check::shape(OP, "gate", gate, out.shape())?;
+    cpu::forward(out, x, gate);
+    Ok(())
+}
+
+/// d_x, d_gate assigned. Shapes: any, all alike.
+///
+/// # Errors
+/// [`crate::Error::Shape`] where shapes differ.
+pub fn backward(
+    d_x: &mut Tensor,
+    d_gate: &mut Tensor,
+    d_out: &Tensor,
+    x: &Tensor,
+    gate: &Tensor,
+) -> Result<()> {
+    const OP: &str = "sigmoid_gate::backward";
+    check::shape(OP, "d_gate", d_gate, d_x.shape())?;
+    check::shape(OP, "d_out", d_out, d_x.shape())?;
+    check::shape(OP, "x", x, d_x.shape())?;
+    check::shape(OP, "gate", gate, d_x.shape())?;
+    cpu::backward(d_x, d_gate, d_out, x, gate);
+    Ok(())
+}
+
+mod cpu {
+    use crate::Tensor;
+    use crate::cpu::math::sigmoid;
+    use crate::cpu::{In, Out, for_rows};
+
+    pub(super) fn forward(out: &mut Tensor, x: &Tensor, gate: &Tensor) {
+        for_rows(
+            [Out::assign(out, 1)],
+            [In::new(x, 1), In::new(gate, 1)],
+            #[inline(always)]
+            |_, [out], [x, gate]| {
+                for ((out, x), gate) in out.iter_mut().zip(x).zip(gate) {
+                    *out = x * sigmoid(*gate);
+                }
+            },
+        );
+    }
+
+    pub(super) fn backward(
+        d_x: &mut Tensor,
+        d_gate: &mut Tensor,
+        d_out: &Tensor,
+        x: &Tensor,
+        gate: &Tensor,
+    ) {
+        for_rows(
+            [Out::assign(d_x, 1), Out::assign(d_gate, 1)],
+            [In::new(d_out, 1), In::new(x, 1), In::new(gate, 1)],
+            #[inline(always)]
+            |_, [d_x, d_gate], [d_out, x, gate]| {
+                let outs = d_x.iter_mut().zip(d_gate);
+                let ins = d_out.iter().zip(x).zip(gate);
+                for ((d_x, d_gate), ((d_out, x), gate)) in outs.zip(ins) {
+                    let s = sigmoid(*gate);
+                    *d_x = d_out * s;
+                    *d_gate = d_out * x * (s * (1.0 - s));
+                }
+            },
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{STORAGES, assert_close, dot, f64s, gradient, tensor};
+
+    fn define(x: &[f64], gate: &[f64]) -> Vec<f64> {
+        x.iter()
+            .zip(gate)
+            .map(|(x, g)| x / (1.0 + (-g).exp()))
+            .collect()
+    }
+
+    #[test]
+    fn forward_agrees_with_definition() {
+        for (dtype, tolerance) in STORAGES {
+            for shape in [[1, 1, 1], [3, 5, 7], [31, 4, 260]] {
+                let (x, gate) = (tensor(&shape, 1, dtype), tensor(&shape, 2, dtype));
+                let mut out = Tensor::poison(&shape, dtype);
+                forward(&mut out, &x, &gate).unwrap();
+                let want = define(&f64s(&x), &f64s(&gate));
+                assert_close("out", &out, &want, tolerance);
+            }
+        }
+    }
+
+    #[test]
+    fn backward_agrees_with_differences() {
+        for (dtype, tolerance) in STORAGES {
+            let shape = [2, 3, 17];
+            let at = [1, 2].map(|seed| tensor(&shape, seed, dtype));
+            let d_out = tensor(&shape, 3, dtype);
+            let (mut d_x, mut d_gate) =
+                (Tensor::poison(&shape, dtype), Tensor::poison(&shape, dtype));
+            backward(&mut d_x, &mut d_gate, &d_out, &at[0], &at[1]).unwrap();
+            let at = at.each_ref().map(f64s);
+            let loss = |x: &[Vec<f64>]| dot(&f64s(&d_out), &define(&x[0], &x[1]));
+            assert_close("d_x", &d_x, &gradient(&at, 0, loss), tolerance);
+            assert_close("d_gate", &d_gate, &gradient(&at, 1, loss), tolerance);
+        }
+    }
+
+    #[test]
+    fn differing_shapes_are_refused() {
+        let a = tensor(&[6], 1, crate::DType::F32);
+        let b = tensor(&[5], 1, crate::DType::F32);
+        assert!(forward(&mut a.clone(), &a, &b).is_err());
+        assert!(backward(&mut a.clone(), &mut b.clone(), &a, &a, &a).is_err());
+    }
+}

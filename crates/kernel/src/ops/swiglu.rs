@@ -1,0 +1,134 @@
+//! SwiGLU: out = silu(gate) · up, element by element, with silu(x) = x / (1 + e^-x).
+//!
+//! Gradients: d_up = d_out silu(gate), d_gate = d_out up (s + gate s (1 - s)) with s = sigmoid(gate).
+//! Source: arXiv 2002.05202; `Qwen3_5MLP` of transformers 5.17.
+
+use super::check;
+use crate::{Result, Tensor};
+
+/// `out` assigned. Shapes: all [T,F], or any other shape that the three share.
+///
+/// # Errors
+/// [`crate::Error::Shape`] where shapes differ.
+pub fn forward(out_tf: &mut Tensor, gate_tf: &Tensor, up_tf: &Tensor) -> Result<()> {
+    const OP: &str = "swiglu::forward";
+    check::shape(OP, "gate_tf", gate_tf, out_tf.shape())?;
+    check::shape(OP, "up_tf", up_tf, out_tf.shape())?;
+    cpu::forward(out_tf, gate_tf, up_tf);
+    Ok(())
+}
+
+/// d_gate, d_up assigned. Shapes: all alike.
+///
+/// # Errors
+/// [`crate::Error::Shape`] where shapes differ.
+pub fn backward(
+    d_gate_tf: &mut Tensor,
+    d_up_tf: &mut Tensor,
+    d_out_tf: &Tensor,
+    gate_tf: &Tensor,
+    up_tf: &Tensor,
+) -> Result<()> {
+    const OP: &str = "swiglu::backward";
+    check::shape(OP, "d_up_tf", d_up_tf, d_gate_tf.shape())?;
+    check::shape(OP, "d_out_tf", d_out_tf, d_gate_tf.shape())?;
+    check::shape(OP, "gate_tf", gate_tf, d_gate_tf.shape())?;
+    check::shape(OP, "up_tf", up_tf, d_gate_tf.shape())?;
+    cpu::backward(d_gate_tf, d_up_tf, d_out_tf, gate_tf, up_tf);
+    Ok(())
+}
+
+mod cpu {
+    use crate::Tensor;
+    use crate::cpu::math::{sigmoid, silu};
+    use crate::cpu::{In, Out, for_rows};
+
+    pub(super) fn forward(out: &mut Tensor, gate: &Tensor, up: &Tensor) {
+        for_rows(
+            [Out::assign(out, 1)],
+            [In::new(gate, 1), In::new(up, 1)],
+            #[inline(always)]
+            |_, [out], [gate, up]| {
+                for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+                    *out = silu(*gate) * up;
+                }
+            },
+        );
+    }
+
+    pub(super) fn backward(
+        d_gate: &mut Tensor,
+        d_up: &mut Tensor,
+        d_out: &Tensor,
+        gate: &Tensor,
+        up: &Tensor,
+    ) {
+        for_rows(
+            [Out::assign(d_gate, 1), Out::assign(d_up, 1)],
+            [In::new(d_out, 1), In::new(gate, 1), In::new(up, 1)],
+            #[inline(always)]
+            |_, [d_gate, d_up], [d_out, gate, up]| {
+                let outs = d_gate.iter_mut().zip(d_up);
+                let ins = d_out.iter().zip(gate).zip(up);
+                for ((d_gate, d_up), ((d_out, gate), up)) in outs.zip(ins) {
+                    let s = sigmoid(*gate);
+                    *d_gate = d_out * up * (s * (1.0 + gate * (1.0 - s)));
+                    *d_up = d_out * (gate * s);
+                }
+            },
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{STORAGES, assert_close, dot, f64s, gradient, tensor};
+
+    fn define(gate: &[f64], up: &[f64]) -> Vec<f64> {
+        let silu = |x: f64| x / (1.0 + (-x).exp());
+        gate.iter().zip(up).map(|(g, u)| silu(*g) * u).collect()
+    }
+
+    #[test]
+    fn forward_agrees_with_definition() {
+        for (dtype, tolerance) in STORAGES {
+            for shape in [[1, 1], [3, 7], [129, 1031]] {
+                let (gate, up) = (tensor(&shape, 1, dtype), tensor(&shape, 2, dtype));
+                let mut out = Tensor::poison(&shape, dtype);
+                forward(&mut out, &gate, &up).unwrap();
+                let want = define(&f64s(&gate), &f64s(&up));
+                assert_close("out", &out, &want, tolerance);
+            }
+        }
+    }
+
+    #[test]
+    fn backward_agrees_with_differences() {
+        for (dtype, tolerance) in STORAGES {
+            let shape = [3, 37];
+            let at = [1, 2].map(|seed| tensor(&shape, seed, dtype));
+            let d_out = tensor(&shape, 3, dtype);
+            let (mut d_gate, mut d_up) =
+                (Tensor::poison(&shape, dtype), Tensor::poison(&shape, dtype));
+            backward(&mut d_gate, &mut d_up, &d_out, &at[0], &at[1]).unwrap();
+            let at = at.each_ref().map(f64s);
+            let loss = |x: &[Vec<f64>]| dot(&f64s(&d_out), &define(&x[0], &x[1]));
+            assert_close("d_gate", &d_gate, &gradient(&at, 0, loss), tolerance);
+            assert_close("d_up", &d_up, &gradient(&at, 1, loss), tolerance);
+        }
+    }
+
+    #[test]
+    fn differing_shapes_are_refused() {
+        let (a, b) = (
+            tensor(&[2, 3], 1, crate::DType::F32),
+            tensor(&[3, 2], 1, crate::DType::F32),
+        );
+        let error = forward(&mut a.clone(), &a, &b).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "swiglu::forward: expected [2, 3] for `up_tf`, got [3, 2]"
+        );
+    }
+}
