@@ -13,7 +13,7 @@ mod view;
 pub(crate) use documents::{documents, load_rows, split_rows};
 pub(crate) use rows::{In, Out, add_rows, for_rows, for_rows_summing};
 pub(crate) use scratch::with_scratch;
-pub(crate) use view::{View, ViewMut};
+pub(crate) use view::{View, ViewMut, par_read_into};
 
 /// Runs `body` compiled for the widest vectors this machine has (SSE2, AVX2 or AVX-512).
 /// Whatever is to profit must inline into it: mark closures and the functions they call `#[inline(always)]`.

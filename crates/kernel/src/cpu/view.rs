@@ -30,6 +30,10 @@ impl<'a> View<'a> {
         }
     }
 
+    pub(crate) fn is_f32(&self) -> bool {
+        matches!(self, View::F32(_))
+    }
+
     #[inline(always)]
     pub(crate) fn slice(self, range: Range<usize>) -> View<'a> {
         match self {
@@ -86,6 +90,10 @@ impl<'a> ViewMut<'a> {
             ViewMut::F32(data) => data.len(),
             ViewMut::Bf16(data) => data.len(),
         }
+    }
+
+    pub(crate) fn is_f32(&self) -> bool {
+        matches!(self, ViewMut::F32(_))
     }
 
     #[inline(always)]

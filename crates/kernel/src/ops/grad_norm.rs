@@ -1,0 +1,83 @@
+//! The global gradient norm: sqrt(Σ g²) over all elements of all tensors.
+
+use crate::{Result, Tensor};
+
+/// Square root of the sum of squares over all tensors (0 for none); NaN and infinity propagate. Sums of fixed blocks are f32,
+/// their total f64 in tensor order, so the result does not depend on the number of cores.
+///
+/// # Errors
+/// None today; a device's may come.
+pub fn forward(grads: &[&Tensor]) -> Result<f32> {
+    Ok(cpu::forward(grads))
+}
+
+mod cpu {
+    use rayon::prelude::*;
+
+    use crate::Tensor;
+    use crate::cpu::math::sum_squares;
+    use crate::cpu::{View, simd};
+
+    /// Elements whose squares are summed in f32.
+    const BLOCK: usize = 1 << 13;
+
+    pub(super) fn forward(grads: &[&Tensor]) -> f32 {
+        let blocks: Vec<View> = grads
+            .iter()
+            .flat_map(|grad| {
+                let view = View::of(grad);
+                let n = view.len();
+                (0..n)
+                    .step_by(BLOCK)
+                    .map(move |start| view.slice(start..(start + BLOCK).min(n)))
+            })
+            .collect();
+        let sums: Vec<f32> = blocks
+            .par_iter()
+            .with_min_len(8)
+            .map_init(Vec::new, |scratch, block| {
+                simd(
+                    #[inline(always)]
+                    || sum_squares(block.load(scratch)),
+                )
+            })
+            .collect();
+        sums.into_iter().map(f64::from).sum::<f64>().sqrt() as f32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DType;
+    use crate::ops::testing::{STORAGES, dot, f64s, tensor};
+
+    #[test]
+    fn norm_agrees_with_f64() {
+        for (dtype, _) in STORAGES {
+            let grads = [1, 100, 8192, 300_001].map(|n| tensor(&[n], n as u64, dtype));
+            let want: f64 = grads
+                .iter()
+                .map(|g| dot(&f64s(g), &f64s(g)))
+                .sum::<f64>()
+                .sqrt();
+            let got = forward(&grads.each_ref()).unwrap() as f64;
+            assert!((got / want - 1.0).abs() < 1e-6, "{got} for {want}");
+        }
+    }
+
+    #[test]
+    fn nothing_has_norm_zero() {
+        assert_eq!(forward(&[]).unwrap(), 0.0);
+        assert_eq!(forward(&[&Tensor::zeros(&[0], DType::F32)]).unwrap(), 0.0);
+    }
+
+    #[test]
+    fn nan_and_infinity_propagate() {
+        let mut grad = tensor(&[20_000], 1, DType::F32);
+        grad.f32s_mut()[777] = f32::INFINITY;
+        assert_eq!(forward(&[&grad]).unwrap(), f32::INFINITY);
+        grad.f32s_mut()[19_999] = f32::NAN;
+        assert!(forward(&[&grad]).unwrap().is_nan());
+    }
+}

@@ -1,0 +1,216 @@
+//! Takes fused projections apart (query and gate of each head; q, k and v of the delta rule) and puts their gradients back together.
+//!
+//! Copies, exact but for a change of storage type. Source: `Qwen3_5Attention` and `Qwen3_5GatedDeltaNet` of transformers 5.17.
+
+use super::check;
+use crate::{Result, Tensor};
+
+/// Each head's 2N columns are its query, then its gate. Both assigned. Shapes: q_thn, gate_thn [T,H,N]; qg_th2n [T,H,2N].
+///
+/// # Errors
+/// [`crate::Error::Shape`] where shapes disagree.
+pub fn query_gate(q_thn: &mut Tensor, gate_thn: &mut Tensor, qg_th2n: &Tensor) -> Result<()> {
+    const OP: &str = "split::query_gate";
+    let [t, h, n] = check::dims(OP, "q_thn", q_thn, "[T,H,N]")?;
+    check::shape(OP, "gate_thn", gate_thn, &[t, h, n])?;
+    check::shape(OP, "qg_th2n", qg_th2n, &[t, h, 2 * n])?;
+    cpu::split([q_thn, gate_thn], [n, n], qg_th2n);
+    Ok(())
+}
+
+/// d_qg assigned from d_q and d_gate. Shapes as in [`query_gate`].
+///
+/// # Errors
+/// [`crate::Error::Shape`] where shapes disagree.
+pub fn query_gate_backward(
+    d_qg_th2n: &mut Tensor,
+    d_q_thn: &Tensor,
+    d_gate_thn: &Tensor,
+) -> Result<()> {
+    const OP: &str = "split::query_gate_backward";
+    let [t, h, n] = check::dims(OP, "d_q_thn", d_q_thn, "[T,H,N]")?;
+    check::shape(OP, "d_gate_thn", d_gate_thn, &[t, h, n])?;
+    check::shape(OP, "d_qg_th2n", d_qg_th2n, &[t, h, 2 * n])?;
+    cpu::join(d_qg_th2n, [d_q_thn, d_gate_thn], [n, n]);
+    Ok(())
+}
+
+/// The convolved row is q, then k, then v, each with all its heads. All three assigned.
+/// Shapes: q_tgk, k_tgk [T,G,K]; v_thv [T,H,V]; qkv_tc [T, 2·G·K + H·V].
+///
+/// # Errors
+/// [`crate::Error::Shape`] where shapes disagree.
+pub fn qkv(
+    q_tgk: &mut Tensor,
+    k_tgk: &mut Tensor,
+    v_thv: &mut Tensor,
+    qkv_tc: &Tensor,
+) -> Result<()> {
+    const OP: &str = "split::qkv";
+    let widths = qkv_widths(OP, q_tgk, k_tgk, v_thv, qkv_tc)?;
+    cpu::split([q_tgk, k_tgk, v_thv], widths, qkv_tc);
+    Ok(())
+}
+
+/// d_qkv_tc assigned from the three. Shapes as in [`qkv`].
+///
+/// # Errors
+/// [`crate::Error::Shape`] where shapes disagree.
+pub fn qkv_backward(
+    d_qkv_tc: &mut Tensor,
+    d_q_tgk: &Tensor,
+    d_k_tgk: &Tensor,
+    d_v_thv: &Tensor,
+) -> Result<()> {
+    const OP: &str = "split::qkv_backward";
+    let widths = qkv_widths(OP, d_q_tgk, d_k_tgk, d_v_thv, d_qkv_tc)?;
+    cpu::join(d_qkv_tc, [d_q_tgk, d_k_tgk, d_v_thv], widths);
+    Ok(())
+}
+
+fn qkv_widths(
+    op: &'static str,
+    q_tgk: &Tensor,
+    k_tgk: &Tensor,
+    v_thv: &Tensor,
+    qkv_tc: &Tensor,
+) -> Result<[usize; 3]> {
+    let [t, g, k] = check::dims(op, "q_tgk", q_tgk, "[T,G,K]")?;
+    let [v_t, h, v] = check::dims(op, "v_thv", v_thv, "[T,H,V]")?;
+    check::shape(op, "k_tgk", k_tgk, &[t, g, k])?;
+    check::len(op, "v_thv", v_t, t)?;
+    check::shape(op, "qkv_tc", qkv_tc, &[t, 2 * g * k + h * v])?;
+    Ok([g * k, g * k, h * v])
+}
+
+mod cpu {
+    use crate::Tensor;
+    use crate::cpu::{In, Out, for_rows};
+
+    /// Deals each row of `whole` out to the parts, `widths` elements each.
+    pub(super) fn split<const N: usize>(
+        parts: [&mut Tensor; N],
+        widths: [usize; N],
+        whole: &Tensor,
+    ) {
+        let total: usize = widths.iter().sum();
+        let mut i = 0;
+        let parts = parts.map(|part| {
+            i += 1;
+            Out::assign(part, widths[i - 1])
+        });
+        for_rows(
+            parts,
+            [In::new(whole, total)],
+            #[inline(always)]
+            |_, parts, [whole]| {
+                let mut start = 0;
+                for (part, width) in parts.into_iter().zip(widths) {
+                    let rows = part.chunks_exact_mut(width).zip(whole.chunks_exact(total));
+                    for (part, whole) in rows {
+                        part.copy_from_slice(&whole[start..start + width]);
+                    }
+                    start += width;
+                }
+            },
+        );
+    }
+
+    /// The reverse of [`split`].
+    pub(super) fn join<const N: usize>(
+        whole: &mut Tensor,
+        parts: [&Tensor; N],
+        widths: [usize; N],
+    ) {
+        let total: usize = widths.iter().sum();
+        let mut i = 0;
+        let parts = parts.map(|part| {
+            i += 1;
+            In::new(part, widths[i - 1])
+        });
+        for_rows(
+            [Out::assign(whole, total)],
+            parts,
+            #[inline(always)]
+            |_, [whole], parts| {
+                let mut start = 0;
+                for (part, width) in parts.into_iter().zip(widths) {
+                    let rows = whole.chunks_exact_mut(total).zip(part.chunks_exact(width));
+                    for (whole, part) in rows {
+                        whole[start..start + width].copy_from_slice(part);
+                    }
+                    start += width;
+                }
+            },
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{STORAGES, tensor};
+    use crate::{DType, Error};
+
+    fn poison(shape: &[usize], dtype: DType) -> Tensor {
+        Tensor::poison(shape, dtype)
+    }
+
+    #[test]
+    fn query_and_gate_lie_side_by_side_in_each_head() {
+        for (dtype, _) in STORAGES {
+            let (t, h, n) = (37, 3, 20);
+            let whole = tensor(&[t, h, 2 * n], 1, dtype);
+            let (mut q, mut gate) = (poison(&[t, h, n], dtype), poison(&[t, h, n], dtype));
+            query_gate(&mut q, &mut gate, &whole).unwrap();
+            let (values, q_values, gate_values) =
+                (whole.to_f32_vec(), q.to_f32_vec(), gate.to_f32_vec());
+            for row in 0..t * h {
+                assert_eq!(q_values[row * n..][..n], values[row * 2 * n..][..n]);
+                assert_eq!(gate_values[row * n..][..n], values[row * 2 * n + n..][..n]);
+            }
+            let mut back = poison(&[t, h, 2 * n], dtype);
+            query_gate_backward(&mut back, &q, &gate).unwrap();
+            assert_eq!(back, whole);
+        }
+    }
+
+    #[test]
+    fn q_k_and_v_lie_one_after_the_other() {
+        for (dtype, _) in STORAGES {
+            let (t, g, k, h, v) = (41, 2, 12, 6, 10);
+            let width = 2 * g * k + h * v;
+            let whole = tensor(&[t, width], 1, dtype);
+            let (mut q, mut key) = (poison(&[t, g, k], dtype), poison(&[t, g, k], dtype));
+            let mut value = poison(&[t, h, v], dtype);
+            qkv(&mut q, &mut key, &mut value, &whole).unwrap();
+            let values = whole.to_f32_vec();
+            for row in 0..t {
+                let values = &values[row * width..][..width];
+                assert_eq!(q.to_f32_vec()[row * g * k..][..g * k], values[..g * k]);
+                assert_eq!(
+                    key.to_f32_vec()[row * g * k..][..g * k],
+                    values[g * k..2 * g * k]
+                );
+                assert_eq!(
+                    value.to_f32_vec()[row * h * v..][..h * v],
+                    values[2 * g * k..]
+                );
+            }
+            let mut back = poison(&[t, width], dtype);
+            qkv_backward(&mut back, &q, &key, &value).unwrap();
+            assert_eq!(back, whole);
+        }
+    }
+
+    #[test]
+    fn wrong_widths_are_refused() {
+        let mut part = poison(&[2, 3, 4], DType::F32);
+        let whole = poison(&[2, 3, 9], DType::F32);
+        let got = query_gate(&mut part.clone(), &mut part, &whole);
+        assert!(matches!(got, Err(Error::Shape { arg: "qg_th2n", .. })));
+        let short = poison(&[1, 3, 4], DType::F32);
+        let got = qkv_backward(&mut whole.clone(), &part, &part, &short);
+        assert!(matches!(got, Err(Error::Shape { arg: "v_thv", .. })));
+    }
+}
