@@ -1,0 +1,213 @@
+//! Held-out loss against a train probe: by language, in nats a token and bits a byte, with the gap and its red flag.
+//!
+//! The gap of a model on unequal texts can come from the texts alone; dividing by the base model's gap removes that (`gap_over_base`).
+
+use serde::Serialize;
+
+use crate::score::Score;
+use crate::{Sample, Side};
+
+/// The gap above which a model is flagged as overfitted.
+pub const RED_FLAG: f64 = 0.10;
+
+/// Summed losses of a group of samples.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct Loss {
+    pub rows: usize,
+    /// Predicted tokens, end tokens among them.
+    pub tokens: usize,
+    /// UTF-8 bytes of the text behind them.
+    pub bytes: usize,
+    pub nats_per_token: f64,
+    pub bits_per_byte: f64,
+}
+
+impl Loss {
+    /// Sums over the samples that `keep` lets through.
+    pub fn of(samples: &[Sample], scores: &[Score], keep: impl Fn(&Sample) -> bool) -> Self {
+        let mut loss = Loss::default();
+        let mut nll = 0.0;
+        for (sample, score) in samples
+            .iter()
+            .zip(scores)
+            .filter(|(sample, _)| keep(sample))
+        {
+            loss.rows += 1;
+            loss.tokens += score.tokens;
+            loss.bytes += sample.bytes;
+            nll += score.nll;
+        }
+        loss.nats_per_token = nll / loss.tokens.max(1) as f64;
+        loss.bits_per_byte = nll / std::f64::consts::LN_2 / loss.bytes.max(1) as f64;
+        loss
+    }
+}
+
+/// One language's line (or `all`).
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Gap {
+    pub language: String,
+    pub train_probe: Loss,
+    pub held_out: Loss,
+    /// held-out / train probe - 1, in nats a token.
+    pub gap: f64,
+    /// 95 % interval of `gap`: bootstrap over scenes.
+    pub gap_low: f64,
+    pub gap_high: f64,
+    /// Above [`RED_FLAG`].
+    pub red_flag: bool,
+}
+
+/// `all` first, then each language that has held-out rows, in order of first appearance.
+pub fn by_language(samples: &[Sample], scores: &[Score]) -> Vec<Gap> {
+    let mut languages: Vec<&str> = Vec::new();
+    for sample in samples {
+        if sample.side == Side::HeldOut && !languages.contains(&sample.language.as_str()) {
+            languages.push(&sample.language);
+        }
+    }
+    let mut gaps = vec![line("all", samples, scores, |_| true)];
+    if languages.len() > 1 {
+        gaps.extend(languages.iter().map(|&language| {
+            line(language, samples, scores, |sample| {
+                sample.language == language
+            })
+        }));
+    }
+    gaps
+}
+
+fn line(name: &str, samples: &[Sample], scores: &[Score], keep: impl Fn(&Sample) -> bool) -> Gap {
+    let train_probe = Loss::of(samples, scores, |s| keep(s) && s.side == Side::Train);
+    let held_out = Loss::of(samples, scores, |s| keep(s) && s.side == Side::HeldOut);
+    let gap = held_out.nats_per_token / train_probe.nats_per_token - 1.0;
+    let (gap_low, gap_high) = bootstrap(samples, scores, &keep);
+    Gap {
+        language: name.to_owned(),
+        train_probe,
+        held_out,
+        gap,
+        gap_low,
+        gap_high,
+        red_flag: gap > RED_FLAG,
+    }
+}
+
+/// 2.5 % and 97.5 % quantiles of the gap over 1000 draws of whole scenes, seeded.
+fn bootstrap(samples: &[Sample], scores: &[Score], keep: &impl Fn(&Sample) -> bool) -> (f64, f64) {
+    const DRAWS: usize = 1000;
+    let scenes = |side: Side| {
+        let mut by_scene: std::collections::BTreeMap<&str, (f64, usize)> = Default::default();
+        for (sample, score) in samples
+            .iter()
+            .zip(scores)
+            .filter(|(s, _)| keep(s) && s.side == side)
+        {
+            let entry = by_scene.entry(&sample.scene).or_default();
+            entry.0 += score.nll;
+            entry.1 += score.tokens;
+        }
+        by_scene.into_values().collect::<Vec<_>>()
+    };
+    let (train, held_out) = (scenes(Side::Train), scenes(Side::HeldOut));
+    if train.is_empty() || held_out.is_empty() {
+        return (f64::NAN, f64::NAN);
+    }
+    let mut random = SplitMix(0x5EED);
+    let mut mean = |side: &[(f64, usize)]| {
+        let (mut nll, mut tokens) = (0.0, 0);
+        for _ in 0..side.len() {
+            let (n, t) = side[(random.next() % side.len() as u64) as usize];
+            nll += n;
+            tokens += t;
+        }
+        nll / tokens.max(1) as f64
+    };
+    let mut gaps: Vec<f64> = (0..DRAWS)
+        .map(|_| mean(&held_out) / mean(&train) - 1.0)
+        .collect();
+    gaps.sort_by(f64::total_cmp);
+    (gaps[DRAWS * 25 / 1000], gaps[DRAWS * 975 / 1000 - 1])
+}
+
+/// SplitMix64: a seed, a stream; enough for a bootstrap.
+struct SplitMix(u64);
+
+impl SplitMix {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use text::labels::Encoded;
+
+    fn sample(scene: &str, language: &str, side: Side, bytes: usize) -> Sample {
+        Sample {
+            scene: scene.into(),
+            language: language.into(),
+            side,
+            encoded: Encoded {
+                input_ids: vec![],
+                labels: vec![],
+            },
+            bytes,
+            text: String::new(),
+        }
+    }
+
+    #[test]
+    fn gap_is_held_out_over_probe() {
+        let samples = [
+            sample("a", "en", Side::Train, 40),
+            sample("b", "en", Side::HeldOut, 40),
+            sample("a", "jp", Side::Train, 40),
+            sample("b", "jp", Side::HeldOut, 20),
+        ];
+        let score = |nll| Score { nll, tokens: 10 };
+        let gaps = by_language(
+            &samples,
+            &[score(20.0), score(21.0), score(20.0), score(30.0)],
+        );
+        let names: Vec<&str> = gaps.iter().map(|g| g.language.as_str()).collect();
+        assert_eq!(names, ["all", "en", "jp"]);
+        assert!((gaps[1].gap - 0.05).abs() < 1e-12 && !gaps[1].red_flag);
+        assert!((gaps[2].gap - 0.5).abs() < 1e-12 && gaps[2].red_flag);
+        assert!((gaps[0].gap - (51.0 / 40.0 - 1.0)).abs() < 1e-12);
+        let bits = 30.0 / std::f64::consts::LN_2 / 20.0;
+        assert!((gaps[2].held_out.bits_per_byte - bits).abs() < 1e-12);
+    }
+
+    #[test]
+    fn bootstrap_interval_holds_the_gap_and_repeats() {
+        let samples: Vec<Sample> = (0..40)
+            .map(|i| {
+                sample(
+                    &format!("s{i}"),
+                    "en",
+                    if i % 2 == 0 {
+                        Side::Train
+                    } else {
+                        Side::HeldOut
+                    },
+                    10,
+                )
+            })
+            .collect();
+        let scores: Vec<Score> = (0..40)
+            .map(|i| Score {
+                nll: 20.0 + (i % 7) as f64,
+                tokens: 10,
+            })
+            .collect();
+        let first = by_language(&samples, &scores);
+        assert!(first[0].gap_low <= first[0].gap && first[0].gap <= first[0].gap_high);
+        assert_eq!(first, by_language(&samples, &scores));
+    }
+}

@@ -1,0 +1,217 @@
+//! The report as one HTML file: no script, no network, readable at 360 px and in the dark.
+
+use std::fmt::Write;
+
+use super::{Baseline, Report, StageReport};
+use crate::metric::loss_gap::{Gap, RED_FLAG};
+
+const STYLE: &str = "
+:root { color-scheme: light dark; --ink: #1d2733; --soft: #5b6b7c; --line: #d5dde5; --paper: #fbfcfd; --card: #fff; --blue: #2f6db3; --amber: #b97a13; --red: #b3382f; --green: #2c7a4b; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6edf4; --soft: #9bacbd; --line: #2c3946; --paper: #10161d; --card: #161e27; --blue: #7db4ee; --amber: #e0ab52; --red: #f08a80; --green: #75c79a; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 4rem; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, 'Noto Sans CJK SC', sans-serif; }
+h1 { font-size: 1.5rem; margin: 0 0 .3rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
+p { margin: .4rem 0; } .soft { color: var(--soft); }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; background: var(--card); }
+th, td { padding: .38rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; } th:first-child, td:first-child { text-align: left; }
+th { color: var(--soft); font-weight: 600; font-size: .86rem; }
+.red { color: var(--red); font-weight: 600; } .ok { color: var(--green); font-weight: 600; }
+.verdict { padding: .7rem 1rem; border-left: 4px solid var(--green); background: var(--card); } .verdict.flag { border-color: var(--red); }
+.reply { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .6rem .9rem; margin: .7rem 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+.reply .who { color: var(--soft); font-size: .84rem; } svg { width: 100%; height: auto; background: var(--card); } svg text { fill: var(--ink); font: 13px system-ui, sans-serif; }
+";
+
+/// The whole page.
+pub(super) fn page(report: &Report) -> String {
+    let mut out = String::new();
+    let _ = write!(
+        out,
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>Evaluation of {name}</title><style>{STYLE}</style></head><body>\
+         <h1>Evaluation of {name}</h1><p class=\"soft\">{params} parameters · {version} · split {split}</p><p>{note}</p>",
+        name = escape(&report.model),
+        params = thousands(report.n_params),
+        version = escape(&report.version),
+        split = escape(report.split_sha256.get(..12).unwrap_or("")),
+        note = escape(&report.note),
+    );
+    let verdict = if report.red_flag {
+        (
+            "flag",
+            format!(
+                "Red flag: held-out loss is more than {:.0} % above the train probe. Train fewer passes, or use the best checkpoint.",
+                100.0 * RED_FLAG
+            ),
+        )
+    } else {
+        (
+            "",
+            format!(
+                "No red flag: held-out loss is within {:.0} % of the train probe.",
+                100.0 * RED_FLAG
+            ),
+        )
+    };
+    let _ = write!(out, "<p class=\"verdict {}\">{}</p>", verdict.0, verdict.1);
+    for stage in &report.stages {
+        section(&mut out, stage);
+    }
+    if !report.replies.is_empty() {
+        let known = report.known_words.map_or(String::new(), |share| {
+            format!(
+                " On average {:.0} % of a reply's words occur in the story.",
+                100.0 * share
+            )
+        });
+        let _ = write!(
+            out,
+            "<h2>Replies to held-out turns</h2><p class=\"soft\">Nothing here was chosen by hand.{known}</p>"
+        );
+        for reply in &report.replies {
+            let _ = write!(
+                out,
+                "<div class=\"reply\"><div class=\"who\">{} · {}</div><b>▸</b> {}\n<b>{}</b> {}</div>",
+                escape(&reply.language),
+                escape(&reply.scene),
+                escape(&reply.prompt),
+                escape(&report.model),
+                escape(&reply.reply),
+            );
+        }
+    }
+    out.push_str("</body></html>\n");
+    out
+}
+
+fn section(out: &mut String, stage: &StageReport) {
+    let title = match stage.stage {
+        "pt" => "Story text",
+        _ => "Conversations (her lines only)",
+    };
+    let _ = write!(out, "<h2>{title}</h2>");
+    bars(out, stage);
+    out.push_str("<div class=\"scroll\"><table><tr><th>language</th><th>held-out nats/token</th><th>bits/byte</th><th>train probe</th><th>gap</th><th>95 %</th><th>before training</th><th>rows</th><th>tokens</th></tr>");
+    for gap in &stage.gaps {
+        let before = stage
+            .base
+            .iter()
+            .flatten()
+            .find(|base| base.language == gap.language);
+        let _ = write!(
+            out,
+            "<tr><td>{}</td><td>{:.3}</td><td>{:.3}</td><td>{:.3}</td><td class=\"{}\">{:+.1} %</td><td>{:+.1} … {:+.1} %</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+            escape(&gap.language),
+            gap.held_out.nats_per_token,
+            gap.held_out.bits_per_byte,
+            gap.train_probe.nats_per_token,
+            if gap.red_flag { "red" } else { "ok" },
+            100.0 * gap.gap,
+            100.0 * gap.gap_low,
+            100.0 * gap.gap_high,
+            before.map_or("–".into(), |base: &Gap| format!(
+                "{:.3}",
+                base.held_out.nats_per_token
+            )),
+            gap.held_out.rows,
+            thousands(gap.held_out.tokens as u64),
+        );
+    }
+    out.push_str("</table></div>");
+    if let Some(added) = stage.gap_over_base {
+        let _ = write!(
+            out,
+            "<p class=\"soft\">Relative to the model before training, whose gap on the same rows comes from the rows alone, training added {:+.1} %.</p>",
+            100.0 * added
+        );
+    }
+}
+
+/// Held-out bits a byte of every contestant, as horizontal bars.
+fn bars(out: &mut String, stage: &StageReport) {
+    let mut rows: Vec<(String, f64, &str)> = Vec::new();
+    if let Some(all) = stage.gaps.first() {
+        rows.push(("this model".into(), all.held_out.bits_per_byte, "--blue"));
+    }
+    if let Some(base) = stage.base.as_ref().and_then(|base| base.first()) {
+        rows.push((
+            "before training".into(),
+            base.held_out.bits_per_byte,
+            "--soft",
+        ));
+    }
+    rows.extend(stage.baselines.iter().map(
+        |Baseline {
+             name,
+             bits_per_byte,
+             ..
+         }| (String::from(*name), *bits_per_byte, "--amber"),
+    ));
+    rows.sort_by(|a, b| a.1.total_cmp(&b.1));
+    let longest = rows.iter().map(|row| row.1).fold(f64::EPSILON, f64::max);
+    let height = 30 * rows.len() + 14;
+    let _ = write!(
+        out,
+        "<p class=\"soft\">Held-out bits a byte; shorter is better.</p><svg viewBox=\"0 0 720 {height}\" role=\"img\" aria-label=\"held-out bits a byte\">"
+    );
+    for (at, (name, bits, colour)) in rows.iter().enumerate() {
+        let y = 8 + 30 * at;
+        let _ = write!(
+            out,
+            "<text x=\"8\" y=\"{}\">{}</text><rect x=\"190\" y=\"{y}\" width=\"{:.1}\" height=\"20\" rx=\"3\" style=\"fill:var({colour})\"/><text x=\"{:.1}\" y=\"{}\">{bits:.3}</text>",
+            y + 15,
+            escape(name),
+            440.0 * bits / longest,
+            198.0 + 440.0 * bits / longest,
+            y + 15,
+        );
+    }
+    out.push_str("</svg>");
+}
+
+fn thousands(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at) % 3 == 0 {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn page_escapes_what_a_model_says() {
+        let report = Report {
+            model: "<b>".into(),
+            n_params: 4_321_000,
+            note: "a & b".into(),
+            version: String::new(),
+            split_sha256: String::new(),
+            stages: vec![],
+            replies: vec![super::super::Reply {
+                language: "en".into(),
+                scene: "s".into(),
+                prompt: "hi".into(),
+                reply: "<script>alert(1)</script>".into(),
+                finish_reason: "stop".into(),
+                known_words: None,
+            }],
+            known_words: None,
+            red_flag: true,
+        };
+        let page = page(&report);
+        assert!(!page.contains("<script>") && page.contains("&lt;script&gt;"));
+        assert!(page.contains("4,321,000") && page.contains("Red flag"));
+    }
+}

@@ -1,0 +1,102 @@
+//! `report.json` for machines and `report.html` for eyes, from the same data.
+
+mod html;
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::metric::loss_gap::Gap;
+use crate::{Error, Result};
+
+/// Everything an evaluation found.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    pub model: String,
+    pub n_params: u64,
+    /// A plain sentence on what this model can and cannot be.
+    pub note: String,
+    pub version: String,
+    /// SHA-256 of the split file: what was held out.
+    pub split_sha256: String,
+    /// One per kind of rows: story text, then conversations.
+    pub stages: Vec<StageReport>,
+    pub replies: Vec<Reply>,
+    /// Mean share of the replies' words that the story holds.
+    pub known_words: Option<f64>,
+    /// Any stage's overall gap is above the red flag.
+    pub red_flag: bool,
+}
+
+/// Losses on one kind of rows.
+#[derive(Debug, Clone, Serialize)]
+pub struct StageReport {
+    /// `pt` or `sft`.
+    pub stage: &'static str,
+    /// The evaluated model: `all` first, then by language.
+    pub gaps: Vec<Gap>,
+    /// The model before training on the same rows, if one was given.
+    pub base: Option<Vec<Gap>>,
+    /// (held-out gap of the model) over (held-out gap of the base) - 1: what training added.
+    pub gap_over_base: Option<f64>,
+    /// Held-out losses of models that only count.
+    pub baselines: Vec<Baseline>,
+}
+
+/// A counting model's held-out loss.
+#[derive(Debug, Clone, Serialize)]
+pub struct Baseline {
+    pub name: &'static str,
+    /// `None` for a model that does not see tokens.
+    pub nats_per_token: Option<f64>,
+    pub bits_per_byte: f64,
+}
+
+/// One prompt and what the model answered.
+#[derive(Debug, Clone, Serialize)]
+pub struct Reply {
+    pub language: String,
+    /// Scene of the held-out turn the prompt was taken from.
+    pub scene: String,
+    pub prompt: String,
+    pub reply: String,
+    pub finish_reason: String,
+    pub known_words: Option<f64>,
+}
+
+impl Report {
+    /// Writes `report.json`, `report.html` and `eval/replies.jsonl` into `dir`, each whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Write`] names the file; the old one, if any, is still there.
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        write(
+            &dir.join("report.json"),
+            serde_json::to_string_pretty(self)?.as_bytes(),
+        )?;
+        write(&dir.join("report.html"), html::page(self).as_bytes())?;
+        let mut lines = String::new();
+        for reply in &self.replies {
+            lines.push_str(&serde_json::to_string(reply)?);
+            lines.push('\n');
+        }
+        write(&dir.join("eval").join("replies.jsonl"), lines.as_bytes())
+    }
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let run = || -> std::io::Result<()> {
+        use std::io::Write;
+        let parent = path.parent().unwrap_or(Path::new("."));
+        std::fs::create_dir_all(parent)?;
+        let beside = path.with_extension("tmp");
+        let mut file = std::fs::File::create(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&beside, path)
+    };
+    run().map_err(|source| Error::Write {
+        path: path.to_path_buf(),
+        source,
+    })
+}
