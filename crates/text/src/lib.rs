@@ -1,1 +1,17 @@
-//! Filled in by its own commit.
+//! Between strings and token ids: tokenizer, chat template, loss masks and packing.
+//! No tensor and no device is known here, so that counting, training, evaluation and serving all share one reading of a text.
+
+mod bpe_trainer;
+mod chat_template;
+mod conversation;
+mod error;
+pub mod labels;
+pub mod pack;
+mod stream;
+mod tokenizer;
+
+pub use chat_template::{ChatTemplate, RenderOptions};
+pub use conversation::{Message, Role};
+pub use error::{Error, Result};
+pub use stream::StreamDecoder;
+pub use tokenizer::{ADDED_TOKENS, Tokenizer, WordPattern};

@@ -1,0 +1,78 @@
+//! Everything that can go wrong between strings and token ids.
+
+use std::path::PathBuf;
+
+use crate::conversation::Role;
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot read {path}: {source}; give a folder with tokenizer.json or the file itself")]
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("cannot write {path}: {source}; check free space and permissions")]
+    Write {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{path} is not the JSON of a tokenizer: {source}; fetch the file again")]
+    Json {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
+    #[error(
+        "{path} holds a `{got}` tokenizer, only byte-level BPE works here; use a Qwen3.5 tokenizer.json"
+    )]
+    NotBpe { path: PathBuf, got: String },
+    #[error(
+        "the tokenizer lacks the token `{token}`, which ends turns or documents; use a Qwen3.5 tokenizer"
+    )]
+    MissingToken { token: String },
+    #[error(
+        "added token `{token}` should have id {expected} but follows the vocabulary at {got}; the files beside each other do not belong together"
+    )]
+    AddedTokenId {
+        token: String,
+        expected: u32,
+        got: u32,
+    },
+    #[error(
+        "the tokenizer cuts words by no regular expression, so the word pattern cannot be chosen; load it as it is"
+    )]
+    NoWordPattern,
+    #[error("a vocabulary of {vocab_size} is too small: 256 byte tokens come first; ask for more")]
+    VocabTooSmall { vocab_size: usize },
+    #[error("tokenizer: {source}")]
+    Tokenizer {
+        source: tokenizers::Error,
+    },
+    #[error(
+        "no chat template in {path}: neither chat_template.jinja nor `chat_template` in tokenizer_config.json; use the built-in one"
+    )]
+    NoChatTemplate { path: PathBuf },
+    #[error("the chat template refuses the conversation: {message}")]
+    TemplateRaised { message: String },
+    #[error("chat template: {source}")]
+    Template { source: minijinja::Error },
+    #[error(
+        "message {index} has role {role:?} where it cannot stand; a system message comes first or not at all"
+    )]
+    SystemNotFirst { index: usize, role: Role },
+    #[error(
+        "the conversation has no answer to train on after message {index}; add the assistant's answer or drop the row"
+    )]
+    NoFinalAnswer { index: usize },
+    #[error(
+        "message {index} carries `{field}`, which training rows cannot hold; write it into the content"
+    )]
+    UnsupportedField { index: usize, field: String },
+    #[error(
+        "a piece of {length} tokens does not fit a row of {row_tokens}; split documents before packing"
+    )]
+    PieceTooLong { length: usize, row_tokens: usize },
+    #[error("a row of {row_tokens} tokens cannot hold any document; give at least {least}")]
+    RowTooShort { row_tokens: usize, least: usize },
+}
