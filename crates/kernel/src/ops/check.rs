@@ -66,6 +66,23 @@ pub(crate) fn matrix(
     }
 }
 
+/// Rows of `arg` as a matrix of `cols` columns, which its last dimensions must multiply up to: heads of [T,H,N] side by side are [T,H·N].
+pub(crate) fn rows(
+    op: &'static str,
+    arg: &'static str,
+    tensor: &Tensor,
+    cols: usize,
+) -> Result<usize> {
+    let mut width = 1;
+    for (axis, n) in tensor.shape().iter().enumerate().rev() {
+        width *= n;
+        if width == cols {
+            return Ok(tensor.shape()[..axis].iter().product());
+        }
+    }
+    Err(shape_error(op, arg, tensor, format!("[..., {cols}]")))
+}
+
 /// The dimensions of `arg`, which must have `N` of them; `expected` is their legend, such as "[T,H,N]".
 pub(crate) fn dims<const N: usize>(
     op: &'static str,
