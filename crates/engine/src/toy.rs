@@ -1,0 +1,101 @@
+//! A model for tests: its logits are a hash of everything a sequence has seen, and it fails, panics or dawdles on demand.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use kernel::Tensor;
+
+use crate::error::{Error, Result};
+use crate::runner::Runner;
+
+pub const VOCAB: usize = 32;
+/// Feeding this token is an error.
+pub const FAILS: u32 = 30;
+/// Feeding this token is a panic.
+pub const PANICS: u32 = 31;
+
+/// What the scheduler asked for: tokens of a prefill, or sequences of a step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Call {
+    Prefill(usize),
+    Step(usize),
+}
+
+#[derive(Debug, Default, Clone)]
+pub struct Toy {
+    pub calls: Arc<Mutex<Vec<Call>>>,
+    /// Time that each call takes.
+    pub pace: Duration,
+}
+
+impl Toy {
+    pub fn calls(&self) -> Vec<Call> {
+        self.calls.lock().unwrap().clone()
+    }
+
+    fn called(&self, call: Call) {
+        self.calls.lock().unwrap().push(call);
+        std::thread::sleep(self.pace);
+    }
+}
+
+/// Logits after `seen`: pseudo-random in 0..4, and very low for the two tokens that break things.
+pub fn logits(seen: &[u32]) -> Vec<f32> {
+    let hash = seen.iter().fold(0x9E37_79B9u32, |hash, id| {
+        (hash ^ id).wrapping_mul(0x0100_0193).rotate_left(7)
+    });
+    (0..VOCAB as u32)
+        .map(|id| match id {
+            FAILS | PANICS => -50.0,
+            _ => {
+                let mixed = (hash ^ id.wrapping_mul(0x85EB_CA6B)).wrapping_mul(0xC2B2_AE35);
+                (mixed >> 16) as f32 / 16384.0
+            }
+        })
+        .collect()
+}
+
+impl Runner for Toy {
+    type State = Vec<u32>;
+
+    fn vocab_size(&self) -> usize {
+        VOCAB
+    }
+
+    fn new_state(&self) -> Vec<u32> {
+        Vec::new()
+    }
+
+    fn state_bytes(&self, state: &Vec<u32>) -> usize {
+        state.len() * 4
+    }
+
+    fn prefill(&self, state: &mut Vec<u32>, tokens_t: &[u32]) -> Result<Tensor> {
+        self.called(Call::Prefill(tokens_t.len()));
+        feed(state, tokens_t)?;
+        Ok(Tensor::from_f32(&[VOCAB], logits(state)))
+    }
+
+    fn step(&self, states: &mut [&mut Vec<u32>], tokens_b: &[u32]) -> Result<Tensor> {
+        self.called(Call::Step(tokens_b.len()));
+        let mut rows = Vec::new();
+        for (state, token) in states.iter_mut().zip(tokens_b) {
+            feed(state, &[*token])?;
+            rows.extend(logits(state));
+        }
+        Ok(Tensor::from_f32(&[tokens_b.len(), VOCAB], rows))
+    }
+}
+
+fn feed(state: &mut Vec<u32>, tokens: &[u32]) -> Result<()> {
+    for token in tokens {
+        assert_ne!(*token, PANICS, "told to panic");
+        if *token == FAILS {
+            return Err(Error::Model {
+                reason: "told to fail".to_owned(),
+            });
+        }
+        state.push(*token);
+    }
+    Ok(())
+}
