@@ -1,1 +1,33 @@
-//! Filled in by its own commit.
+//! Story sources to scenes, scenes to CPT documents and SFT conversations; the only crate that knows a game's data.
+//!
+//! The road: [`source`] reads a story, [`rules`] make sentences into rows, [`build`] writes the data sets and their
+//! manifest, [`split`] holds scenes out, [`rows`] gives the rows back with their scene and side.
+
+mod build;
+mod character;
+mod dataset;
+mod error;
+mod language;
+pub mod manifest;
+mod near;
+mod output;
+pub mod rows;
+mod rules;
+mod scene;
+mod source;
+pub mod split;
+mod task;
+
+pub use build::{
+    BuildReport, BuildRequest, Progress, SplitRequest, build, check_split, make_split,
+};
+pub use character::Character;
+pub use error::{Error, Result};
+pub use language::{ByLanguage, Language};
+pub use manifest::Manifest;
+pub use output::Role;
+pub use rows::{Row, RowMessage};
+pub use rules::Counter;
+pub use source::SourceKind;
+pub use split::{Side, Split, SplitOptions};
+pub use task::Task;

@@ -1,0 +1,144 @@
+//! What can go wrong between a story's files and the data sets; each text names the place and the remedy.
+
+use std::path::PathBuf;
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Errors of `corpus`.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    #[error("cannot read {path}: {source}; check that it exists and may be read")]
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("cannot write {path}: {source}; check the free space and the folder's permissions")]
+    Write {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error(
+        "{path} holds no .jsonl or .jsonl.gz file; a story is one such file or a folder of them (docs/story-format.md)"
+    )]
+    NoStoryFile { path: PathBuf },
+    #[error("{path} holds no scene and no text; docs/story-format.md says how lines look")]
+    EmptyStory { path: PathBuf },
+    #[error(
+        "{path}: the gzip stream breaks off or is damaged after line {line} ({problem}); copy the file again"
+    )]
+    Gzip {
+        path: PathBuf,
+        line: usize,
+        problem: String,
+    },
+    #[error("{path} begins with a byte order mark; save it as UTF-8 without one")]
+    ByteOrderMark { path: PathBuf },
+    #[error("{path}:{line}:{column}: this byte is not UTF-8; save the file as UTF-8")]
+    NotUtf8 {
+        path: PathBuf,
+        line: usize,
+        column: usize,
+    },
+    #[error("{path}:{line}:{column}: {problem}; mend the JSON there")]
+    Json {
+        path: PathBuf,
+        line: usize,
+        column: usize,
+        problem: String,
+    },
+    #[error("{path}:{line}: `{key}` is missing{near}; add it (docs/story-format.md)")]
+    MissingField {
+        path: PathBuf,
+        line: usize,
+        key: String,
+        near: String,
+    },
+    #[error("{path}:{line}: `{key}` must be {expected}, not {got}")]
+    WrongType {
+        path: PathBuf,
+        line: usize,
+        key: String,
+        expected: &'static str,
+        got: String,
+    },
+    #[error(
+        "{path}:{line}: `{key}` names the unknown language `{code}` (known are chs cht de en es fr id jp kr pt ru th vi){near}"
+    )]
+    UnknownLanguage {
+        path: PathBuf,
+        line: usize,
+        key: String,
+        code: String,
+        near: String,
+    },
+    #[error(
+        "{path}:{line}: scene id `{scene}` was already used at {first_path}:{first_line}; give every scene its own id"
+    )]
+    DuplicateScene {
+        path: PathBuf,
+        line: usize,
+        scene: String,
+        first_path: PathBuf,
+        first_line: usize,
+    },
+    #[error("{path}:{line}:{column}: {problem}; mend the character file there")]
+    Character {
+        path: PathBuf,
+        line: usize,
+        column: usize,
+        problem: String,
+    },
+    #[error("{path}:{line}:{column}: unknown key `{key}` (known here: {known}){near}")]
+    UnknownKey {
+        path: PathBuf,
+        line: usize,
+        column: usize,
+        key: String,
+        near: String,
+        known: String,
+    },
+    #[error("{path}: {problem}")]
+    CharacterValue { path: PathBuf, problem: String },
+    #[error("unknown task `{task}` (known are {known}){near}")]
+    UnknownTask {
+        task: String,
+        near: String,
+        known: String,
+    },
+    #[error("unknown source `{name}` (known are story and turn-based-game){near}")]
+    UnknownSource { name: String, near: String },
+    #[error("unknown language `{code}` (known are chs cht de en es fr id jp kr pt ru th vi){near}")]
+    UnknownLanguageCode { code: String, near: String },
+    #[error("task {task} cannot be built from source {origin}: {reason}")]
+    TaskOfSource {
+        task: String,
+        origin: &'static str,
+        reason: String,
+    },
+    #[error(
+        "no line of the story is spoken by {ids} of {character}; set [story] speaker_ids. Most lines have: {most}"
+    )]
+    NoSuchSpeaker {
+        character: PathBuf,
+        ids: String,
+        most: String,
+    },
+    #[error("{path}: {problem}; build the data set again")]
+    Manifest { path: PathBuf, problem: String },
+    #[error("{path}: {problem}; write it again with `cyrene corpus split --force`")]
+    Split { path: PathBuf, problem: String },
+    #[error(
+        "the text `{text}` ({language}) stands in {held_out} (held out) and in {train} (training); split the story again"
+    )]
+    Leak {
+        text: String,
+        language: &'static str,
+        held_out: String,
+        train: String,
+    },
+    #[error(
+        "{split} exists already and was made with other settings ({problem}); use --force to replace it"
+    )]
+    SplitExists { split: PathBuf, problem: String },
+}

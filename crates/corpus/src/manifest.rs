@@ -1,0 +1,141 @@
+//! `manifest.json`: what was built from what, and from which scene every row comes.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::language::Language;
+
+/// Name of the file in the output folder.
+pub const FILE_NAME: &str = "manifest.json";
+const VERSION: u32 = 1;
+
+/// All data sets of an output folder, by task name.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    pub version: u32,
+    pub datasets: BTreeMap<String, Dataset>,
+}
+
+/// One data set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Dataset {
+    /// `story` or `turn-based-game`.
+    pub source: String,
+    /// SHA-256 over the names and contents of the source's files that were read.
+    pub source_sha256: String,
+    /// Name of the character file without `.toml`, and its SHA-256.
+    pub character: String,
+    pub character_sha256: String,
+    /// The file of token counts, relative to the output folder.
+    pub tokens_file: String,
+    pub tokens_sha256: String,
+    /// Scenes that rows come from, in the order of first use; `rows` points into this list.
+    pub scenes: Vec<String>,
+    pub files: Vec<DataFile>,
+    /// What the source holds that looks wrong, with how often.
+    pub warnings: Vec<Warning>,
+}
+
+/// One file of rows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DataFile {
+    /// Relative to the output folder, with `/`.
+    pub path: String,
+    /// The key in the file of token counts: the language code, or the name of a vendor set.
+    pub key: String,
+    pub language: Option<Language>,
+    pub sha256: String,
+    pub bytes: u64,
+    pub n_rows: u64,
+    pub n_tokens: u64,
+    /// What is absent in this language, by what: `text`, `name`, ...
+    pub holes: BTreeMap<String, u64>,
+    /// What the rules left out, by the rule's name.
+    pub filtered: BTreeMap<String, Tally>,
+    /// The scene or scenes of each row.
+    pub rows: Vec<RowScenes>,
+}
+
+/// Rows (or lines) and tokens that a rule left out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tally {
+    pub rows: u64,
+    pub tokens: u64,
+}
+
+/// The scenes of a row, as places in the list of scenes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum RowScenes {
+    One(u32),
+    /// (scene, lines of the content that come from it), in the order of the content.
+    Several(Vec<(u32, u32)>),
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Warning {
+    pub text: String,
+    pub count: u64,
+}
+
+impl Manifest {
+    pub fn new() -> Manifest {
+        Manifest {
+            version: VERSION,
+            datasets: BTreeMap::new(),
+        }
+    }
+
+    /// Reads the manifest of an output folder; `None` if it has none.
+    ///
+    /// # Errors
+    /// It cannot be read, is no manifest, or is one of another version.
+    pub fn load(out: &Path) -> Result<Option<Manifest>> {
+        let path = out.join(FILE_NAME);
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(Error::Read { path, source }),
+        };
+        let manifest: Manifest =
+            serde_json::from_slice(&bytes).map_err(|error| Error::Manifest {
+                path: path.clone(),
+                problem: format!("is no manifest of data sets ({error}); remove it"),
+            })?;
+        if manifest.version != VERSION {
+            return Err(Error::Manifest {
+                path,
+                problem: format!(
+                    "is a manifest of version {}, not {VERSION}; remove it",
+                    manifest.version
+                ),
+            });
+        }
+        Ok(Some(manifest))
+    }
+
+    /// The file's bytes: the same data sets give the same bytes.
+    pub(crate) fn to_json(&self) -> Vec<u8> {
+        // Only maps with text keys, numbers and texts: this cannot fail.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+}
+
+impl Default for Manifest {
+    fn default() -> Self {
+        Manifest::new()
+    }
+}
+
+impl Dataset {
+    pub fn n_rows(&self) -> u64 {
+        self.files.iter().map(|f| f.n_rows).sum()
+    }
+
+    pub fn n_tokens(&self) -> u64 {
+        self.files.iter().map(|f| f.n_tokens).sum()
+    }
+}

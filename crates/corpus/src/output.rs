@@ -1,0 +1,260 @@
+//! Files as the rules spell them, written beside their final names and moved there only when all is well.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+
+/// Lower-case hex.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// Appends a JSON string: only `"`, `\` and what is below U+0020 is escaped.
+pub(crate) fn push_json_string(out: &mut Vec<u8>, text: &str) {
+    out.push(b'"');
+    let bytes = text.as_bytes();
+    let mut clean_from = 0;
+    for (idx, byte) in bytes.iter().enumerate() {
+        let escaped: &[u8] = match byte {
+            b'"' => b"\\\"",
+            b'\\' => b"\\\\",
+            b'\n' => b"\\n",
+            b'\r' => b"\\r",
+            b'\t' => b"\\t",
+            0x08 => b"\\b",
+            0x0c => b"\\f",
+            0..0x20 => b"",
+            _ => continue,
+        };
+        out.extend_from_slice(&bytes[clean_from..idx]);
+        if escaped.is_empty() {
+            out.extend_from_slice(format!("\\u{byte:04x}").as_bytes());
+        } else {
+            out.extend_from_slice(escaped);
+        }
+        clean_from = idx + 1;
+    }
+    out.extend_from_slice(&bytes[clean_from..]);
+    out.push(b'"');
+}
+
+/// Who says a message of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    System,
+    User,
+    Assistant,
+}
+
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Role::System => "system",
+            Role::User => "user",
+            Role::Assistant => "assistant",
+        }
+    }
+}
+
+/// Appends one record and its line feed.
+pub(crate) fn push_record<'m>(
+    out: &mut Vec<u8>,
+    messages: impl IntoIterator<Item = (Role, &'m str)>,
+) {
+    out.extend_from_slice(b"{\"messages\": [");
+    for (idx, (role, content)) in messages.into_iter().enumerate() {
+        if idx > 0 {
+            out.extend_from_slice(b", ");
+        }
+        out.extend_from_slice(b"{\"role\": \"");
+        out.extend_from_slice(role.name().as_bytes());
+        out.extend_from_slice(b"\", \"content\": ");
+        push_json_string(out, content);
+        out.push(b'}');
+    }
+    out.extend_from_slice(b"]}\n");
+}
+
+/// The token counts of a data set: `{"chs": [1, 2], "cht": []}`, without a line feed at the end.
+pub(crate) fn tokens_json<'a>(counts: impl IntoIterator<Item = (&'a str, &'a [u64])>) -> Vec<u8> {
+    let mut out = vec![b'{'];
+    for (idx, (key, tokens)) in counts.into_iter().enumerate() {
+        if idx > 0 {
+            out.extend_from_slice(b", ");
+        }
+        push_json_string(&mut out, key);
+        out.extend_from_slice(b": [");
+        for (idx, n) in tokens.iter().enumerate() {
+            if idx > 0 {
+                out.extend_from_slice(b", ");
+            }
+            out.extend_from_slice(n.to_string().as_bytes());
+        }
+        out.push(b']');
+    }
+    out.push(b'}');
+    out
+}
+
+/// A file on its way: written as `<name>.tmp` beside its final name, hashed as it goes; removed if it never arrives.
+pub(crate) struct Pending {
+    path: PathBuf,
+    temporary: PathBuf,
+    file: Option<BufWriter<File>>,
+    hash: Sha256,
+    bytes: u64,
+}
+
+/// Size and hash of a finished file.
+#[derive(Debug, Clone)]
+pub(crate) struct Written {
+    pub sha256: String,
+    pub bytes: u64,
+}
+
+impl Pending {
+    pub fn create(path: PathBuf) -> Result<Pending> {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(|source| Error::Write {
+                path: folder.to_owned(),
+                source,
+            })?;
+        }
+        let mut temporary = path.clone().into_os_string();
+        temporary.push(".tmp");
+        let temporary = PathBuf::from(temporary);
+        let file = File::create(&temporary).map_err(|source| Error::Write {
+            path: temporary.clone(),
+            source,
+        })?;
+        Ok(Pending {
+            path,
+            temporary,
+            file: Some(BufWriter::with_capacity(1 << 18, file)),
+            hash: Sha256::new(),
+            bytes: 0,
+        })
+    }
+
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.hash.update(bytes);
+        self.bytes += bytes.len() as u64;
+        match &mut self.file {
+            Some(file) => file.write_all(bytes).map_err(|source| Error::Write {
+                path: self.temporary.clone(),
+                source,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Brings what was written to the disk; the file still has its temporary name.
+    pub fn finish(&mut self) -> Result<Written> {
+        if let Some(mut file) = self.file.take() {
+            file.flush()
+                .and_then(|()| file.get_ref().sync_all())
+                .map_err(|source| Error::Write {
+                    path: self.temporary.clone(),
+                    source,
+                })?;
+        }
+        Ok(Written {
+            sha256: hex(&self.hash.clone().finalize()),
+            bytes: self.bytes,
+        })
+    }
+
+    /// Gives a finished file its final name.
+    pub fn publish(self) -> Result<()> {
+        debug_assert!(self.file.is_none(), "a file is published after finish()");
+        std::fs::rename(&self.temporary, &self.path).map_err(|source| Error::Write {
+            path: self.path.clone(),
+            source,
+        })?;
+        sync_folder_of(&self.path);
+        Ok(())
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        // Gone already when it was published; nothing more can be done about a failure here.
+        let _ = std::fs::remove_file(&self.temporary);
+    }
+}
+
+/// Writes a whole file at once, under its final name only when it is complete.
+pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<Written> {
+    let mut pending = Pending::create(path.to_owned())?;
+    pending.write(bytes)?;
+    let written = pending.finish()?;
+    pending.publish()?;
+    Ok(written)
+}
+
+/// Makes a rename last; folders cannot be synchronised everywhere, and the data is safe without it.
+fn sync_folder_of(path: &Path) {
+    if let Some(folder) = path.parent().and_then(|p| File::open(p).ok()) {
+        let _ = folder.sync_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn record_has_the_spacing_and_escapes_of_the_rules() {
+        let mut out = Vec::new();
+        push_record(
+            &mut out,
+            [
+                (Role::System, "A\"\\/"),
+                (Role::User, "\u{8}\t\n\u{c}\r\u{1}\u{1f}\u{7f}\u{2028}é"),
+            ],
+        );
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "{\"messages\": [{\"role\": \"system\", \"content\": \"A\\\"\\\\/\"}, {\"role\": \"user\", \"content\": \
+             \"\\b\\t\\n\\f\\r\\u0001\\u001f\u{7f}\u{2028}é\"}]}\n"
+        );
+    }
+
+    #[test]
+    fn tokens_file_has_no_line_feed() {
+        let json = tokens_json([("chs", &[1, 2][..]), ("cht", &[][..])]);
+        assert_eq!(json, b"{\"chs\": [1, 2], \"cht\": []}");
+    }
+
+    #[test]
+    fn unpublished_file_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a/b.jsonl");
+        let mut pending = Pending::create(path.clone()).unwrap();
+        pending.write(b"x").unwrap();
+        drop(pending);
+        assert_eq!(
+            std::fs::read_dir(path.parent().unwrap()).unwrap().count(),
+            0
+        );
+    }
+
+    #[test]
+    fn published_file_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("b.jsonl");
+        let written = write_file(&path, b"abc").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"abc");
+        assert_eq!(written.bytes, 3);
+        assert_eq!(written.sha256, sha256_hex(b"abc"));
+    }
+}

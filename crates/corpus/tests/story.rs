@@ -1,0 +1,418 @@
+//! The source `story` from files to rows, on a small story of our own.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests fail by panicking, as tests do"
+)]
+
+use std::path::{Path, PathBuf};
+
+use corpus::{
+    BuildRequest, Character, Error, Language, Side, SourceKind, Split, SplitOptions, Task,
+};
+
+const STORY: &str = r#"{"campaign":"sea","scenario":"1","scene":"sea/1","lines":[{"kind":"narration","text":{"en":"The tide <i>turns</i>.","chs":"潮水转了。"}},{"kind":"dialogue","speaker_id":"bo","speaker_name":{"en":"Bo","chs":"波"},"text":{"en":"Where is the boat?","chs":"船在哪里？"}},{"kind":"dialogue","speaker_id":"me","speaker_name":{"en":"Sam","chs":"山姆"},"text":{"en":"I lost it."}},{"kind":"dialogue","speaker_id":"ada","speaker_name":{"en":"Ada","chs":"艾达"},"text":{"en":"(Of course you did.)","chs":"（当然了。）"}},{"kind":"option","text":{"en":"Say sorry"}},{"kind":"dialogue","speaker_id":"ada","speaker_name":{"en":"Ada"},"text":{"en":"Never mind, $name|!"},"variables":true},{"kind":"dialogue","speaker_id":"bo","speaker_name":{"en":"Bo"},"text":{"en":"Hm."}}]}
+{"campaign":"sea","scenario":"1","scene":"sea/2","lines":[{"kind":"dialogue","speaker_id":"ada","speaker_name":{"en":"Ada"},"text":{"en":"I talk to myself."}}]}
+{"campaign":"land","scenario":"1","scene":"land/1","lines":[{"kind":"objective","text":{"en":"Find the hill"}},{"kind":"dialogue","speaker_id":"bo","speaker_name":{"en":"Bo"},"text":{"en":"A hill."}},{"kind":"dialogue","speaker_id":"cy","speaker_name":{"en":"Cy"},"text":{"en":"A small one."}}]}
+{"campaign":"sea","kind":"voice","id":"hello","title":{"en":"Greeting"},"text":{"en":"Hello, sailor."},"speaker_id":"ada","speaker_name":{"en":"Ada"}}
+{"campaign":"sea","kind":"wiki","id":"tide","title":{"en":"Tides"},"text":{"en":"They come.\n\n They go. "}}
+"#;
+
+const ADA: &str = r#"
+languages = ["chs", "en"]
+[name]
+en = "Ada"
+chs = "艾达"
+[player]
+speaker_ids = ["me"]
+[story]
+speaker_ids = ["ada"]
+[story.markup]
+strip = ["i"]
+[story.variables]
+name = "Sam"
+"#;
+
+struct Setup {
+    folder: tempfile::TempDir,
+    character: Character,
+}
+
+impl Setup {
+    fn new(story: &str) -> Setup {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("story.jsonl"), story).unwrap();
+        let character = Character::parse(ADA, Path::new("ada.toml")).unwrap();
+        Setup { folder, character }
+    }
+
+    fn root(&self) -> PathBuf {
+        self.folder.path().join("story.jsonl")
+    }
+
+    fn out(&self) -> PathBuf {
+        self.folder.path().join("out")
+    }
+
+    fn build(&self, tasks: &[Task]) -> Result<corpus::BuildReport, Error> {
+        let request = BuildRequest {
+            source: SourceKind::Story,
+            root: &self.root(),
+            character: &self.character,
+            tasks,
+            languages: None,
+            out: &self.out(),
+        };
+        corpus::build(&request, &|text| text.chars().count(), &|_| {})
+    }
+
+    fn read(&self, path: &str) -> String {
+        std::fs::read_to_string(self.out().join(path)).unwrap()
+    }
+
+    /// The contents of every row's messages.
+    fn contents(&self, path: &str) -> Vec<Vec<String>> {
+        let rows = corpus::rows::load(&self.out().join(path), None).unwrap();
+        rows.into_iter()
+            .map(|row| row.messages.into_iter().map(|m| m.content).collect())
+            .collect()
+    }
+}
+
+#[test]
+fn scenes_become_documents_of_named_lines() {
+    let setup = Setup::new(STORY);
+    setup.build(&[Task::PtEverything]).unwrap();
+    assert_eq!(
+        setup.contents("pt/everything/en.jsonl"),
+        [
+            [
+                "The tide turns.\nBo: Where is the boat?\nSam: I lost it.\nAda: (Of course you did.)\nSay sorry\nAda: Never mind, Sam!\nBo: Hm."
+            ],
+            ["Ada: I talk to myself."],
+            ["Find the hill\nBo: A hill.\nCy: A small one."],
+            ["Greeting\nAda: Hello, sailor."],
+            ["Tides\nThey come.\nThey go."],
+        ]
+    );
+    assert_eq!(
+        setup.contents("pt/everything/chs.jsonl"),
+        [["潮水转了。\n波：船在哪里？\n艾达：（当然了。）"]]
+    );
+}
+
+#[test]
+fn character_part_is_the_campaigns_she_speaks_in() {
+    let setup = Setup::new(STORY);
+    setup.build(&[Task::PtAmphoreus]).unwrap();
+    let contents = setup.contents("pt/amphoreus/en.jsonl");
+    assert_eq!(contents.len(), 4);
+    assert!(!contents.iter().any(|c| c[0].contains("hill")));
+}
+
+#[test]
+fn conversations_bracket_everyone_but_the_player() {
+    let setup = Setup::new(STORY);
+    let report = setup.build(&[Task::SftCyrene]).unwrap();
+    assert_eq!(
+        setup.read("sft/cyrene/en.jsonl"),
+        "{\"messages\": [{\"role\": \"system\", \"content\": \"Ada\"}, \
+         {\"role\": \"user\", \"content\": \"(The tide turns.)\\n(Where is the boat?)\\nI lost it.\"}, \
+         {\"role\": \"assistant\", \"content\": \"Of course you did.\"}, \
+         {\"role\": \"user\", \"content\": \"Say sorry\"}, \
+         {\"role\": \"assistant\", \"content\": \"Never mind, Sam!\"}]}\n\
+         {\"messages\": [{\"role\": \"system\", \"content\": \"Ada\"}, \
+         {\"role\": \"user\", \"content\": \"Greeting\"}, \
+         {\"role\": \"assistant\", \"content\": \"Hello, sailor.\"}]}\n"
+    );
+    assert_eq!(
+        setup.read("sft/cyrene/chs.jsonl"),
+        "{\"messages\": [{\"role\": \"system\", \"content\": \"艾达\"}, \
+         {\"role\": \"user\", \"content\": \"（潮水转了。）\\n（船在哪里？）\"}, \
+         {\"role\": \"assistant\", \"content\": \"当然了。\"}]}\n"
+    );
+    assert_eq!(
+        setup.read("sft/cyrene.json"),
+        "{\"chs\": [18], \"en\": [90, 22]}"
+    );
+    let filtered = &report.datasets[&Task::SftCyrene].files[1].filtered;
+    assert_eq!(filtered["assistant talks to nobody"].tokens, 17);
+    assert_eq!(
+        filtered["user lines that nobody answers"].tokens, 5,
+        "(Hm.)"
+    );
+}
+
+#[test]
+fn everyone_who_has_a_name_gets_conversations() {
+    let setup = Setup::new(STORY);
+    setup.build(&[Task::SftEverything]).unwrap();
+    let rows = setup.contents("sft/everything/en.jsonl");
+    let systems: Vec<_> = rows.iter().map(|r| r[0].as_str()).collect();
+    assert_eq!(systems, ["Bo", "Sam", "Ada", "Cy", "Ada"]);
+    assert_eq!(rows[3], ["Cy", "A hill.", "A small one."]);
+}
+
+#[test]
+fn holes_are_counted() {
+    let setup = Setup::new(STORY);
+    let report = setup.build(&[Task::SftCyrene]).unwrap();
+    let chs = &report.datasets[&Task::SftCyrene].files[0];
+    assert_eq!(chs.holes["text"], 6);
+}
+
+#[test]
+fn folder_is_read_in_name_order_and_gzip_too() {
+    use std::io::Write;
+    let setup = Setup::new("");
+    let folder = setup.folder.path().join("parts");
+    std::fs::create_dir(&folder).unwrap();
+    let (first, second) = STORY.split_at(STORY.find("\n{\"campaign\":\"land\"").unwrap() + 1);
+    std::fs::write(folder.join("2.jsonl"), second).unwrap();
+    std::fs::write(folder.join("notes.txt"), "not a story").unwrap();
+    let file = std::fs::File::create(folder.join("1.jsonl.gz")).unwrap();
+    let mut gzip = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
+    gzip.write_all(first.as_bytes()).unwrap();
+    gzip.finish().unwrap();
+
+    let whole = Setup::new(STORY);
+    whole.build(&[Task::PtEverything]).unwrap();
+    let request = BuildRequest {
+        source: SourceKind::Story,
+        root: &folder,
+        character: &setup.character,
+        tasks: &[Task::PtEverything],
+        languages: Some(&[Language::En]),
+        out: &setup.out(),
+    };
+    corpus::build(&request, &|t| t.len(), &|_| {}).unwrap();
+    assert_eq!(
+        setup.read("pt/everything/en.jsonl"),
+        whole.read("pt/everything/en.jsonl")
+    );
+    assert!(!setup.out().join("pt/everything/chs.jsonl").exists());
+}
+
+#[test]
+fn build_is_the_same_bytes_again_and_keeps_other_data_sets() {
+    let setup = Setup::new(STORY);
+    setup.build(&[Task::PtEverything]).unwrap();
+    setup.build(&[Task::SftCyrene]).unwrap();
+    let before = (
+        setup.read("manifest.json"),
+        setup.read("sft/cyrene/en.jsonl"),
+    );
+    setup.build(&[Task::SftCyrene, Task::PtEverything]).unwrap();
+    assert_eq!(
+        before,
+        (
+            setup.read("manifest.json"),
+            setup.read("sft/cyrene/en.jsonl")
+        )
+    );
+}
+
+#[test]
+fn failed_build_leaves_no_new_file() {
+    let setup = Setup::new(STORY);
+    let blocked = setup.out().join("pt/everything/en.jsonl.tmp");
+    std::fs::create_dir_all(&blocked).unwrap();
+    let error = setup.build(&[Task::PtEverything]).unwrap_err();
+    assert!(matches!(error, Error::Write { .. }), "{error}");
+    assert!(!setup.out().join("pt/everything/chs.jsonl").exists());
+    assert!(!setup.out().join("pt/everything/chs.jsonl.tmp").exists());
+    assert!(!setup.out().join("manifest.json").exists());
+}
+
+#[test]
+fn rows_come_back_with_scene_and_side() {
+    let setup = Setup::new(STORY);
+    setup.build(&[Task::PtEverything]).unwrap();
+    let ids = |ids: &[&str]| ids.iter().map(|s| (*s).to_owned()).collect();
+    let mut split = corpus::make_split(&corpus::SplitRequest {
+        source: SourceKind::Story,
+        root: &setup.root(),
+        character: &setup.character,
+        options: SplitOptions::default(),
+    })
+    .unwrap();
+    split.held_out = ids(&["sea/1"]);
+    split.train = ids(&["sea/2", "land/1", "sea/voice/hello", "sea/wiki/tide"]);
+    let rows = corpus::rows::load(&setup.out().join("pt/everything"), Some(&split)).unwrap();
+    let sides: Vec<_> = rows
+        .iter()
+        .map(|r| (r.language.unwrap(), r.scene.as_str(), r.side))
+        .collect();
+    assert_eq!(sides[0], (Language::Chs, "sea/1", Side::HeldOut));
+    assert_eq!(sides[1], (Language::En, "sea/1", Side::HeldOut));
+    assert_eq!(sides[5], (Language::En, "sea/wiki/tide", Side::Train));
+    assert_eq!(sides.len(), 6);
+
+    split.train = ids(&[]);
+    let error = corpus::rows::load(&setup.out().join("pt/everything"), Some(&split)).unwrap_err();
+    assert!(
+        error.to_string().contains("which the split does not know"),
+        "{error}"
+    );
+}
+
+#[test]
+fn folder_without_manifest_is_no_data_set() {
+    let setup = Setup::new(STORY);
+    let error = corpus::rows::load(&setup.out().join("pt/everything"), None::<&Split>).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("no folder or file of a data set"),
+        "{error}"
+    );
+}
+
+#[test]
+fn character_who_says_nothing_is_an_error_that_names_who_does() {
+    let story = STORY.replace("\"ada\"", "\"eve\"");
+    let error = Setup::new(&story).build(&[Task::SftCyrene]).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("bo (3), eve (3), cy (1), me (1)"),
+        "{error}"
+    );
+}
+
+// Bad input: each case is one broken line or file and what the error says.
+
+fn check_error(story: &[u8], expect: &str) {
+    let setup = Setup::new("");
+    std::fs::write(setup.root(), story).unwrap();
+    let error = setup.build(&[Task::PtEverything]).unwrap_err().to_string();
+    assert!(error.contains(expect), "{error}\n  lacks: {expect}");
+    assert!(
+        !setup.out().join("pt").exists() || !setup.out().join("pt/everything/en.jsonl").exists()
+    );
+}
+
+const GOOD: &str = r#"{"campaign":"a","scene":"x","lines":[]}"#;
+
+fn scene_line(line: &str) -> String {
+    format!(
+        "{GOOD}\n{{\"campaign\":\"a\",\"scene\":\"y\",\"lines\":[{{\"kind\":\"narration\",\"text\":{{}}}},{line}]}}\n"
+    )
+}
+
+#[test]
+fn broken_json_names_line_and_column() {
+    check_error(b"{\"campaign\":\"a\"\n", "story.jsonl:1:");
+    check_error(
+        format!("{GOOD}\n\n{{\"scene\": x}}").as_bytes(),
+        "story.jsonl:3:11: expected value; mend",
+    );
+    check_error(
+        b"[]",
+        "story.jsonl:1: `the line` must be an object, not a list",
+    );
+}
+
+#[test]
+fn missing_and_mistyped_keys_are_named() {
+    check_error(
+        br#"{"campaign":"a","scene":"x","line":[]}"#,
+        "1: `lines` is missing (there is a `line`)",
+    );
+    check_error(br#"{"scene":"x","lines":[]}"#, "`campaign` is missing");
+    check_error(
+        br#"{"campaign":"a","scene":7,"lines":[]}"#,
+        "`scene` must be a text, not the number 7",
+    );
+    check_error(br#"{"campaign":"a"}"#, "`scene` is missing");
+    check_error(
+        br#"{"campaign":"a","kind":"voice","text":{"en":"x"}}"#,
+        "`speaker_id` is missing",
+    );
+    check_error(
+        scene_line(r#"{"kind":"dialog","text":{}}"#).as_bytes(),
+        "story.jsonl:2: `lines[1].kind` must be dialogue, narration, objective or option, not `dialog`; did you mean `dialogue`?",
+    );
+    check_error(
+        scene_line(r#"{"kind":"dialogue","text":{}}"#).as_bytes(),
+        "story.jsonl:2: `lines[1].speaker_id` is missing",
+    );
+    check_error(
+        scene_line(r#"{"kind":"narration","text":{"en":null}}"#).as_bytes(),
+        "`lines[1].text.en` must be a text, not null",
+    );
+}
+
+#[test]
+fn unknown_language_is_named() {
+    check_error(
+        scene_line(r#"{"kind":"narration","text":{"zh":"x"}}"#).as_bytes(),
+        "story.jsonl:2: `lines[1].text` names the unknown language `zh`",
+    );
+}
+
+#[test]
+fn scene_id_used_twice_names_both_lines() {
+    check_error(
+        format!("{GOOD}\n{GOOD}\n").as_bytes(),
+        "story.jsonl:2: scene id `x` was already used at",
+    );
+}
+
+#[test]
+fn encoding_faults_are_named() {
+    check_error(format!("\u{feff}{GOOD}").as_bytes(), "byte order mark");
+    check_error(
+        b"{\"campaign\":\"\xff\"}",
+        "story.jsonl:1:14: this byte is not UTF-8",
+    );
+    check_error(b"\n \n", "holds no scene and no text");
+}
+
+#[test]
+fn truncated_gzip_is_named() {
+    use std::io::Write;
+    let setup = Setup::new("");
+    let path = setup.folder.path().join("story.jsonl.gz");
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(STORY.as_bytes()).unwrap();
+    let bytes = gzip.finish().unwrap();
+    let request = |root| BuildRequest {
+        source: SourceKind::Story,
+        root,
+        character: &setup.character,
+        tasks: &[Task::PtEverything],
+        languages: None,
+        out: Path::new("never"),
+    };
+    std::fs::write(&path, &bytes[..bytes.len() - 100]).unwrap();
+    let error = corpus::build(&request(&path), &|_| 1, &|_| {}).unwrap_err();
+    assert!(matches!(error, Error::Gzip { .. }), "{error}");
+    std::fs::write(&path, STORY).unwrap();
+    let error = corpus::build(&request(&path), &|_| 1, &|_| {}).unwrap_err();
+    assert!(error.to_string().contains("invalid gzip header"), "{error}");
+}
+
+#[test]
+fn missing_root_and_empty_folder_are_named() {
+    let setup = Setup::new(STORY);
+    std::fs::remove_file(setup.root()).unwrap();
+    let error = setup.build(&[Task::PtEverything]).unwrap_err();
+    assert!(error.to_string().starts_with("cannot read "), "{error}");
+    std::fs::create_dir(setup.root()).unwrap();
+    let error = setup.build(&[Task::PtEverything]).unwrap_err();
+    assert!(matches!(error, Error::NoStoryFile { .. }), "{error}");
+}
+
+#[test]
+fn vendor_is_no_task_of_a_story() {
+    let error = Setup::new(STORY).build(&[Task::PtVendor]).unwrap_err();
+    assert!(matches!(error, Error::TaskOfSource { .. }), "{error}");
+}
+
+#[test]
+fn task_name_near_miss_is_named() {
+    assert_eq!(Task::parse("sft/character").unwrap(), Task::SftCyrene);
+    let error = Task::parse("pt/amphoreu").unwrap_err().to_string();
+    assert!(error.ends_with("did you mean `pt/amphoreus`?"), "{error}");
+}
