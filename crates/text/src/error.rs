@@ -46,9 +46,7 @@ pub enum Error {
     #[error("a vocabulary of {vocab_size} is too small: 256 byte tokens come first; ask for more")]
     VocabTooSmall { vocab_size: usize },
     #[error("tokenizer: {source}")]
-    Tokenizer {
-        source: tokenizers::Error,
-    },
+    Tokenizer { source: tokenizers::Error },
     #[error(
         "no chat template in {path}: neither chat_template.jinja nor `chat_template` in tokenizer_config.json; use the built-in one"
     )]

@@ -34,7 +34,7 @@ pub struct Piece {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Strategy {
-    /// Best fit, longest first, in windows of 1000 pieces, the last row of a window staying open for the next.
+    /// Longest first, each into the emptiest row, in windows of 1000 pieces, the last row of a window staying open for the next.
     /// Source: ms-swift 4.6.0 over `binpacking.to_constant_volume`.
     #[default]
     BinPack,
@@ -152,33 +152,30 @@ pub fn bins(lengths: &[usize], capacity: usize, strategy: Strategy) -> Result<Ve
             for window in indices.chunks(WINDOW) {
                 let mut open = bins.pop().unwrap_or_default();
                 open.extend(window);
-                bins.extend(best_fit_decreasing(&open, lengths, capacity));
+                bins.extend(emptiest_fit_decreasing(&open, lengths, capacity));
             }
             bins
         }
     })
 }
 
-/// Longest first, each into the fullest bin that still takes it; equal lengths and equally full bins in their order.
+/// Longest first, each into the emptiest bin, a new one if it does not fit there; equal lengths and equally full bins in their order.
 /// Source: `binpacking.to_constant_volume`.
-fn best_fit_decreasing(indices: &[usize], lengths: &[usize], capacity: usize) -> Vec<Vec<usize>> {
+fn emptiest_fit_decreasing(
+    indices: &[usize],
+    lengths: &[usize],
+    capacity: usize,
+) -> Vec<Vec<usize>> {
     let mut order = indices.to_vec();
     order.sort_by_key(|&i| std::cmp::Reverse(lengths[i]));
     let mut bins: Vec<(usize, Vec<usize>)> = Vec::new();
     for i in order {
-        let mut best: Option<usize> = None;
-        for (bin, (filled, _)) in bins.iter().enumerate() {
-            let fits = filled + lengths[i] <= capacity;
-            if fits && best.is_none_or(|b| *filled > bins[b].0) {
-                best = Some(bin);
+        match bins.iter_mut().min_by_key(|(filled, _)| *filled) {
+            Some((filled, members)) if *filled + lengths[i] <= capacity => {
+                *filled += lengths[i];
+                members.push(i);
             }
-        }
-        match best {
-            Some(bin) => {
-                bins[bin].0 += lengths[i];
-                bins[bin].1.push(i);
-            }
-            None => bins.push((lengths[i], vec![i])),
+            _ => bins.push((lengths[i], vec![i])),
         }
     }
     bins.into_iter().map(|(_, members)| members).collect()

@@ -1,5 +1,7 @@
 //! Chat templates: the released ones against recorded renders, and the default one's promise.
 
+#![allow(clippy::unwrap_used, reason = "a test helper fails by panicking")]
+
 mod common;
 
 use common::{fixture, json_lines, messages, tiny};

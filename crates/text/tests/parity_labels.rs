@@ -1,5 +1,7 @@
 //! Training rows against those recorded from ms-swift, with the real vocabulary.
 
+#![allow(clippy::unwrap_used, reason = "a test helper fails by panicking")]
+
 mod common;
 
 use common::{fixture, ids, json_lines, labels, messages, shared};

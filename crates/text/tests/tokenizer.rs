@@ -1,5 +1,7 @@
 //! The tokenizer with the tiny vocabulary: everything that a fresh clone can check.
 
+#![allow(clippy::unwrap_used, reason = "a test helper fails by panicking")]
+
 mod common;
 
 use std::fs;

@@ -1,5 +1,6 @@
 //! Where the recorded cases lie, and how they are read.
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test helper fails by panicking")]
 
 use std::path::{Path, PathBuf};
 

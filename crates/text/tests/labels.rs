@@ -1,0 +1,185 @@
+//! Training rows with the tiny vocabulary: what is recorded as text holds for any vocabulary.
+
+#![allow(clippy::unwrap_used, reason = "a test helper fails by panicking")]
+
+mod common;
+
+use common::{fixture, json_lines, messages, tiny};
+use serde_json::json;
+use text::labels::{Encoded, IGNORE, LossScale, preview, pt, sft, text_bytes};
+use text::{ChatTemplate, Error, Message, RenderOptions, Tokenizer};
+
+fn conversation() -> Vec<Message> {
+    vec![
+        Message::system("Be kind."),
+        Message::user("Hi"),
+        Message::assistant("Hello."),
+        Message::user("And?"),
+        Message::assistant("More."),
+    ]
+}
+
+/// The text under loss, without what is masked.
+fn trained(tokenizer: &Tokenizer, encoded: &Encoded) -> String {
+    let ids: Vec<u32> = encoded.trained_ids().collect();
+    tokenizer.decode(&ids, false).unwrap_or_default()
+}
+
+#[test]
+fn recorded_texts_are_encoded_whole() {
+    let tokenizer = tiny();
+    for case in json_lines(&fixture("sft_label_cases.jsonl")) {
+        if case.get("tools").is_some() || case.get("max_length").is_some() {
+            continue;
+        }
+        let name = case["name"].as_str().unwrap();
+        let encoded = sft(&tokenizer, &messages(&case), LossScale::default()).unwrap();
+        let text = tokenizer.decode(&encoded.input_ids, false).unwrap();
+        assert_eq!(text, case["text"].as_str().unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn recorded_answers_carry_the_loss() {
+    let tokenizer = tiny();
+    let mut n_checked = 0;
+    for case in json_lines(&fixture("sft_label_cases.jsonl")) {
+        let Some(expect) = case["trained_text"].as_str() else {
+            continue;
+        };
+        if expect.contains('\u{fffd}') {
+            continue;
+        }
+        let encoded = sft(&tokenizer, &messages(&case), LossScale::default()).unwrap();
+        assert_eq!(trained(&tokenizer, &encoded), expect.replace('·', ""));
+        n_checked += 1;
+    }
+    assert_eq!(n_checked, 15);
+}
+
+#[test]
+fn rendered_conversation_has_the_ids_of_training() {
+    let tokenizer = tiny();
+    let template = ChatTemplate::history_stable().unwrap();
+    let text = template.render(&conversation(), &RenderOptions::default());
+    let encoded = sft(&tokenizer, &conversation(), LossScale::default()).unwrap();
+    assert_eq!(tokenizer.encode(&text.unwrap()).unwrap(), encoded.input_ids);
+}
+
+fn check_trained(loss_scale: LossScale, expect: &str) {
+    let tokenizer = tiny();
+    let encoded = sft(&tokenizer, &conversation(), loss_scale).unwrap_or_default();
+    assert_eq!(trained(&tokenizer, &encoded), expect);
+    assert_eq!(encoded.labels[0], IGNORE);
+    for (&id, &label) in encoded.input_ids.iter().zip(&encoded.labels) {
+        assert!(label == IGNORE || label == id as i32);
+    }
+}
+
+#[test]
+fn empty_think_blocks_carry_no_loss_by_default() {
+    check_trained(
+        LossScale::IgnoreEmptyThink,
+        "Hello.<|im_end|>\nMore.<|im_end|>\n",
+    );
+}
+
+#[test]
+fn older_default_trains_think_blocks() {
+    check_trained(
+        LossScale::Default,
+        "<think>\n\n</think>\n\nHello.<|im_end|>\n<think>\n\n</think>\n\nMore.<|im_end|>\n",
+    );
+}
+
+#[test]
+fn last_round_trains_the_last_answer() {
+    check_trained(LossScale::LastRound, "More.<|im_end|>\n");
+}
+
+#[test]
+fn document_trains_all_but_its_first_token() {
+    let tokenizer = tiny();
+    let encoded = pt(&tokenizer, "  The rain stops.\n").unwrap();
+    let mut ids = tokenizer.encode("The rain stops.").unwrap();
+    ids.push(tokenizer.eos());
+    let mut labels: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+    labels[0] = IGNORE;
+    let expect = Encoded {
+        input_ids: ids,
+        labels,
+    };
+    assert_eq!(encoded, expect);
+}
+
+#[test]
+fn empty_document_trains_nothing() {
+    let tokenizer = tiny();
+    let encoded = pt(&tokenizer, " \n").unwrap();
+    assert_eq!(encoded.input_ids, [tokenizer.eos()]);
+    assert_eq!(encoded.n_trained(), 0);
+}
+
+#[test]
+fn text_bytes_count_the_text_under_loss() {
+    let tokenizer = tiny();
+    let answer = "Oh… ♪";
+    let messages = [Message::user("hi"), Message::assistant(answer)];
+    let encoded = sft(&tokenizer, &messages, LossScale::Default).unwrap();
+    // The think block's two line feeds, twice, less the marks; the answer; the line feed after its end.
+    let line_feeds = "\n\n".len() + "\n\n".len();
+    assert_eq!(
+        text_bytes(&tokenizer, &encoded),
+        line_feeds + answer.len() + 1
+    );
+    let document = pt(&tokenizer, answer).unwrap();
+    let mut first = Vec::new();
+    tokenizer.append_bytes(document.input_ids[0], false, &mut first);
+    let expect = answer.len() - first.len();
+    assert_eq!(text_bytes(&tokenizer, &document), expect);
+}
+
+#[test]
+fn preview_dots_what_carries_no_loss() {
+    let tokenizer = tiny();
+    let encoded = sft(&tokenizer, &conversation(), LossScale::default()).unwrap();
+    let text = preview(&tokenizer, &encoded).unwrap();
+    assert_eq!(
+        text.matches('·').count(),
+        encoded.labels.len() - encoded.n_trained()
+    );
+    assert_eq!(text.replace('·', ""), "Hello.<|im_end|>\nMore.<|im_end|>\n");
+}
+
+fn error_of(messages: &[Message]) -> Error {
+    sft(&tiny(), messages, LossScale::default()).unwrap_err()
+}
+
+#[test]
+fn conversation_without_final_answer_is_refused() {
+    let error = error_of(&conversation()[..4]);
+    assert!(
+        matches!(error, Error::NoFinalAnswer { index: 3 }),
+        "{error}"
+    );
+    assert!(matches!(error_of(&[]), Error::NoFinalAnswer { .. }));
+}
+
+#[test]
+fn late_system_message_is_refused() {
+    let mut messages = conversation();
+    messages.insert(3, Message::system("x"));
+    let error = error_of(&messages);
+    assert!(
+        matches!(error, Error::SystemNotFirst { index: 3, .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn tool_calls_beside_the_content_are_refused() {
+    let mut messages = conversation();
+    messages[2].extra.insert("tool_calls".into(), json!([{}]));
+    let error = error_of(&messages);
+    assert!(error.to_string().contains("`tool_calls`"), "{error}");
+}
