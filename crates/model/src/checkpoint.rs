@@ -1,0 +1,512 @@
+//! Folders of safetensors: read by memory map, written beside the old files and renamed into place.
+//!
+//! A save that dies half-way leaves the previous folder as it was.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{self, File};
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use kernel::tensor::Storage;
+use kernel::{DType, Tensor};
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors};
+use serde_json::{Map, Value, json};
+
+use crate::config::read_json;
+use crate::{Error, Result};
+
+#[cfg(target_endian = "big")]
+compile_error!("safetensors are little-endian and are read and written by plain copies");
+
+const INDEX: &str = "model.safetensors.index.json";
+
+/// How to write a checkpoint.
+#[derive(Debug, Clone)]
+pub struct SaveOptions {
+    /// Type of the text model's tensors; None: each as it was read.
+    pub dtype: Option<DType>,
+    /// Largest size of one file's tensors; a single larger tensor gets a file of its own.
+    pub max_shard_bytes: u64,
+}
+
+impl Default for SaveOptions {
+    fn default() -> Self {
+        SaveOptions {
+            dtype: None,
+            max_shard_bytes: 5_000_000_000,
+        }
+    }
+}
+
+/// Files beside the weights that a folder needs to be usable, and that this engine hands on unread.
+pub const COMPANION_FILES: [&str; 10] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+];
+
+/// Copies those of [`COMPANION_FILES`] that `from` holds.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn copy_companions(from: &Path, to: &Path) -> Result<()> {
+    for name in COMPANION_FILES {
+        let source = from.join(name);
+        if source.is_file() {
+            let target = to.join(name);
+            fs::copy(&source, &target).map_err(Error::io("write", target))?;
+        }
+    }
+    Ok(())
+}
+
+/// A tensor of a mapped file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct View<'a> {
+    pub dtype: Dtype,
+    pub shape: &'a [usize],
+    pub bytes: &'a [u8],
+}
+
+/// The mapped files of one folder.
+#[derive(Debug)]
+pub(crate) struct Checkpoint {
+    dir: PathBuf,
+    files: Vec<(PathBuf, Mmap)>,
+    entries: BTreeMap<String, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    file_idx: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    start: usize,
+    end: usize,
+}
+
+impl Checkpoint {
+    /// Maps `model.safetensors`, or all files that the index names.
+    ///
+    /// # Errors
+    /// [`Error::NoModel`] with the first missing file, [`Error::Safetensors`], [`Error::MissingTensor`] for one that only the index knows.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let index_path = dir.join(INDEX);
+        if !index_path.is_file() {
+            return Checkpoint::open_files(dir, &["model.safetensors".to_owned()]);
+        }
+        let index = read_json(&index_path)?;
+        let weight_map = index
+            .get("weight_map")
+            .and_then(Value::as_object)
+            .ok_or_else(|| Error::Safetensors {
+                path: index_path,
+                detail: "no weight_map".to_owned(),
+            })?;
+        let files: BTreeSet<String> = weight_map
+            .values()
+            .filter_map(|file| file.as_str().map(str::to_owned))
+            .collect();
+        let checkpoint = Checkpoint::open_files(dir, &Vec::from_iter(files))?;
+        match weight_map
+            .keys()
+            .find(|name| checkpoint.get(name).is_none())
+        {
+            Some(name) => Err(checkpoint.missing(name)),
+            None => Ok(checkpoint),
+        }
+    }
+
+    /// Maps the named files of `dir`.
+    pub fn open_files(dir: &Path, names: &[String]) -> Result<Self> {
+        let mut checkpoint = Checkpoint {
+            dir: dir.to_owned(),
+            files: Vec::new(),
+            entries: BTreeMap::new(),
+        };
+        for name in names {
+            let path = dir.join(name);
+            if !path.is_file() {
+                return Err(Error::NoModel {
+                    dir: dir.to_owned(),
+                    missing: name.clone(),
+                });
+            }
+            let file = File::open(&path).map_err(Error::io("open", &path))?;
+            let map = map(&file).map_err(Error::io("map", &path))?;
+            checkpoint.add(path, map)?;
+        }
+        Ok(checkpoint)
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    pub fn get(&self, name: &str) -> Option<View<'_>> {
+        let entry = self.entries.get(name)?;
+        let (_, map) = &self.files[entry.file_idx];
+        Some(View {
+            dtype: entry.dtype,
+            shape: &entry.shape,
+            bytes: &map[entry.start..entry.end],
+        })
+    }
+
+    /// As `get`, or the error that says which tensor is missing where.
+    pub fn require(&self, name: &str) -> Result<View<'_>> {
+        self.get(name).ok_or_else(|| self.missing(name))
+    }
+
+    /// The file a tensor lies in, for error texts.
+    pub fn path_of(&self, name: &str) -> PathBuf {
+        match self.entries.get(name) {
+            Some(entry) => self.files[entry.file_idx].0.clone(),
+            None => self.dir.clone(),
+        }
+    }
+
+    fn add(&mut self, path: PathBuf, map: Mmap) -> Result<()> {
+        // This checks that the tensors fill the file exactly: a truncated file ends here.
+        let (header, metadata) =
+            SafeTensors::read_metadata(&map).map_err(|error| Error::Safetensors {
+                path: path.clone(),
+                detail: error.to_string(),
+            })?;
+        let data_start = 8 + header;
+        for (name, info) in metadata.tensors() {
+            let (start, end) = info.data_offsets;
+            self.entries.insert(
+                name,
+                Entry {
+                    file_idx: self.files.len(),
+                    dtype: info.dtype,
+                    shape: info.shape.clone(),
+                    start: data_start + start,
+                    end: data_start + end,
+                },
+            );
+        }
+        self.files.push((path, map));
+        Ok(())
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        Error::MissingTensor {
+            name: name.to_owned(),
+            dir: self.dir.clone(),
+        }
+    }
+}
+
+#[expect(
+    unsafe_code,
+    reason = "a memory map is the only way to read tens of gigabytes without holding them"
+)]
+fn map(file: &File) -> std::io::Result<Mmap> {
+    // SAFETY: the map is read-only and private; the precondition is that nobody truncates or rewrites the file in place meanwhile,
+    // which `Model::load` asks of its caller. Our own saves never do: they write new files and rename.
+    unsafe { Mmap::map(file) }
+}
+
+/// Reads the elements of a plain float type as a tensor of `dtype`; None for any other type.
+pub(crate) fn to_tensor(view: View, dtype: DType) -> Option<Tensor> {
+    let tensor = match view.dtype {
+        Dtype::BF16 => Tensor::from_bf16(view.shape, elements(view.bytes)),
+        Dtype::F32 => Tensor::from_f32(view.shape, elements(view.bytes)),
+        Dtype::F16 => {
+            let halves: Vec<half::f16> = elements(view.bytes);
+            Tensor::from_f32(view.shape, halves.into_iter().map(f32::from).collect())
+        }
+        _ => return None,
+    };
+    Some(match tensor.dtype() == dtype {
+        true => tensor,
+        false => tensor.to_dtype(dtype),
+    })
+}
+
+/// Copies bytes, aligned or not, to elements.
+fn elements<T: bytemuck::Pod>(bytes: &[u8]) -> Vec<T> {
+    let mut elements = vec![T::zeroed(); bytes.len() / size_of::<T>()];
+    bytemuck::cast_slice_mut(&mut elements).copy_from_slice(bytes);
+    elements
+}
+
+/// The elements as a file holds them.
+pub(crate) fn to_bytes(tensor: &Tensor, dtype: DType) -> Vec<u8> {
+    if tensor.dtype() != dtype {
+        return to_bytes(&tensor.to_dtype(dtype), dtype);
+    }
+    match tensor.storage() {
+        Storage::F32(data) => bytemuck::cast_slice(data).to_vec(),
+        Storage::Bf16(data) => bytemuck::cast_slice(data).to_vec(),
+    }
+}
+
+pub(crate) fn file_dtype(dtype: DType) -> Dtype {
+    match dtype {
+        DType::F32 => Dtype::F32,
+        DType::Bf16 => Dtype::BF16,
+    }
+}
+
+/// A tensor to be written.
+#[derive(Debug, Clone)]
+pub(crate) struct Planned {
+    pub name: String,
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+}
+
+impl Planned {
+    pub fn bytes(&self) -> u64 {
+        (self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8) as u64
+    }
+}
+
+/// Writes a folder: headers first, then tensors in any order, so that no more than one tensor needs to be in memory.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    dir: PathBuf,
+    staging: PathBuf,
+    shards: Vec<File>,
+    /// Name to (shard, offset in the file, bytes); taken out as they are written.
+    places: HashMap<String, (usize, u64, u64)>,
+    committed: bool,
+}
+
+impl Writer {
+    /// Lays `planned` out in files `<stem>.safetensors` or `<stem>-0000i-of-0000n.safetensors` of at most `max_shard_bytes`, in a staging
+    /// folder beside `dir`.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn create(
+        dir: &Path,
+        stem: &str,
+        planned: Vec<Planned>,
+        max_shard_bytes: u64,
+    ) -> Result<Self> {
+        let name = dir.file_name().unwrap_or_default().to_string_lossy();
+        let staging = dir.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
+        if staging.exists() {
+            fs::remove_dir_all(&staging).map_err(Error::io("clear", &staging))?;
+        }
+        fs::create_dir_all(&staging).map_err(Error::io("create", &staging))?;
+        let mut writer = Writer {
+            dir: dir.to_owned(),
+            staging,
+            shards: Vec::new(),
+            places: HashMap::new(),
+            committed: false,
+        };
+        writer.lay_out(stem, shard(planned, max_shard_bytes))?;
+        Ok(writer)
+    }
+
+    /// Writes the elements of one planned tensor.
+    ///
+    /// # Errors
+    /// [`Error::Io`]. Panics if the tensor was not planned, was written before, or has another size: a fault of this crate.
+    pub fn put(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        let place = self.places.remove(name);
+        assert!(place.is_some(), "`{name}` is not planned or written twice");
+        let Some((shard_idx, offset, len)) = place else {
+            return Ok(());
+        };
+        assert_eq!(len, bytes.len() as u64, "size of `{name}`");
+        let file = &mut self.shards[shard_idx];
+        file.seek(SeekFrom::Start(offset))
+            .and_then(|_| file.write_all(bytes))
+            .map_err(Error::io("write", &self.staging))
+    }
+
+    /// Writes a whole file of the folder.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn put_file(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.staging.join(name);
+        File::create(&path)
+            .and_then(|mut file| {
+                file.write_all(bytes)?;
+                file.sync_all()
+            })
+            .map_err(Error::io("write", path))
+    }
+
+    /// As `put_file`, for pretty JSON.
+    pub fn put_json(&mut self, name: &str, json: &Value) -> Result<()> {
+        self.put_file(name, format!("{json:#}\n").as_bytes())
+    }
+
+    /// Where files are gathered before `commit`.
+    pub fn staging(&self) -> &Path {
+        &self.staging
+    }
+
+    /// Flushes everything to disk and moves it into place; shards of an earlier save that are no part of this one are removed last.
+    ///
+    /// # Errors
+    /// [`Error::Io`]. Panics if a planned tensor was not written.
+    pub fn commit(mut self) -> Result<()> {
+        assert!(self.places.is_empty(), "unwritten: {:?}", self.places);
+        for file in self.shards.drain(..) {
+            file.sync_all().map_err(Error::io("flush", &self.staging))?;
+        }
+        sync_dir(&self.staging)?;
+        if self.dir.exists() {
+            self.move_over()?;
+        } else {
+            fs::rename(&self.staging, &self.dir).map_err(Error::io("create", &self.dir))?;
+        }
+        self.committed = true;
+        if let Some(parent) = self.dir.parent().filter(|p| !p.as_os_str().is_empty()) {
+            sync_dir(parent)?;
+        }
+        Ok(())
+    }
+
+    fn lay_out(&mut self, stem: &str, shards: Vec<Vec<Planned>>) -> Result<()> {
+        let n_shards = shards.len();
+        let mut weight_map = BTreeMap::new();
+        let mut total_size = 0;
+        for (shard_idx, mut tensors) in shards.into_iter().enumerate() {
+            let file_name = match n_shards {
+                1 => format!("{stem}.safetensors"),
+                _ => format!("{stem}-{:05}-of-{n_shards:05}.safetensors", shard_idx + 1),
+            };
+            // Wide types first: every tensor then starts at a multiple of its element size, as upstream's writer has it.
+            tensors.sort_by(|a, b| {
+                (b.dtype.bitsize().cmp(&a.dtype.bitsize())).then_with(|| a.name.cmp(&b.name))
+            });
+            let header = header(&tensors);
+            let path = self.staging.join(&file_name);
+            let mut file = File::create(&path).map_err(Error::io("create", &path))?;
+            file.write_all(&header).map_err(Error::io("write", &path))?;
+            let mut offset = header.len() as u64;
+            for tensor in tensors {
+                let len = tensor.bytes();
+                weight_map.insert(tensor.name.clone(), file_name.clone());
+                self.places.insert(tensor.name, (shard_idx, offset, len));
+                offset += len;
+                total_size += len;
+            }
+            file.set_len(offset).map_err(Error::io("write", &path))?;
+            self.shards.push(file);
+        }
+        if n_shards > 1 {
+            let index = json!({"metadata": {"total_size": total_size}, "weight_map": weight_map});
+            self.put_json(&format!("{stem}.safetensors.index.json"), &index)?;
+        }
+        Ok(())
+    }
+
+    fn move_over(&self) -> Result<()> {
+        let mut new_files: Vec<String> = file_names(&self.staging)?;
+        // Weights first and JSON last: a reader that comes in between sees the old index.
+        new_files.sort_by_key(|name| name.ends_with(".json"));
+        for name in &new_files {
+            let target = self.dir.join(name);
+            fs::rename(self.staging.join(name), &target).map_err(Error::io("replace", target))?;
+        }
+        if new_files.iter().any(|name| is_model_file(name)) {
+            for name in file_names(&self.dir)? {
+                if is_model_file(&name) && !new_files.contains(&name) {
+                    let stale = self.dir.join(name);
+                    fs::remove_file(&stale).map_err(Error::io("remove", stale))?;
+                }
+            }
+        }
+        fs::remove_dir(&self.staging).map_err(Error::io("remove", &self.staging))?;
+        sync_dir(&self.dir)
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if !self.committed {
+            // Best effort: the error that brought us here is the one to report.
+            let _ = fs::remove_dir_all(&self.staging);
+        }
+    }
+}
+
+/// `model.safetensors`, its index, or one of its numbered shards.
+fn is_model_file(name: &str) -> bool {
+    let numbered = name
+        .strip_prefix("model-")
+        .and_then(|rest| rest.strip_suffix(".safetensors"))
+        .is_some_and(|middle| middle.contains("-of-"));
+    numbered || name == "model.safetensors" || name == INDEX
+}
+
+fn file_names(dir: &Path) -> Result<Vec<String>> {
+    let entries = fs::read_dir(dir).map_err(Error::io("list", dir))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(Error::io("list", dir))?;
+        names.push(entry.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
+}
+
+#[cfg(unix)]
+fn sync_dir(dir: &Path) -> Result<()> {
+    File::open(dir)
+        .and_then(|file| file.sync_all())
+        .map_err(Error::io("flush", dir))
+}
+
+#[cfg(not(unix))]
+fn sync_dir(_: &Path) -> Result<()> {
+    Ok(())
+}
+
+/// Fills files in the given order up to the limit.
+fn shard(planned: Vec<Planned>, max_shard_bytes: u64) -> Vec<Vec<Planned>> {
+    let mut shards = vec![Vec::new()];
+    let mut filled = 0;
+    for tensor in planned {
+        let len = tensor.bytes();
+        if filled > 0 && filled + len > max_shard_bytes {
+            shards.push(Vec::new());
+            filled = 0;
+        }
+        filled += len;
+        if let Some(last) = shards.last_mut() {
+            last.push(tensor);
+        }
+    }
+    shards
+}
+
+/// Length, JSON and padding of a safetensors file whose tensors follow each other in this order.
+fn header(tensors: &[Planned]) -> Vec<u8> {
+    let mut entries = Map::new();
+    entries.insert("__metadata__".to_owned(), json!({"format": "pt"}));
+    let mut offset = 0;
+    for tensor in tensors {
+        let end = offset + tensor.bytes();
+        entries.insert(
+            tensor.name.clone(),
+            json!({"dtype": tensor.dtype.to_string(), "shape": tensor.shape, "data_offsets": [offset, end]}),
+        );
+        offset = end;
+    }
+    let mut text = Value::Object(entries).to_string().into_bytes();
+    text.resize(text.len().next_multiple_of(8), b' ');
+    let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(text);
+    bytes
+}

@@ -1,0 +1,349 @@
+//! One layer: x + mixer(norm(x)), then the same with the feed-forward.
+// T tokens (packed), D hidden.
+
+use kernel::ops::rms_norm;
+use kernel::{DType, Tensor};
+
+use crate::config::{Config, LayerType};
+use crate::parameter::{Gradients, Parameter};
+use crate::{Result, lora, rows};
+
+use super::attention::{self, Place};
+use super::saved::{self, arena};
+use super::state::LayerState;
+use super::{delta_net, mlp};
+
+#[derive(Debug)]
+pub(crate) struct Weights {
+    /// [D], scales by 1 + w
+    pub input_layernorm: Parameter,
+    pub mixer: Mixer,
+    /// [D], scales by 1 + w
+    pub post_attention_layernorm: Parameter,
+    pub mlp: mlp::Weights,
+}
+
+#[derive(Debug)]
+pub(crate) enum Mixer {
+    DeltaNet(delta_net::Weights),
+    Attention(attention::Weights),
+}
+
+/// What backward needs of one layer.
+#[derive(Debug)]
+pub(crate) struct Saved {
+    pub residual: Residual,
+    pub mixer: MixerSaved,
+    pub mlp: mlp::Saved,
+}
+
+#[derive(Debug)]
+pub(crate) enum MixerSaved {
+    DeltaNet(delta_net::Saved),
+    Attention(attention::Saved),
+}
+
+arena! {
+    /// The residual stream of one layer.
+    Residual(c, t) {
+        /// Before the mixer [T,D].
+        x_td: act [t, c.hidden_size],
+        /// Its reciprocal norm [T].
+        rstd_t: f32 [t],
+        /// After the mixer [T,D].
+        mid_td: act [t, c.hidden_size],
+        /// Its reciprocal norm [T].
+        mid_rstd_t: f32 [t],
+    }
+}
+
+arena! {
+    Scratch(c, t) {
+        /// Input of the mixer or the feed-forward [T,D].
+        normed_td: act [t, c.hidden_size],
+    }
+}
+
+arena! {
+    Gradient(c, t) {
+        /// Gradient of the residual stream, f32 because every layer adds to it [T,D].
+        d_x_td: f32 [t, c.hidden_size],
+        /// [T,D]
+        d_normed_td: f32 [t, c.hidden_size],
+    }
+}
+
+/// What the layers of one pass share.
+pub(crate) struct Pass<'a> {
+    pub cu_seqlens: &'a [u32],
+    pub place: Place<'a>,
+}
+
+impl Saved {
+    pub fn new(layer_type: LayerType, dtype: DType) -> Self {
+        Saved {
+            residual: Residual::new(dtype),
+            mixer: match layer_type {
+                LayerType::Linear => MixerSaved::DeltaNet(delta_net::Saved::new(dtype)),
+                LayerType::Full => MixerSaved::Attention(attention::Saved::new(dtype)),
+            },
+            mlp: mlp::Saved::new(dtype),
+        }
+    }
+
+    pub fn resize(&mut self, config: &Config, n_tokens: usize) {
+        self.residual.resize(config, n_tokens);
+        match &mut self.mixer {
+            MixerSaved::DeltaNet(saved) => saved.resize(config, n_tokens),
+            MixerSaved::Attention(saved) => saved.resize(config, n_tokens),
+        }
+        self.mlp.resize(config, n_tokens);
+    }
+
+    pub fn bytes_for(
+        layer_type: LayerType,
+        config: &Config,
+        n_tokens: usize,
+        dtype: DType,
+    ) -> usize {
+        let mixer = match layer_type {
+            LayerType::Linear => delta_net::Saved::bytes_for(config, n_tokens, dtype),
+            LayerType::Full => attention::Saved::bytes_for(config, n_tokens, dtype),
+        };
+        Residual::bytes_for(config, n_tokens, dtype)
+            + mixer
+            + mlp::Saved::bytes_for(config, n_tokens, dtype)
+    }
+
+    pub fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
+        let mut tensors = self.residual.tensors();
+        tensors.extend(match &self.mixer {
+            MixerSaved::DeltaNet(saved) => saved.tensors(),
+            MixerSaved::Attention(saved) => saved.tensors(),
+        });
+        tensors.extend(self.mlp.tensors());
+        tensors
+    }
+}
+
+impl Weights {
+    pub fn zeros(layer_type: LayerType, config: &Config, dtype: DType) -> Self {
+        Weights {
+            input_layernorm: Parameter::zeros(&[config.hidden_size], dtype),
+            mixer: match layer_type {
+                LayerType::Linear => Mixer::DeltaNet(delta_net::Weights::zeros(config, dtype)),
+                LayerType::Full => Mixer::Attention(attention::Weights::zeros(config, dtype)),
+            },
+            post_attention_layernorm: Parameter::zeros(&[config.hidden_size], dtype),
+            mlp: mlp::Weights::zeros(config, dtype),
+        }
+    }
+
+    /// out_td assigned from `saved.residual.x_td`.
+    pub fn forward(
+        &self,
+        out_td: &mut Tensor,
+        saved: &mut Saved,
+        scratch: &mut saved::Scratch,
+        pass: &Pass,
+        lora: &mut lora::Scratch,
+    ) -> Result<()> {
+        let eps = pass.place.eps;
+        // 1. normalise
+        self.normalise_input(saved, scratch, eps)?;
+        // 2. mix
+        rows::copy(&mut saved.residual.mid_td, &saved.residual.x_td);
+        match (&self.mixer, &mut saved.mixer) {
+            (Mixer::DeltaNet(weights), MixerSaved::DeltaNet(kept)) => weights.forward(
+                &mut saved.residual.mid_td,
+                kept,
+                &mut scratch.delta_net,
+                &scratch.block.normed_td,
+                pass.cu_seqlens,
+                eps,
+                lora,
+            )?,
+            (Mixer::Attention(weights), MixerSaved::Attention(kept)) => weights.forward(
+                &mut saved.residual.mid_td,
+                kept,
+                &mut scratch.attention,
+                &scratch.block.normed_td,
+                pass.cu_seqlens,
+                &pass.place,
+                lora,
+            )?,
+            _ => unreachable!("an arena is made from the same layer types as its model"),
+        }
+        // 3. normalise
+        // 4. feed forward
+        self.feed_forward(out_td, saved, scratch, eps, lora)
+    }
+
+    /// `gradient.block.d_x_td` comes in as the gradient of the layer's output and leaves as that of its input.
+    pub fn backward(
+        &self,
+        grads: &mut Gradients,
+        gradient: &mut saved::Gradient,
+        saved: &mut Saved,
+        scratch: &mut saved::Scratch,
+        pass: &Pass,
+        lora: &mut lora::Scratch,
+    ) -> Result<()> {
+        let eps = pass.place.eps;
+        let Gradient {
+            d_x_td,
+            d_normed_td,
+        } = &mut gradient.block;
+        // 4. feed forward
+        self.normalise_mid(saved, scratch, eps)?;
+        self.mlp.backward(
+            d_normed_td,
+            grads,
+            &mut gradient.mlp,
+            d_x_td,
+            &saved.mlp,
+            &mut scratch.mlp,
+            &scratch.block.normed_td,
+            lora,
+        )?;
+        // 3. normalise
+        rms_norm::backward_residual(
+            d_x_td,
+            grads.of(&self.post_attention_layernorm),
+            d_normed_td,
+            &saved.residual.mid_td,
+            &self.post_attention_layernorm.tensor,
+            &saved.residual.mid_rstd_t,
+        )?;
+        // 2. mix
+        self.normalise_input(saved, scratch, eps)?;
+        match (&self.mixer, &mut saved.mixer) {
+            (Mixer::DeltaNet(weights), MixerSaved::DeltaNet(kept)) => weights.backward(
+                d_normed_td,
+                grads,
+                &mut gradient.delta_net,
+                d_x_td,
+                kept,
+                &mut scratch.delta_net,
+                &scratch.block.normed_td,
+                pass.cu_seqlens,
+                eps,
+                lora,
+            )?,
+            (Mixer::Attention(weights), MixerSaved::Attention(kept)) => weights.backward(
+                d_normed_td,
+                grads,
+                &mut gradient.attention,
+                d_x_td,
+                kept,
+                &mut scratch.attention,
+                &scratch.block.normed_td,
+                pass.cu_seqlens,
+                &pass.place,
+                lora,
+            )?,
+            _ => unreachable!("an arena is made from the same layer types as its model"),
+        }
+        // 1. normalise
+        rms_norm::backward_residual(
+            d_x_td,
+            grads.of(&self.input_layernorm),
+            d_normed_td,
+            &saved.residual.x_td,
+            &self.input_layernorm.tensor,
+            &saved.residual.rstd_t,
+        )?;
+        Ok(())
+    }
+
+    /// New tokens after what the states hold; out_td assigned from `saved.residual.x_td`.
+    pub fn step(
+        &self,
+        out_td: &mut Tensor,
+        states: Vec<&mut LayerState>,
+        saved: &mut Saved,
+        scratch: &mut saved::Scratch,
+        place: &Place,
+        lora: &mut lora::Scratch,
+    ) -> Result<()> {
+        // 1. normalise
+        self.normalise_input(saved, scratch, place.eps)?;
+        // 2. mix
+        rows::copy(&mut saved.residual.mid_td, &saved.residual.x_td);
+        match (&self.mixer, &mut saved.mixer) {
+            (Mixer::DeltaNet(weights), MixerSaved::DeltaNet(kept)) => weights.step(
+                &mut saved.residual.mid_td,
+                &mut LayerState::delta_nets(states),
+                kept,
+                &mut scratch.delta_net,
+                &scratch.block.normed_td,
+                place.eps,
+                lora,
+            )?,
+            (Mixer::Attention(weights), MixerSaved::Attention(kept)) => weights.step(
+                &mut saved.residual.mid_td,
+                &mut LayerState::attentions(states),
+                kept,
+                &mut scratch.attention,
+                &scratch.block.normed_td,
+                place,
+                lora,
+            )?,
+            _ => unreachable!("an arena is made from the same layer types as its model"),
+        }
+        // 3. normalise
+        // 4. feed forward
+        self.feed_forward(out_td, saved, scratch, place.eps, lora)
+    }
+
+    fn normalise_input(
+        &self,
+        saved: &mut Saved,
+        scratch: &mut saved::Scratch,
+        eps: f32,
+    ) -> Result<()> {
+        rms_norm::forward(
+            &mut scratch.block.normed_td,
+            &mut saved.residual.rstd_t,
+            &saved.residual.x_td,
+            &self.input_layernorm.tensor,
+            eps,
+        )?;
+        Ok(())
+    }
+
+    fn normalise_mid(
+        &self,
+        saved: &mut Saved,
+        scratch: &mut saved::Scratch,
+        eps: f32,
+    ) -> Result<()> {
+        rms_norm::forward(
+            &mut scratch.block.normed_td,
+            &mut saved.residual.mid_rstd_t,
+            &saved.residual.mid_td,
+            &self.post_attention_layernorm.tensor,
+            eps,
+        )?;
+        Ok(())
+    }
+
+    fn feed_forward(
+        &self,
+        out_td: &mut Tensor,
+        saved: &mut Saved,
+        scratch: &mut saved::Scratch,
+        eps: f32,
+        lora: &mut lora::Scratch,
+    ) -> Result<()> {
+        self.normalise_mid(saved, scratch, eps)?;
+        rows::copy(out_td, &saved.residual.mid_td);
+        self.mlp.forward(
+            out_td,
+            &mut saved.mlp,
+            &mut scratch.mlp,
+            &scratch.block.normed_td,
+            lora,
+        )
+    }
+}

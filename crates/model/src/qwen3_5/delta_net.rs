@@ -1,0 +1,468 @@
+//! The gated delta net: the mixer of three layers in four, with a state of fixed size instead of a cache.
+// T tokens (packed), D hidden, G key heads, K key dim, H value heads, V value dim, C conv channels = 2·G·K + H·V, B sequences.
+
+use kernel::ops::{
+    causal_conv1d, delta_gate, gated_delta_rule, gated_delta_step, gated_rms_norm, l2_norm, split,
+};
+use kernel::{DType, Tensor};
+
+use crate::config::{CONV_WIDTH, Config};
+use crate::linear::Linear;
+use crate::parameter::{Gradients, Parameter};
+use crate::{Result, lora, rows};
+
+use super::saved::arena;
+
+/// Added to the sum of squares of each query and key head, as upstream has it.
+const L2_EPS: f32 = 1e-6;
+
+#[derive(Debug)]
+pub(crate) struct Weights {
+    /// [C,D], rows: queries, keys, values
+    pub in_proj_qkv: Linear,
+    /// [H·V,D], the output gate
+    pub in_proj_z: Linear,
+    /// [H,D], the strength of writing
+    pub in_proj_b: Linear,
+    /// [H,D], the decay
+    pub in_proj_a: Linear,
+    /// [C,1,4]
+    pub conv1d: Parameter,
+    /// [H] f32
+    pub a_log: Parameter,
+    /// [H]
+    pub dt_bias: Parameter,
+    /// [V] f32, multiplies as it is
+    pub norm: Parameter,
+    /// [D,H·V]
+    pub out_proj: Linear,
+}
+
+arena! {
+    Saved(c, t) {
+        /// [T,C], before the convolution
+        qkv_tc: act [t, c.conv_channels()],
+        /// [T,H,V]
+        z_thv: act [t, c.linear_num_value_heads, c.linear_value_head_dim],
+        /// [T,H]
+        a_th: act [t, c.linear_num_value_heads],
+        /// [T,H]
+        b_th: act [t, c.linear_num_value_heads],
+        /// Logarithm of the decay [T,H].
+        g_th: f32 [t, c.linear_num_value_heads],
+        /// [T,H]
+        beta_th: f32 [t, c.linear_num_value_heads],
+        /// Output of the delta rule [T,H,V].
+        mixed_thv: act [t, c.linear_num_value_heads, c.linear_value_head_dim],
+        /// Its reciprocal norm [T,H].
+        mixed_rstd_th: f32 [t, c.linear_num_value_heads],
+    }
+}
+
+arena! {
+    Scratch(c, t) {
+        /// silu(conv(qkv)) [T,C]
+        conv_tc: act [t, c.conv_channels()],
+        /// Queries before the l2 norm [T,G,K].
+        raw_q_tgk: act [t, c.linear_num_key_heads, c.linear_key_head_dim],
+        /// [T,G,K]
+        raw_k_tgk: act [t, c.linear_num_key_heads, c.linear_key_head_dim],
+        /// Normalised, times K^-1/2 [T,G,K].
+        q_tgk: act [t, c.linear_num_key_heads, c.linear_key_head_dim],
+        /// [T,G,K]
+        k_tgk: act [t, c.linear_num_key_heads, c.linear_key_head_dim],
+        /// [T,H,V]
+        v_thv: act [t, c.linear_num_value_heads, c.linear_value_head_dim],
+        /// [T,G]
+        q_rstd_tg: f32 [t, c.linear_num_key_heads],
+        /// [T,G]
+        k_rstd_tg: f32 [t, c.linear_num_key_heads],
+        /// Normalised and gated [T,H,V].
+        gated_thv: act [t, c.linear_num_value_heads, c.linear_value_head_dim],
+    }
+}
+
+arena! {
+    Gradient(c, t) {
+        /// [T,H,V]
+        d_gated_thv: act [t, c.linear_num_value_heads, c.linear_value_head_dim],
+        /// [T,H,V]
+        d_mixed_thv: act [t, c.linear_num_value_heads, c.linear_value_head_dim],
+        /// [T,H,V]
+        d_z_thv: act [t, c.linear_num_value_heads, c.linear_value_head_dim],
+        /// [T,G,K]
+        d_q_tgk: act [t, c.linear_num_key_heads, c.linear_key_head_dim],
+        /// [T,G,K]
+        d_k_tgk: act [t, c.linear_num_key_heads, c.linear_key_head_dim],
+        /// [T,G,K]
+        d_raw_q_tgk: act [t, c.linear_num_key_heads, c.linear_key_head_dim],
+        /// [T,G,K]
+        d_raw_k_tgk: act [t, c.linear_num_key_heads, c.linear_key_head_dim],
+        /// [T,H,V]
+        d_v_thv: act [t, c.linear_num_value_heads, c.linear_value_head_dim],
+        /// [T,C]
+        d_conv_tc: act [t, c.conv_channels()],
+        /// [T,C]
+        d_qkv_tc: act [t, c.conv_channels()],
+        /// [T,H]
+        d_g_th: f32 [t, c.linear_num_value_heads],
+        /// [T,H]
+        d_beta_th: f32 [t, c.linear_num_value_heads],
+        /// [T,H]
+        d_a_th: act [t, c.linear_num_value_heads],
+        /// [T,H]
+        d_b_th: act [t, c.linear_num_value_heads],
+    }
+}
+
+/// What one sequence carries from token to token, whatever its length.
+#[derive(Debug, Clone)]
+pub(crate) struct State {
+    /// The last three inputs of the convolution, oldest first [3,C] f32.
+    pub conv_3c: Tensor,
+    /// [H,K,V] f32
+    pub state_hkv: Tensor,
+}
+
+impl State {
+    pub fn new(config: &Config) -> Self {
+        let state_shape = [
+            config.linear_num_value_heads,
+            config.linear_key_head_dim,
+            config.linear_value_head_dim,
+        ];
+        State {
+            conv_3c: Tensor::zeros(&[CONV_WIDTH - 1, config.conv_channels()], DType::F32),
+            state_hkv: Tensor::zeros(&state_shape, DType::F32),
+        }
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.conv_3c.bytes() + self.state_hkv.bytes()
+    }
+}
+
+impl Weights {
+    pub fn zeros(config: &Config, dtype: DType) -> Self {
+        let hidden = config.hidden_size;
+        let n_heads = config.linear_num_value_heads;
+        let value_width = n_heads * config.linear_value_head_dim;
+        let n_channels = config.conv_channels();
+        Weights {
+            in_proj_qkv: Linear::zeros(n_channels, hidden, dtype),
+            in_proj_z: Linear::zeros(value_width, hidden, dtype),
+            in_proj_b: Linear::zeros(n_heads, hidden, dtype),
+            in_proj_a: Linear::zeros(n_heads, hidden, dtype),
+            conv1d: Parameter::zeros(&[n_channels, 1, CONV_WIDTH], dtype),
+            a_log: Parameter::zeros(&[n_heads], DType::F32),
+            dt_bias: Parameter::zeros(&[n_heads], dtype),
+            norm: Parameter::zeros(&[config.linear_value_head_dim], DType::F32),
+            out_proj: Linear::zeros(hidden, value_width, dtype),
+        }
+    }
+
+    /// out_td added to; nothing crosses a border of `cu_seqlens`.
+    pub fn forward(
+        &self,
+        out_td: &mut Tensor,
+        saved: &mut Saved,
+        scratch: &mut Scratch,
+        x_td: &Tensor,
+        cu_seqlens: &[u32],
+        eps: f32,
+        lora: &mut lora::Scratch,
+    ) -> Result<()> {
+        // 1. project
+        self.project(saved, x_td, lora)?;
+        // 2. convolve
+        causal_conv1d::forward(
+            &mut scratch.conv_tc,
+            &saved.qkv_tc,
+            &self.conv1d.tensor,
+            cu_seqlens,
+        )?;
+        // 3. split and normalise
+        normalise(scratch)?;
+        // 4. gates
+        self.gates(saved)?;
+        // 5. delta rule
+        gated_delta_rule::forward(
+            &mut saved.mixed_thv,
+            &scratch.q_tgk,
+            &scratch.k_tgk,
+            &scratch.v_thv,
+            &saved.g_th,
+            &saved.beta_th,
+            cu_seqlens,
+        )?;
+        // 6. normalise and gate
+        self.gate(saved, scratch, eps)?;
+        // 7. project back
+        self.out_proj
+            .forward_residual(out_td, &scratch.gated_thv, lora)
+    }
+
+    /// d_x_td assigned.
+    pub fn backward(
+        &self,
+        d_x_td: &mut Tensor,
+        grads: &mut Gradients,
+        gradient: &mut Gradient,
+        d_out_td: &Tensor,
+        saved: &mut Saved,
+        scratch: &mut Scratch,
+        x_td: &Tensor,
+        cu_seqlens: &[u32],
+        eps: f32,
+        lora: &mut lora::Scratch,
+    ) -> Result<()> {
+        // 7. project back
+        self.gate(saved, scratch, eps)?;
+        self.out_proj.backward(
+            &mut gradient.d_gated_thv,
+            grads,
+            d_out_td,
+            &scratch.gated_thv,
+            lora,
+        )?;
+        // 6. normalise and gate
+        gated_rms_norm::backward(
+            &mut gradient.d_mixed_thv,
+            &mut gradient.d_z_thv,
+            grads.of(&self.norm),
+            &gradient.d_gated_thv,
+            &saved.mixed_thv,
+            &saved.z_thv,
+            &self.norm.tensor,
+            &saved.mixed_rstd_th,
+        )?;
+        // 5. delta rule
+        causal_conv1d::forward(
+            &mut scratch.conv_tc,
+            &saved.qkv_tc,
+            &self.conv1d.tensor,
+            cu_seqlens,
+        )?;
+        normalise(scratch)?;
+        gated_delta_rule::backward(
+            &mut gradient.d_q_tgk,
+            &mut gradient.d_k_tgk,
+            &mut gradient.d_v_thv,
+            &mut gradient.d_g_th,
+            &mut gradient.d_beta_th,
+            &gradient.d_mixed_thv,
+            &scratch.q_tgk,
+            &scratch.k_tgk,
+            &scratch.v_thv,
+            &saved.g_th,
+            &saved.beta_th,
+            cu_seqlens,
+        )?;
+        // 4. gates
+        delta_gate::backward(
+            &mut gradient.d_a_th,
+            &mut gradient.d_b_th,
+            grads.of_pair(&self.a_log, &self.dt_bias),
+            &gradient.d_g_th,
+            &gradient.d_beta_th,
+            &saved.a_th,
+            &saved.b_th,
+            &self.a_log.tensor,
+            &self.dt_bias.tensor,
+        )?;
+        // 3. split and normalise
+        normalise_backward(gradient, scratch)?;
+        // 2. convolve
+        causal_conv1d::backward(
+            &mut gradient.d_qkv_tc,
+            grads.of(&self.conv1d),
+            &gradient.d_conv_tc,
+            &saved.qkv_tc,
+            &self.conv1d.tensor,
+            cu_seqlens,
+        )?;
+        // 1. project
+        self.in_proj_qkv
+            .backward(d_x_td, grads, &gradient.d_qkv_tc, x_td, lora)?;
+        self.in_proj_z
+            .backward_residual(d_x_td, grads, &gradient.d_z_thv, x_td, lora)?;
+        self.in_proj_b
+            .backward_residual(d_x_td, grads, &gradient.d_b_th, x_td, lora)?;
+        self.in_proj_a
+            .backward_residual(d_x_td, grads, &gradient.d_a_th, x_td, lora)
+    }
+
+    /// New tokens after what the states hold: T of one sequence, or one of each of B. out_td added to.
+    pub fn step(
+        &self,
+        out_td: &mut Tensor,
+        states: &mut [&mut State],
+        saved: &mut Saved,
+        scratch: &mut Scratch,
+        x_td: &Tensor,
+        eps: f32,
+        lora: &mut lora::Scratch,
+    ) -> Result<()> {
+        // 1. project
+        self.project(saved, x_td, lora)?;
+        // 2. convolve
+        self.convolve_step(states, saved, scratch)?;
+        // 3. split and normalise
+        normalise(scratch)?;
+        // 4. gates
+        self.gates(saved)?;
+        // 5. delta rule
+        delta_rule_step(states, saved, scratch)?;
+        // 6. normalise and gate
+        self.gate(saved, scratch, eps)?;
+        // 7. project back
+        self.out_proj
+            .forward_residual(out_td, &scratch.gated_thv, lora)
+    }
+
+    fn project(&self, saved: &mut Saved, x_td: &Tensor, lora: &mut lora::Scratch) -> Result<()> {
+        self.in_proj_qkv.forward(&mut saved.qkv_tc, x_td, lora)?;
+        self.in_proj_z.forward(&mut saved.z_thv, x_td, lora)?;
+        self.in_proj_b.forward(&mut saved.b_th, x_td, lora)?;
+        self.in_proj_a.forward(&mut saved.a_th, x_td, lora)
+    }
+
+    fn convolve_step(
+        &self,
+        states: &mut [&mut State],
+        saved: &Saved,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        if let [state] = states {
+            causal_conv1d::forward_with_state(
+                &mut scratch.conv_tc,
+                &mut state.conv_3c,
+                &saved.qkv_tc,
+                &self.conv1d.tensor,
+            )?;
+            return Ok(());
+        }
+        let n_channels = self.conv1d.tensor.shape()[0];
+        let mut x_1c = Tensor::zeros(&[1, n_channels], saved.qkv_tc.dtype());
+        let mut out_1c = Tensor::zeros(&[1, n_channels], scratch.conv_tc.dtype());
+        for (row, state) in states.iter_mut().enumerate() {
+            rows::copy_rows(&mut x_1c, 0, &saved.qkv_tc, row, 1, n_channels);
+            causal_conv1d::forward_with_state(
+                &mut out_1c,
+                &mut state.conv_3c,
+                &x_1c,
+                &self.conv1d.tensor,
+            )?;
+            rows::copy_rows(&mut scratch.conv_tc, row, &out_1c, 0, 1, n_channels);
+        }
+        Ok(())
+    }
+
+    fn gates(&self, saved: &mut Saved) -> Result<()> {
+        delta_gate::forward(
+            &mut saved.g_th,
+            &mut saved.beta_th,
+            &saved.a_th,
+            &saved.b_th,
+            &self.a_log.tensor,
+            &self.dt_bias.tensor,
+        )?;
+        Ok(())
+    }
+
+    fn gate(&self, saved: &mut Saved, scratch: &mut Scratch, eps: f32) -> Result<()> {
+        gated_rms_norm::forward(
+            &mut scratch.gated_thv,
+            &mut saved.mixed_rstd_th,
+            &saved.mixed_thv,
+            &saved.z_thv,
+            &self.norm.tensor,
+            eps,
+        )?;
+        Ok(())
+    }
+}
+
+/// conv -> q, k (normalised), v.
+fn normalise(scratch: &mut Scratch) -> Result<()> {
+    let scale = query_scale(&scratch.q_tgk);
+    split::qkv(
+        &mut scratch.raw_q_tgk,
+        &mut scratch.raw_k_tgk,
+        &mut scratch.v_thv,
+        &scratch.conv_tc,
+    )?;
+    l2_norm::forward(
+        &mut scratch.q_tgk,
+        &mut scratch.q_rstd_tg,
+        &scratch.raw_q_tgk,
+        scale,
+        L2_EPS,
+    )?;
+    l2_norm::forward(
+        &mut scratch.k_tgk,
+        &mut scratch.k_rstd_tg,
+        &scratch.raw_k_tgk,
+        1.0,
+        L2_EPS,
+    )?;
+    Ok(())
+}
+
+fn normalise_backward(gradient: &mut Gradient, scratch: &Scratch) -> Result<()> {
+    l2_norm::backward(
+        &mut gradient.d_raw_k_tgk,
+        &gradient.d_k_tgk,
+        &scratch.raw_k_tgk,
+        &scratch.k_rstd_tg,
+        1.0,
+    )?;
+    l2_norm::backward(
+        &mut gradient.d_raw_q_tgk,
+        &gradient.d_q_tgk,
+        &scratch.raw_q_tgk,
+        &scratch.q_rstd_tg,
+        query_scale(&scratch.q_tgk),
+    )?;
+    split::qkv_backward(
+        &mut gradient.d_conv_tc,
+        &gradient.d_raw_q_tgk,
+        &gradient.d_raw_k_tgk,
+        &gradient.d_v_thv,
+    )?;
+    Ok(())
+}
+
+/// K^-1/2
+fn query_scale(q_tgk: &Tensor) -> f32 {
+    1.0 / (q_tgk.shape()[2] as f32).sqrt()
+}
+
+fn delta_rule_step(states: &mut [&mut State], saved: &mut Saved, scratch: &Scratch) -> Result<()> {
+    let n_tokens = scratch.q_tgk.shape()[0];
+    let mut states_hkv: Vec<&mut Tensor> = states
+        .iter_mut()
+        .map(|state| &mut state.state_hkv)
+        .collect();
+    match states_hkv.as_mut_slice() {
+        [state_hkv] if n_tokens > 1 => gated_delta_rule::forward_with_state(
+            &mut saved.mixed_thv,
+            state_hkv,
+            &scratch.q_tgk,
+            &scratch.k_tgk,
+            &scratch.v_thv,
+            &saved.g_th,
+            &saved.beta_th,
+        )?,
+        states_hkv => gated_delta_step::forward(
+            &mut saved.mixed_thv,
+            states_hkv,
+            &scratch.q_tgk,
+            &scratch.k_tgk,
+            &scratch.v_thv,
+            &saved.g_th,
+            &saved.beta_th,
+        )?,
+    }
+    Ok(())
+}

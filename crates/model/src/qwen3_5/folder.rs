@@ -1,0 +1,146 @@
+//! The model as a Hugging Face folder: reading, and writing back what was read.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use kernel::{DType, Tensor};
+use safetensors::Dtype;
+
+use crate::checkpoint::{self, Checkpoint, Planned, SaveOptions, View, Writer};
+use crate::config::Config;
+use crate::quant::fp8_block;
+use crate::{Error, Result};
+
+use super::{Qwen3_5, names};
+
+impl Qwen3_5 {
+    /// See [`crate::Model::load`].
+    pub(crate) fn load(dir: &Path, config: Config, dtype: DType) -> Result<Self> {
+        let source = Checkpoint::open(dir)?;
+        let mut model = Qwen3_5::zeros(config, dtype);
+        let form = names::form_of(|name| source.get(name).is_some(), model.config.form);
+        let mut known = HashSet::new();
+        for (name, parameter) in names::parameters_mut(&mut model) {
+            let name = names::full(form, &name);
+            let view = source.require(&name)?;
+            if view.shape != parameter.tensor.shape() {
+                return Err(Error::TensorShape {
+                    path: source.path_of(&name),
+                    expected: parameter.tensor.shape().to_vec(),
+                    got: view.shape.to_vec(),
+                    name,
+                });
+            }
+            parameter.tensor = read(&source, &name, view, parameter.tensor.dtype())?;
+            parameter.disk = match view.dtype {
+                Dtype::BF16 | Dtype::F8_E4M3 => DType::Bf16,
+                _ => DType::F32,
+            };
+            known.insert(name);
+        }
+        refuse_unexpected(&source, &known, model.config.tie_word_embeddings)?;
+        model.source = Some(Arc::new(source));
+        Ok(model)
+    }
+
+    /// See [`crate::Model::save_with`].
+    pub(crate) fn save(&self, dir: &Path, options: &SaveOptions) -> Result<()> {
+        if self.lora.is_some() {
+            return Err(Error::UnmergedAdapter);
+        }
+        let parameters: Vec<(String, &Tensor, DType)> = names::parameters(self)
+            .into_iter()
+            .map(|(name, parameter)| {
+                let dtype = match options.dtype {
+                    Some(_) if names::keeps_f32(&name) => DType::F32,
+                    Some(dtype) => dtype,
+                    None => parameter.disk,
+                };
+                let full = names::full(self.config.form, &name);
+                (full, &parameter.tensor, dtype)
+            })
+            .collect();
+        let carried = self.carried();
+
+        let planned = parameters.iter().map(|(name, tensor, dtype)| Planned {
+            name: name.clone(),
+            dtype: checkpoint::file_dtype(*dtype),
+            shape: tensor.shape().to_vec(),
+        });
+        let planned_carried = carried.iter().map(|(name, view)| Planned {
+            name: (*name).to_owned(),
+            dtype: plain(view.dtype),
+            shape: view.shape.to_vec(),
+        });
+        let mut writer = Writer::create(
+            dir,
+            "model",
+            planned.chain(planned_carried).collect(),
+            options.max_shard_bytes,
+        )?;
+        for (name, tensor, dtype) in parameters {
+            writer.put(&name, &checkpoint::to_bytes(tensor, dtype))?;
+        }
+        for (name, view) in carried {
+            match (view.dtype, &self.source) {
+                (Dtype::F8_E4M3, Some(source)) => {
+                    let tensor = read(source, name, view, DType::Bf16)?;
+                    writer.put(name, &checkpoint::to_bytes(&tensor, DType::Bf16))?;
+                }
+                _ => writer.put(name, view.bytes)?,
+            }
+        }
+        writer.put_json("config.json", &self.config.json_for(options.dtype))?;
+        writer.commit()
+    }
+
+    /// Tensors that go through unread. Quantized ones lose their scales, because the saved config states no quantization.
+    fn carried(&self) -> Vec<(&str, View<'_>)> {
+        let Some(source) = &self.source else {
+            return Vec::new();
+        };
+        source
+            .names()
+            .filter(|name| names::is_carried(name) && fp8_block::scaled_weight(name).is_none())
+            .filter_map(|name| Some((name, source.get(name)?)))
+            .collect()
+    }
+}
+
+/// A tensor of any readable type as one of `dtype`.
+fn read(source: &Checkpoint, name: &str, view: View, dtype: DType) -> Result<Tensor> {
+    let tensor = match view.dtype {
+        Dtype::F8_E4M3 => Some(fp8_block::read(source, name, view, dtype)?),
+        _ => checkpoint::to_tensor(view, dtype),
+    };
+    tensor.ok_or_else(|| Error::TensorType {
+        name: name.to_owned(),
+        path: source.path_of(name),
+        dtype: view.dtype.to_string(),
+    })
+}
+
+/// The type a carried tensor is saved in.
+fn plain(dtype: Dtype) -> Dtype {
+    match dtype {
+        Dtype::F8_E4M3 => Dtype::BF16,
+        other => other,
+    }
+}
+
+/// Anything that is no weight, no weight's scale and not carried would be lost in silence, and may change what the model computes.
+fn refuse_unexpected(source: &Checkpoint, known: &HashSet<String>, tied: bool) -> Result<()> {
+    let unexpected = source.names().find(|name| {
+        let scale_of_known = fp8_block::scaled_weight(name).is_some_and(|w| known.contains(w));
+        let tied_head = tied && names::is_head(name);
+        !(known.contains(*name) || names::is_carried(name) || scale_of_known || tied_head)
+    });
+    match unexpected {
+        Some(name) => Err(Error::UnexpectedTensor {
+            name: name.to_owned(),
+            path: source.path_of(name),
+        }),
+        None => Ok(()),
+    }
+}

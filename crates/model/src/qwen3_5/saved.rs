@@ -1,0 +1,248 @@
+//! What training keeps between forward and backward, and the scratch both use: this page is the training memory.
+//!
+//! Kept for each layer: the residual stream before and after the mixer, every projection's output, the outputs of attention and
+//! of the delta rule, and the reciprocal norms. Recomputed in backward, because it costs no matrix product: outputs of norms, rotation,
+//! convolution, l2 norms, gates and SwiGLU. The delta rule recomputes its chunk states by itself.
+//! All of it is an arena: tensors are resized for each row, and a row no longer than an earlier one allocates nothing.
+
+use kernel::{DType, Tensor};
+
+use crate::config::{Config, LayerType};
+use crate::lora;
+use crate::{Error, Result};
+
+use super::{attention, block, delta_net, mlp};
+
+/// Declares a struct of tensors whose shapes follow from the config `c` and the token count `t`, so that the same lines
+/// allocate, resize and predict. Types: `act` is the model's storage type, `f32` is always f32.
+macro_rules! arena {
+    (
+        $(#[$about:meta])*
+        $name:ident($c:ident, $t:ident) {
+            $( $(#[$doc:meta])* $field:ident: $kind:ident [$($dim:expr),+], )+
+        }
+    ) => {
+        $(#[$about])*
+        #[derive(Debug)]
+        pub(crate) struct $name {
+            $( $(#[$doc])* pub $field: kernel::Tensor, )+
+        }
+
+        impl $name {
+            #[allow(unused_variables, reason = "some arenas are f32 throughout")]
+            pub fn new(dtype: kernel::DType) -> Self {
+                $name { $( $field: kernel::Tensor::zeros(&[0], arena!(@dtype $kind, dtype)), )+ }
+            }
+
+            /// Gives every tensor its shape for `t` tokens; contents are unspecified.
+            pub fn resize(&mut self, $c: &crate::config::Config, $t: usize) {
+                $( self.$field.resize(&[$($dim),+]); )+
+            }
+
+            /// Bytes that `resize` will need.
+            #[allow(unused_variables, reason = "some arenas are f32 throughout")]
+            pub fn bytes_for($c: &crate::config::Config, $t: usize, dtype: kernel::DType) -> usize {
+                0 $( + arena!(@dtype $kind, dtype).size() * [$($dim),+].iter().product::<usize>() )+
+            }
+
+            /// Every tensor by name.
+            pub fn tensors(&self) -> Vec<(&'static str, &kernel::Tensor)> {
+                vec![ $( (stringify!($field), &self.$field), )+ ]
+            }
+        }
+    };
+    (@dtype act, $dtype:ident) => { $dtype };
+    (@dtype f32, $dtype:ident) => { kernel::DType::F32 };
+}
+pub(crate) use arena;
+
+arena! {
+    /// What lies behind the last layer.
+    Last(c, t) {
+        /// The residual stream after the last layer [T,D].
+        x_td: act [t, c.hidden_size],
+        /// Its reciprocal norm [T].
+        rstd_t: f32 [t],
+        /// The head's input [T,D].
+        normed_td: act [t, c.hidden_size],
+        /// Negative log-likelihoods [T].
+        nll_t: f32 [t],
+    }
+}
+
+/// Reusable activations of one pass; start with `Saved::default()` and hand the same one in again and again.
+#[derive(Debug, Default)]
+pub struct Saved {
+    arena: Option<Arena>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Arena {
+    dtype: DType,
+    layer_types: Vec<LayerType>,
+    pub layers: Vec<block::Saved>,
+    pub last: Last,
+    pub scratch: Scratch,
+    pub gradient: Gradient,
+    pub lora: lora::Scratch,
+    /// Position of each token in its document.
+    pub positions_t: Vec<u32>,
+}
+
+/// Recomputable values, shared by all layers.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    pub block: block::Scratch,
+    pub delta_net: delta_net::Scratch,
+    pub attention: attention::Scratch,
+    pub mlp: mlp::Scratch,
+}
+
+/// Gradients of activations, shared by all layers.
+#[derive(Debug)]
+pub(crate) struct Gradient {
+    pub block: block::Gradient,
+    pub delta_net: delta_net::Gradient,
+    pub attention: attention::Gradient,
+    pub mlp: mlp::Gradient,
+}
+
+impl Saved {
+    /// Bytes that a row of `n_tokens` needs in training, exactly; LoRA adds 8 bytes for each token and rank, and with dropout
+    /// 4 bytes for each token and the widest input. The loss adds its chunk of logits for the time of the call.
+    pub fn bytes_for(config: &Config, n_tokens: usize, dtype: DType) -> usize {
+        let layers: usize = config
+            .layer_types
+            .iter()
+            .map(|layer_type| block::Saved::bytes_for(*layer_type, config, n_tokens, dtype))
+            .sum();
+        layers
+            + Last::bytes_for(config, n_tokens, dtype)
+            + Scratch::bytes_for(config, n_tokens, dtype)
+            + Gradient::bytes_for(config, n_tokens, dtype)
+    }
+
+    /// Bytes in use for the last row, without LoRA's.
+    pub fn bytes(&self) -> usize {
+        self.arena.as_ref().map_or(0, Arena::bytes)
+    }
+
+    /// Bytes in use by LoRA's scratch.
+    pub fn lora_bytes(&self) -> usize {
+        self.arena.as_ref().map_or(0, |arena| arena.lora.bytes())
+    }
+
+    /// What the last pass kept of one layer, by name; for tests and for looking inside.
+    pub fn layer(&self, layer_idx: usize) -> Vec<(&'static str, &Tensor)> {
+        match &self.arena {
+            Some(arena) if layer_idx < arena.layers.len() => arena.layers[layer_idx].tensors(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The arena, sized for the forward pass of a row.
+    pub(crate) fn prepare(
+        &mut self,
+        config: &Config,
+        dtype: DType,
+        cu_seqlens: &[u32],
+        dropout_seed: Option<u64>,
+    ) -> Result<&mut Arena> {
+        let arena = self
+            .arena
+            .get_or_insert_with(|| Arena::new(&config.layer_types, dtype));
+        if arena.dtype != dtype {
+            return Err(Error::SavedType {
+                saved: arena.dtype,
+                model: dtype,
+            });
+        }
+        if arena.layer_types != config.layer_types {
+            *arena = Arena::new(&config.layer_types, dtype);
+        }
+        arena.set_positions(cu_seqlens);
+        arena.lora.dropout_seed = dropout_seed;
+        let n_tokens = arena.positions_t.len();
+        for layer in &mut arena.layers {
+            layer.resize(config, n_tokens);
+        }
+        arena.last.resize(config, n_tokens);
+        arena.scratch.resize(config, n_tokens);
+        Ok(arena)
+    }
+}
+
+impl Arena {
+    fn new(layer_types: &[LayerType], dtype: DType) -> Self {
+        Arena {
+            dtype,
+            layer_types: layer_types.to_vec(),
+            layers: layer_types
+                .iter()
+                .map(|layer_type| block::Saved::new(*layer_type, dtype))
+                .collect(),
+            last: Last::new(dtype),
+            scratch: Scratch::new(dtype),
+            gradient: Gradient::new(dtype),
+            lora: lora::Scratch::default(),
+            positions_t: Vec::new(),
+        }
+    }
+
+    fn set_positions(&mut self, cu_seqlens: &[u32]) {
+        self.positions_t.clear();
+        for border in cu_seqlens.windows(2) {
+            self.positions_t.extend(0..border[1] - border[0]);
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        let layers = self.layers.iter().flat_map(block::Saved::tensors);
+        layers
+            .chain(self.last.tensors())
+            .chain(self.scratch.tensors())
+            .chain(self.gradient.tensors())
+            .map(|(_, tensor)| tensor.bytes())
+            .sum()
+    }
+}
+
+/// The same four methods for a struct of one arena a module.
+macro_rules! arenas {
+    ($name:ident) => {
+        impl $name {
+            pub fn new(dtype: DType) -> Self {
+                $name {
+                    block: block::$name::new(dtype),
+                    delta_net: delta_net::$name::new(dtype),
+                    attention: attention::$name::new(dtype),
+                    mlp: mlp::$name::new(dtype),
+                }
+            }
+
+            pub fn resize(&mut self, config: &Config, n_tokens: usize) {
+                self.block.resize(config, n_tokens);
+                self.delta_net.resize(config, n_tokens);
+                self.attention.resize(config, n_tokens);
+                self.mlp.resize(config, n_tokens);
+            }
+
+            fn bytes_for(config: &Config, n_tokens: usize, dtype: DType) -> usize {
+                block::$name::bytes_for(config, n_tokens, dtype)
+                    + delta_net::$name::bytes_for(config, n_tokens, dtype)
+                    + attention::$name::bytes_for(config, n_tokens, dtype)
+                    + mlp::$name::bytes_for(config, n_tokens, dtype)
+            }
+
+            fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
+                let mut tensors = self.block.tensors();
+                tensors.extend(self.delta_net.tensors());
+                tensors.extend(self.attention.tensors());
+                tensors.extend(self.mlp.tensors());
+                tensors
+            }
+        }
+    };
+}
+arenas!(Scratch);
+arenas!(Gradient);

@@ -1,0 +1,74 @@
+//! What one sequence carries from token to token: caches of attention layers, states of delta nets, the position.
+
+use kernel::DType;
+
+use crate::config::{Config, LayerType};
+
+use super::{attention, delta_net};
+
+/// One sequence in progress. A clone is a snapshot: both go on independently.
+#[derive(Debug, Clone)]
+pub struct SequenceState {
+    pub(crate) position: usize,
+    pub(crate) layers: Vec<LayerState>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum LayerState {
+    DeltaNet(delta_net::State),
+    Attention(attention::State),
+}
+
+impl SequenceState {
+    pub(crate) fn new(config: &Config, dtype: DType) -> Self {
+        SequenceState {
+            position: 0,
+            layers: config
+                .layer_types
+                .iter()
+                .map(|layer_type| match layer_type {
+                    LayerType::Linear => LayerState::DeltaNet(delta_net::State::new(config)),
+                    LayerType::Full => LayerState::Attention(attention::State::new(config, dtype)),
+                })
+                .collect(),
+        }
+    }
+
+    /// Tokens taken in so far.
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    /// Memory held.
+    pub fn bytes(&self) -> usize {
+        self.layers
+            .iter()
+            .map(|layer| match layer {
+                LayerState::DeltaNet(state) => state.bytes(),
+                LayerState::Attention(state) => state.bytes(),
+            })
+            .sum()
+    }
+}
+
+impl LayerState {
+    pub fn delta_nets(states: Vec<&mut LayerState>) -> Vec<&mut delta_net::State> {
+        states
+            .into_iter()
+            .map(|state| match state {
+                LayerState::DeltaNet(state) => state,
+                LayerState::Attention(_) => unreachable!("a state is of its model's layer types"),
+            })
+            .collect()
+    }
+
+    pub fn attentions(states: Vec<&mut LayerState>) -> Vec<&mut attention::State> {
+        states
+            .into_iter()
+            .map(|state| match state {
+                LayerState::Attention(state) => state,
+                LayerState::DeltaNet(_) => unreachable!("a state is of its model's layer types"),
+            })
+            .collect()
+    }
+}
