@@ -1,1 +1,18 @@
-//! Filled in by its own commit.
+//! OpenAI-compatible HTTP API and the chat page over one engine: the only crate that knows tokio and HTTP.
+
+mod api;
+mod error;
+mod fields;
+mod generation;
+mod lines;
+mod profiles;
+mod reply;
+mod server;
+mod state;
+mod stop;
+
+pub use api::app;
+pub use error::{Error, Result};
+pub use profiles::{Profile, Profiles};
+pub use server::{bind, run};
+pub use state::{AppState, Character, Limits, Setup};

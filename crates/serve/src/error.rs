@@ -1,0 +1,185 @@
+//! What can go wrong: `Error` for whoever starts the server, `ApiError` for whoever asks it something.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Errors of starting and running the server.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    #[error(
+        "{host}:{port} is in use already; stop the other server or choose another port with --port"
+    )]
+    PortInUse { host: String, port: u16 },
+    #[error(
+        "cannot listen on {host}:{port}: {source}; choose an address of this machine with --host and a port above 1023 with --port"
+    )]
+    Bind {
+        host: String,
+        port: u16,
+        source: std::io::Error,
+    },
+    #[error("the server stopped: {source}")]
+    Serve { source: std::io::Error },
+    #[error("the sampling profiles are not readable: {source}; see profiles.toml for the form")]
+    Profiles { source: toml::de::Error },
+    #[error(
+        "the active profile `{active}` is not among the profiles ({known}); choose one of them"
+    )]
+    ActiveProfile { active: String, known: String },
+}
+
+/// Seconds after which a client that was turned away may try again.
+const RETRY_AFTER_S: u64 = 2;
+
+/// Errors of a request; each has one status, type and code.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApiError {
+    #[error("the body is no JSON object: {detail}")]
+    Json { detail: String },
+    #[error("the body must be JSON with the header `content-type: application/json`")]
+    ContentType,
+    #[error("`{field}` {problem}")]
+    Field { field: String, problem: String },
+    #[error("the body is larger than {limit} bytes; send a shorter conversation")]
+    TooLarge { limit: usize },
+    #[error("the body could not be read to its end")]
+    Body,
+    #[error("model `{model}` is not served here; the model of this server is `{served}`")]
+    ModelNotFound { model: String, served: String },
+    #[error("this server needs an API key: send `authorization: Bearer KEY`")]
+    Unauthorized,
+    #[error(
+        "there is nothing at this address; see /v1/models, /v1/chat/completions, /health and /chat"
+    )]
+    NotFound,
+    #[error("this address does not take that method")]
+    Method,
+    #[error("the model is still loading; try again in a moment")]
+    Loading,
+    #[error(transparent)]
+    Engine(#[from] engine::Error),
+    #[error(transparent)]
+    Text(#[from] text::Error),
+    #[error("the server is stopping; try again in a moment")]
+    Stopping,
+}
+
+impl ApiError {
+    pub fn field(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        ApiError::Field {
+            field: field.into(),
+            problem: problem.into(),
+        }
+    }
+
+    /// Status, type and code, as OpenAI's clients sort errors.
+    fn class(&self) -> (StatusCode, &'static str, &'static str) {
+        const INVALID: &str = "invalid_request_error";
+        match self {
+            ApiError::Json { .. } => (StatusCode::BAD_REQUEST, INVALID, "invalid_json"),
+            ApiError::ContentType => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                INVALID,
+                "invalid_content_type",
+            ),
+            ApiError::Field { .. } => (StatusCode::BAD_REQUEST, INVALID, "invalid_value"),
+            ApiError::Body => (StatusCode::BAD_REQUEST, INVALID, "incomplete_body"),
+            ApiError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, INVALID, "body_too_large"),
+            ApiError::ModelNotFound { .. } => (StatusCode::NOT_FOUND, INVALID, "model_not_found"),
+            ApiError::Unauthorized => (
+                StatusCode::UNAUTHORIZED,
+                "authentication_error",
+                "invalid_api_key",
+            ),
+            ApiError::NotFound => (StatusCode::NOT_FOUND, INVALID, "not_found"),
+            ApiError::Method => (
+                StatusCode::METHOD_NOT_ALLOWED,
+                INVALID,
+                "method_not_allowed",
+            ),
+            ApiError::Loading => (StatusCode::SERVICE_UNAVAILABLE, "server_error", "loading"),
+            ApiError::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "server_error", "stopping"),
+            ApiError::Engine(error) => engine_class(error),
+            ApiError::Text(
+                text::Error::TemplateRaised { .. } | text::Error::SystemNotFirst { .. },
+            ) => (StatusCode::BAD_REQUEST, INVALID, "invalid_messages"),
+            ApiError::Text(_) => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "server_error",
+                "text_failed",
+            ),
+        }
+    }
+
+    /// Which field of the request is to blame, where one is.
+    fn param(&self) -> Option<&str> {
+        match self {
+            ApiError::Field { field, .. } => Some(field),
+            ApiError::ModelNotFound { .. } => Some("model"),
+            ApiError::Engine(engine::Error::Sampling { field, .. }) => Some(field),
+            ApiError::Engine(engine::Error::PromptTooLong { .. }) => Some("messages"),
+            _ => None,
+        }
+    }
+
+    /// `{"error": {message, type, param, code}}`, also as the last event of a stream that fails.
+    pub fn body(&self) -> serde_json::Value {
+        let (_, kind, code) = self.class();
+        json!({"error": {
+            "message": self.to_string(),
+            "type": kind,
+            "param": self.param(),
+            "code": code,
+        }})
+    }
+}
+
+fn engine_class(error: &engine::Error) -> (StatusCode, &'static str, &'static str) {
+    use engine::Error;
+    const INVALID: &str = "invalid_request_error";
+    match error {
+        Error::PromptTooLong { .. } => {
+            (StatusCode::BAD_REQUEST, INVALID, "context_length_exceeded")
+        }
+        Error::EmptyPrompt => (StatusCode::BAD_REQUEST, INVALID, "empty_prompt"),
+        Error::TokenId { .. } => (StatusCode::BAD_REQUEST, INVALID, "invalid_token_id"),
+        Error::Sampling { .. } | Error::TopLogprobs { .. } | Error::MaxTokens => {
+            (StatusCode::BAD_REQUEST, INVALID, "invalid_value")
+        }
+        Error::QueueFull { .. } => (
+            StatusCode::TOO_MANY_REQUESTS,
+            "rate_limit_error",
+            "queue_full",
+        ),
+        Error::Stopped => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "server_error",
+            "engine_stopped",
+        ),
+        _ => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "server_error",
+            "generation_failed",
+        ),
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let (status, _, _) = self.class();
+        let mut response = (status, Json(self.body())).into_response();
+        let headers = response.headers_mut();
+        if status == StatusCode::TOO_MANY_REQUESTS || status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}

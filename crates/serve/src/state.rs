@@ -1,0 +1,182 @@
+//! What every handler shares: the engine, the way from text to ids, the character's words, limits and counters.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use engine::EngineHandle;
+use sha2::{Digest, Sha256};
+use text::{ChatTemplate, Tokenizer};
+
+use crate::error::ApiError;
+use crate::profiles::Profiles;
+
+/// What the caller gives a server: everything but the engine, which may come later.
+#[derive(Debug)]
+pub struct Setup {
+    /// The model's name in the API.
+    pub model: String,
+    pub tokenizer: Tokenizer,
+    pub template: ChatTemplate,
+    pub profiles: Profiles,
+    pub character: Character,
+    /// Trainable numbers of the model, for the page's plain sentence about it; 0 = unknown.
+    pub n_params: u64,
+    /// Keys that open every route but `/health` and the page; none = open to all who reach the port.
+    pub api_keys: Vec<String>,
+    pub limits: Limits,
+}
+
+/// The character's words, stored with the weights.
+#[derive(Debug, Clone, Default)]
+pub struct Character {
+    pub name: String,
+    /// The name by language code, where it differs.
+    pub names: BTreeMap<String, String>,
+    /// Used when a conversation brings no system message of its own.
+    pub system_prompt: Option<String>,
+    /// By language code (`chs` or `zh`, `en`, ..).
+    pub greeting: BTreeMap<String, String>,
+    /// A sentence about this model by language code, in place of the page's own.
+    pub note: BTreeMap<String, String>,
+}
+
+/// Caps on one request.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    pub body_bytes: usize,
+    /// Replies of one request.
+    pub n: u64,
+    pub messages: usize,
+    pub stop_strings: usize,
+    /// Tokens of a reply when the request names none; the context's end may come earlier.
+    pub default_max_tokens: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            body_bytes: 1 << 20,
+            n: 8,
+            messages: 1000,
+            stop_strings: 16,
+            default_max_tokens: 2048,
+        }
+    }
+}
+
+/// Shared by all handlers; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct AppState {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    setup: Setup,
+    key_hashes: Vec<[u8; 32]>,
+    banned_when_not_thinking: Vec<u32>,
+    engine: OnceLock<EngineHandle>,
+    started: Instant,
+    next_id: Mutex<u64>,
+    /// Answers by HTTP status.
+    statuses: Mutex<BTreeMap<u16, u64>>,
+}
+
+impl AppState {
+    /// A state without an engine: `/health` says `loading` until [`AppState::set_engine`].
+    pub fn new(setup: Setup) -> Self {
+        let key_hashes = setup.api_keys.iter().map(|key| hash(key)).collect();
+        let banned_when_not_thinking = ["<think>", "</think>"]
+            .iter()
+            .filter_map(|token| setup.tokenizer.id(token))
+            .collect();
+        AppState {
+            inner: Arc::new(Inner {
+                setup,
+                key_hashes,
+                banned_when_not_thinking,
+                engine: OnceLock::new(),
+                started: Instant::now(),
+                next_id: Mutex::new(0),
+                statuses: Mutex::new(BTreeMap::new()),
+            }),
+        }
+    }
+
+    /// Brings the engine, once the weights are read. A second call changes nothing.
+    pub fn set_engine(&self, engine: EngineHandle) {
+        // The handle that is not taken is dropped, and its engine ends.
+        drop(self.inner.engine.set(engine));
+    }
+
+    /// The engine, or `None` while the model is loading.
+    pub fn engine(&self) -> Option<&EngineHandle> {
+        self.inner.engine.get()
+    }
+
+    pub fn setup(&self) -> &Setup {
+        &self.inner.setup
+    }
+
+    pub(crate) fn loaded_engine(&self) -> Result<&EngineHandle, ApiError> {
+        self.engine().ok_or(ApiError::Loading)
+    }
+
+    /// Ids of the thinking marks, never drawn while thinking is off.
+    pub(crate) fn banned_when_not_thinking(&self) -> &[u32] {
+        &self.inner.banned_when_not_thinking
+    }
+
+    pub(crate) fn uptime_s(&self) -> u64 {
+        self.inner.started.elapsed().as_secs()
+    }
+
+    /// A name for an answer, unique while the server lives.
+    pub(crate) fn answer_id(&self, prefix: &str) -> String {
+        let mut next = self.lock(&self.inner.next_id);
+        *next += 1;
+        format!("{prefix}-{:x}-{:x}", unix_time(), *next)
+    }
+
+    /// Whether `key` opens the protected routes.
+    pub(crate) fn accepts_key(&self, key: Option<&str>) -> bool {
+        if self.inner.key_hashes.is_empty() {
+            return true;
+        }
+        let given = hash(key.unwrap_or_default());
+        // Every key is compared, and each to its end, so that time tells nothing.
+        let mut accepted = false;
+        for expected in &self.inner.key_hashes {
+            let difference = expected
+                .iter()
+                .zip(&given)
+                .fold(0u8, |difference, (a, b)| difference | (a ^ b));
+            accepted |= difference == 0;
+        }
+        accepted && key.is_some()
+    }
+
+    pub(crate) fn count_status(&self, status: u16) {
+        *self.lock(&self.inner.statuses).entry(status).or_insert(0) += 1;
+    }
+
+    pub(crate) fn statuses(&self) -> BTreeMap<u16, u64> {
+        self.lock(&self.inner.statuses).clone()
+    }
+
+    fn lock<'a, T>(&self, mutex: &'a Mutex<T>) -> std::sync::MutexGuard<'a, T> {
+        mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn unix_time() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |elapsed| elapsed.as_secs())
+}
+
+fn hash(key: &str) -> [u8; 32] {
+    Sha256::digest(key.as_bytes()).into()
+}
