@@ -5,8 +5,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 
-use crate::character::Character;
+use crate::character::{Character, GameRules};
 use crate::dataset::{DatasetPart, DatasetWriter};
 use crate::error::{Error, Result};
 use crate::language::Language;
@@ -14,9 +15,8 @@ use crate::manifest::{self, Dataset, Manifest, RowScenes, Warning};
 use crate::output::{self, Pending};
 use crate::rules::Counter;
 use crate::source::SourceKind;
-use crate::source::story;
-use crate::source::story_documents::StoryDocuments;
-use crate::source::story_units;
+use crate::source::story::{self, StoryDocuments};
+use crate::source::turn_based_game::{self as game, GameDocuments, Tables, vendor};
 use crate::split::{Split, SplitOptions};
 use crate::task::Task;
 
@@ -68,7 +68,7 @@ pub fn build(
     let mut manifest = Manifest::load(request.out)?.unwrap_or_default();
     let built = match request.source {
         SourceKind::Story => build_story(request, count, progress)?,
-        SourceKind::TurnBasedGame => return Err(no_game_yet(request.tasks.first())),
+        SourceKind::TurnBasedGame => build_game(request, count, progress)?,
     };
     publish(request, &mut manifest, built)
 }
@@ -87,32 +87,41 @@ pub struct SplitRequest<'a> {
 /// # Errors
 /// Whatever is wrong with the source.
 pub fn make_split(request: &SplitRequest<'_>) -> Result<Split> {
-    if request.source == SourceKind::TurnBasedGame {
-        return Err(no_game_yet(None));
+    match request.source {
+        SourceKind::Story => {
+            let story = story::read(request.root)?;
+            let split = story::split(&story, request.character, request.options);
+            story::guard(&story, &split)?;
+            Ok(split)
+        }
+        SourceKind::TurnBasedGame => {
+            let rules = game_rules(request.character)?;
+            let split = game::split(request.root, request.character, rules, request.options)?;
+            game::guard(request.root, rules, &split)?;
+            Ok(split)
+        }
     }
-    let story = story::read(request.root)?;
-    let split = story_units::split(&story, request.character, request.options);
-    story_units::guard(&story, &split)?;
-    Ok(split)
 }
 
 /// The guard of a split made earlier: no text of twelve characters or more stands on both sides.
 ///
 /// # Errors
 /// The text and the two scenes that hold it, or whatever is wrong with the source.
-pub fn check_split(source: SourceKind, root: &Path, split: &Split) -> Result<()> {
-    if source == SourceKind::TurnBasedGame {
-        return Err(no_game_yet(None));
+pub fn check_split(request: &SplitRequest<'_>, split: &Split) -> Result<()> {
+    match request.source {
+        SourceKind::Story => story::guard(&story::read(request.root)?, split),
+        SourceKind::TurnBasedGame => {
+            game::guard(request.root, game_rules(request.character)?, split)
+        }
     }
-    story_units::guard(&story::read(root)?, split)
 }
 
-fn no_game_yet(task: Option<&Task>) -> Error {
-    Error::TaskOfSource {
-        task: task.map_or_else(|| "split".to_owned(), Task::to_string),
-        origin: SourceKind::TurnBasedGame.name(),
-        reason: "this version reads the source story only".to_owned(),
-    }
+/// The character file's rules of the game.
+fn game_rules(character: &Character) -> Result<&GameRules> {
+    character.turn_based_game.as_ref().ok_or_else(|| Error::CharacterValue {
+        path: character.origin.path.clone(),
+        problem: "has no table [turn_based_game], which this source needs; characters/cyrene.toml shows one".to_owned(),
+    })
 }
 
 /// A data set whose files are complete but not yet named.
@@ -177,6 +186,141 @@ fn build_story(
         }
     }
     Ok(built)
+}
+
+fn build_game(
+    request: &BuildRequest<'_>,
+    count: Counter<'_>,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<Vec<Built>> {
+    let rules = game_rules(request.character)?;
+    let tasks: Vec<Task> = request
+        .tasks
+        .iter()
+        .copied()
+        .filter(|t| *t != Task::PtVendor)
+        .collect();
+    let has_vendor = tasks.len() < request.tasks.len();
+    if has_vendor && !tasks.is_empty() {
+        return Err(Error::TaskOfSource {
+            task: Task::PtVendor.to_string(),
+            origin: request.source.name(),
+            reason:
+                "its root is the vendor folder, that of the other tasks the tree; build it apart"
+                    .to_owned(),
+        });
+    }
+    if has_vendor {
+        return build_vendor(request, rules, count, progress);
+    }
+    let tables = Tables::read(request.root, &tasks)?;
+    let documents = GameDocuments::new(&tables, rules);
+    let languages = languages(request);
+    let steps = Steps::new(tasks.len() * languages.len(), progress);
+    // A language at a time on every core: its map is read once for all tasks.
+    let built = languages
+        .par_iter()
+        .map(|language| build_language(request, &documents, &tasks, *language, count, &steps))
+        .collect::<Result<Vec<_>>>()?;
+
+    let mut source = Sha256::new();
+    for (name, hash) in &tables.hashes {
+        source.update(name);
+        source.update(hash);
+    }
+    for language in &built {
+        source.update(language.map_sha256);
+    }
+    let source_sha256 = output::hex(&source.finalize());
+    let mut by_task: Vec<Built> = tasks
+        .iter()
+        .map(|task| Built {
+            task: *task,
+            source_sha256: source_sha256.clone(),
+            parts: Vec::new(),
+            warnings: Vec::new(),
+        })
+        .collect();
+    for language in built {
+        for (task, (part, unknown)) in by_task.iter_mut().zip(language.parts) {
+            if language.map_is_missing {
+                let text = format!("there is no text map of {}", part.file.key);
+                task.warnings.push(warning(text, 1));
+            }
+            task.parts.push(part);
+            merge_markup(&mut task.warnings, unknown);
+        }
+    }
+    Ok(by_task)
+}
+
+/// All tasks of one language.
+struct LanguageParts {
+    map_sha256: [u8; 32],
+    map_is_missing: bool,
+    parts: Vec<(DatasetPart, BTreeMap<String, usize>)>,
+}
+
+fn build_language(
+    request: &BuildRequest<'_>,
+    documents: &GameDocuments<'_>,
+    tasks: &[Task],
+    language: Language,
+    count: Counter<'_>,
+    steps: &Steps<'_>,
+) -> Result<LanguageParts> {
+    let files = game::TextMapFiles::read(request.root, language)?;
+    let map = files.parse()?;
+    let parts = tasks
+        .iter()
+        .map(|task| {
+            let relative = format!("{task}/{language}.jsonl");
+            let mut out = DatasetWriter::create(
+                request.out,
+                relative,
+                language.code(),
+                Some(language),
+                count,
+            )?;
+            let texts = game::Texts::new(language, &map, documents.tables);
+            let unknown = documents.write(*task, texts, &mut out)?;
+            let part = out.finish()?;
+            steps.done(*task, Some(language));
+            Ok((part, unknown))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    Ok(LanguageParts {
+        map_sha256: files.sha256(),
+        map_is_missing: files.is_missing(),
+        parts,
+    })
+}
+
+fn build_vendor(
+    request: &BuildRequest<'_>,
+    rules: &GameRules,
+    count: Counter<'_>,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<Vec<Built>> {
+    let task = Task::PtVendor;
+    // The pages are in simplified Chinese.
+    let nickname = rules.nickname.get_or_any(Language::Chs).unwrap_or_default();
+    let steps = Steps::new(vendor::SETS.len(), progress);
+    let mut parts = Vec::new();
+    let mut source = Sha256::new();
+    for set in vendor::SETS {
+        let relative = format!("{task}/{set}.jsonl");
+        let mut out = DatasetWriter::create(request.out, relative, set, None, count)?;
+        source.update(vendor::write(set, request.root, nickname, &mut out)?);
+        parts.push(out.finish()?);
+        steps.done(task, None);
+    }
+    Ok(vec![Built {
+        task,
+        source_sha256: output::hex(&source.finalize()),
+        parts,
+        warnings: Vec::new(),
+    }])
 }
 
 fn merge_markup(warnings: &mut Vec<Warning>, unknown: BTreeMap<String, usize>) {

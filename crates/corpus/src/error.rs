@@ -54,6 +54,33 @@ pub enum Error {
         key: String,
         near: String,
     },
+    #[error(
+        "{path}:{line}: `{key}` is missing in this row; the table is damaged or of another game version"
+    )]
+    MissingCell {
+        path: PathBuf,
+        line: usize,
+        key: &'static str,
+    },
+    #[error(
+        "{table} {id}: `{field}` has the text hash {hash}, which the text map of {language} lacks; the map is incomplete or of another game version"
+    )]
+    UnknownText {
+        table: &'static str,
+        id: String,
+        field: &'static str,
+        hash: String,
+        language: &'static str,
+    },
+    #[error(
+        "{table} {id}: there is no row {wanted} in {target}; the tables are incomplete or of different game versions"
+    )]
+    UnknownRow {
+        table: &'static str,
+        id: String,
+        target: &'static str,
+        wanted: String,
+    },
     #[error("{path}:{line}: `{key}` must be {expected}, not {got}")]
     WrongType {
         path: PathBuf,

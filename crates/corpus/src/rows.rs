@@ -131,6 +131,8 @@ fn load_file(
             })?;
             let side = match split {
                 None => Side::Train,
+                // Vendor sets have no language and no scenes; they are for training only.
+                Some(_) if file.language.is_none() => Side::Train,
                 Some(split) => split.side(id).ok_or_else(|| {
                     changed(format!("holds scene `{id}`, which the split does not know"))
                 })?,

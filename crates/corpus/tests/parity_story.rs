@@ -5,30 +5,15 @@
     reason = "helpers of tests fail by panicking, as tests do"
 )]
 
-use std::path::{Path, PathBuf};
+mod common;
 
+use common::shared;
 use corpus::{
     BuildRequest, Character, Language, Side, SourceKind, SplitOptions, SplitRequest, Task,
 };
 
-/// `../shared` beside the repository, or where CYRENE_SHARED says; `None` (test skipped) if it is not there.
-fn shared() -> Option<PathBuf> {
-    let path = std::env::var_os("CYRENE_SHARED").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"),
-        PathBuf::from,
-    );
-    if path.is_dir() {
-        return Some(path);
-    }
-    let required = std::env::var_os("CYRENE_REQUIRE_SHARED").is_some_and(|v| v == "1");
-    assert!(!required, "{} is not there", path.display());
-    println!("skipped: no ../shared");
-    None
-}
-
 fn delfador() -> Character {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../characters/delfador.toml");
-    Character::load(&path).unwrap()
+    common::character("delfador.toml")
 }
 
 #[test]
@@ -70,14 +55,14 @@ fn real_story_builds_for_delfador() {
         );
     }
 
-    let split = corpus::make_split(&SplitRequest {
+    let split_request = SplitRequest {
         source: SourceKind::Story,
         root: request.root,
         character: &character,
         options: SplitOptions::default(),
-    })
-    .unwrap();
-    corpus::check_split(SourceKind::Story, request.root, &split).unwrap();
+    };
+    let split = corpus::make_split(&split_request).unwrap();
+    corpus::check_split(&split_request, &split).unwrap();
     let rows = corpus::rows::load(&out.path().join("sft/cyrene"), Some(&split)).unwrap();
     let held_out = rows.iter().filter(|r| r.side == Side::HeldOut).count();
     let share = held_out as f64 / rows.len() as f64;

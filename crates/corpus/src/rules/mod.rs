@@ -1,6 +1,8 @@
 //! The rules that lead from sentences to records, the same for every source.
 
+pub(crate) mod cleanup;
 pub(crate) mod conversation;
+pub(crate) mod digits;
 pub(crate) mod format;
 pub(crate) mod markup;
 pub(crate) mod paragraph;

@@ -1,8 +1,7 @@
 //! Where stories come from: one module a source.
 
 pub(crate) mod story;
-pub(crate) mod story_documents;
-pub(crate) mod story_units;
+pub(crate) mod turn_based_game;
 
 use crate::error::{Error, Result};
 use crate::near;

@@ -1,0 +1,17 @@
+//! The source `turn-based-game`: tables of numbers and hashes, and a map from hash to text for every language.
+
+mod conversations;
+mod documents;
+mod json;
+mod tables;
+mod talk;
+mod text_map;
+mod texts;
+mod units;
+pub(crate) mod vendor;
+
+pub(crate) use documents::GameDocuments;
+pub(crate) use tables::Tables;
+pub(crate) use text_map::TextMapFiles;
+pub(crate) use texts::Texts;
+pub(crate) use units::{guard, split};

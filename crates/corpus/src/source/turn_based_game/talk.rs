@@ -1,0 +1,149 @@
+//! The talk table of one language: rows whose text is there, in groups that are one conversation each.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use super::tables::{Tables, TalkRow};
+use super::text_map::TextHash;
+use super::texts::{Place, Texts};
+use crate::character::GameRules;
+use crate::error::Result;
+
+/// Where a nameless speaker's name stands: the player's.
+pub(crate) const NICKNAME: &str = "{NICKNAME}";
+
+/// Rows with an id, sorted by it, with the number of their group: the same for all languages.
+pub(crate) struct TalkOrder<'a> {
+    rows: Vec<(i128, &'a TalkRow)>,
+}
+
+/// A group: its number and its rows in this language.
+pub(crate) struct Group<'a> {
+    pub number: i128,
+    pub rows: Vec<&'a TalkRow>,
+}
+
+impl<'a> TalkOrder<'a> {
+    pub fn new(tables: &'a Tables, rules: &GameRules) -> TalkOrder<'a> {
+        let mut rows: Vec<(i128, &TalkRow)> = tables
+            .talks
+            .iter()
+            .filter_map(|row| Some((row.id?, row)))
+            .collect();
+        // Stable: rows of the same id keep the order of the file.
+        rows.sort_by_key(|(id, _)| *id);
+        for (number, _) in &mut rows {
+            let thousand = number.div_euclid(1000);
+            let is_fine = rules
+                .fine_talk_blocks
+                .iter()
+                .any(|b| i128::from(*b) == thousand);
+            *number = if is_fine {
+                number.div_euclid(100)
+            } else {
+                thousand
+            };
+        }
+        TalkOrder { rows }
+    }
+
+    /// The groups of a language, ascending by number. `knows`: whether the language's map has a hash.
+    pub fn groups(&self, knows: impl Fn(TextHash) -> bool) -> Vec<Group<'a>> {
+        let mut groups: BTreeMap<i128, Vec<&'a TalkRow>> = BTreeMap::new();
+        for (number, row) in &self.rows {
+            if row.text.is_some_and(&knows) {
+                groups.entry(*number).or_default().push(row);
+            }
+        }
+        groups
+            .into_iter()
+            .map(|(number, rows)| Group { number, rows })
+            .collect()
+    }
+}
+
+impl Group<'_> {
+    pub fn has_any(&self, hashes: &[TextHash]) -> bool {
+        self.rows
+            .iter()
+            .any(|r| r.name.is_some_and(|h| hashes.contains(&h)))
+    }
+
+    /// The name of the scene that a group is.
+    pub fn scene(&self) -> String {
+        format!("talk/{}", self.number)
+    }
+}
+
+impl TalkRow {
+    pub fn text<'a>(&self, texts: &Texts<'a>) -> Result<Cow<'a, str>> {
+        let place = Place {
+            table: "TalkSentenceConfig",
+            field: "TalkSentenceText",
+            id: self.id.unwrap_or_default(),
+        };
+        texts.strict(self.text.unwrap_or(TextHash::INVALID), place)
+    }
+
+    /// The speaker's name; the player's where there is none.
+    pub fn speaker<'a>(&self, texts: &Texts<'a>) -> Result<Cow<'a, str>> {
+        let known = match self.name {
+            None | Some(TextHash(0)) => None,
+            Some(hash) => texts.lenient(hash)?.filter(|name| !name.is_empty()),
+        };
+        Ok(known.unwrap_or(Cow::Borrowed(NICKNAME)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(ids: &[i128], fine: &[i64]) -> Vec<(i128, usize)> {
+        let talks = ids.iter().map(|id| TalkRow {
+            id: Some(*id),
+            name: None,
+            text: Some(TextHash(1)),
+        });
+        let mut tables = Tables::default();
+        tables.talks = talks.collect();
+        let mut rules: GameRules = toml::from_str(
+            "nickname = {en = \"x\"}\nplayer_name_hash = 1\nname_hashes = [2]\navatar_id = 1\npeople = []\n\
+             mission_prefixes = []\nbook_worlds = []",
+        )
+        .unwrap();
+        rules.fine_talk_blocks = fine.to_vec();
+        let groups = TalkOrder::new(&tables, &rules).groups(|_| true);
+        groups.iter().map(|g| (g.number, g.rows.len())).collect()
+    }
+
+    #[test]
+    fn fine_blocks_are_grouped_by_the_hundred() {
+        let ids = [
+            504_119_101,
+            504_119_100,
+            504_119_201,
+            504_120_999,
+            5_041_191_000_123,
+        ];
+        // A longer id whose thousand-cut equals a hundred-cut of a fine block joins that group.
+        assert_eq!(
+            numbers(&ids, &[504_119]),
+            [
+                (504_120, 1),
+                (5_041_191, 2),
+                (5_041_192, 1),
+                (5_041_191_000, 1)
+            ]
+        );
+        assert_eq!(
+            numbers(&[5_041_191_007, 504_119_100], &[504_119]),
+            [(5_041_191, 2)]
+        );
+    }
+
+    #[test]
+    fn negative_ids_are_cut_downwards() {
+        assert_eq!(numbers(&[-1, 0, 999], &[]), [(-1, 1), (0, 2)]);
+    }
+}

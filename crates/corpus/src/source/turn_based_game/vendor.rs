@@ -1,0 +1,178 @@
+//! Pre-training extras that have no language: wiki pages and programming exercises.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use super::json::{JsonFile, json_error};
+use crate::dataset::DatasetWriter;
+use crate::error::{Error, Result};
+use crate::rules::{Shown, paragraph};
+
+/// The sets of the vendor folder, by the names of their files.
+pub(crate) const SETS: [&str; 2] = ["miyoushe", "coig"];
+
+/// Writes one set; gives the SHA-256 of what it was made from. `nickname`: what `{NICKNAME}` becomes.
+///
+/// # Errors
+/// A file cannot be read, is not UTF-8, or is no list of exercises.
+pub(crate) fn write(
+    set: &str,
+    root: &Path,
+    nickname: &str,
+    out: &mut DatasetWriter<'_>,
+) -> Result<[u8; 32]> {
+    let mut hash = Sha256::new();
+    let folder = root.join(set);
+    if set == "miyoushe" {
+        for path in plain_files(&folder)? {
+            let name = path
+                .file_name()
+                .map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+            let file = JsonFile::read(path)?;
+            hash.update(&name);
+            hash.update(Sha256::digest(&file.text));
+            let words = file
+                .text
+                .split(paragraph::is_space)
+                .filter(|w| !w.is_empty());
+            row(words, &format!("{set}/{name}"), nickname, out)?;
+        }
+        return Ok(hash.finalize().into());
+    }
+    let file = JsonFile::read(folder.join("leetcode_instructions.jsonl"))?;
+    hash.update(&file.text);
+    let mut columns: Option<[String; 3]> = None;
+    for (idx, line) in file.text.split('\n').enumerate() {
+        if line.trim().is_empty() {
+            continue;
+        }
+        let place = Place {
+            path: &file.path,
+            line: idx + 1,
+        };
+        let object: Map<String, Value> = serde_json::from_str(line).map_err(|error| {
+            let mut problem = json_error(&file.path, &error);
+            if let Error::Json { line, .. } = &mut problem {
+                *line = idx + 1;
+            }
+            problem
+        })?;
+        let columns = match &columns {
+            Some(columns) => columns,
+            None => columns.insert(place.columns(line)?),
+        };
+        let [instruction, input, output] = [0, 1, 2].map(|i| place.text(&object, &columns[i]));
+        let lines = [instruction?.to_owned(), unescape(input?), unescape(output?)];
+        let lines = lines.iter().map(String::as_str).filter(|l| !l.is_empty());
+        row(lines, &format!("{set}/{}", idx + 1), nickname, out)?;
+    }
+    Ok(hash.finalize().into())
+}
+
+fn row<'l>(
+    lines: impl Iterator<Item = &'l str>,
+    scene: &str,
+    nickname: &str,
+    out: &mut DatasetWriter<'_>,
+) -> Result<()> {
+    let sentences: Vec<_> = lines
+        .map(|line| Shown::new(line.replace("{NICKNAME}", nickname).into(), out.count))
+        .collect();
+    out.row(&sentences, &[scene])
+}
+
+/// The plain files of a folder, by name.
+fn plain_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let read_error = |source| Error::Read {
+        path: folder.to_owned(),
+        source,
+    };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(read_error)? {
+        let path = entry.map_err(read_error)?.path();
+        if path.is_file() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+struct Place<'a> {
+    path: &'a Path,
+    line: usize,
+}
+
+impl Place<'_> {
+    /// The first three of five fields, as the first line has them.
+    fn columns(&self, line: &str) -> Result<[String; 3]> {
+        // Fields are taken by place, so the order of the keys matters; repeated keys are one field.
+        let fields: Map<String, Value> =
+            serde_json::from_str::<Map<String, Value>>(line).unwrap_or_default();
+        let mut names = fields.keys().cloned();
+        match (names.next(), names.next(), names.next(), names.count()) {
+            (Some(a), Some(b), Some(c), 2) => Ok([a, b, c]),
+            _ => Err(Error::WrongType {
+                path: self.path.to_owned(),
+                line: self.line,
+                key: "the line".to_owned(),
+                expected: "an object of five fields: instruction, input, output and two more",
+                got: format!("one of {}", fields.len()),
+            }),
+        }
+    }
+
+    /// A field; absent and null are empty.
+    fn text<'o>(&self, object: &'o Map<String, Value>, key: &str) -> Result<&'o str> {
+        match object.get(key) {
+            None | Some(Value::Null) => Ok(""),
+            Some(Value::String(text)) => Ok(text),
+            Some(other) => Err(Error::WrongType {
+                path: self.path.to_owned(),
+                line: self.line,
+                key: key.to_owned(),
+                expected: "a text",
+                got: other.to_string().chars().take(40).collect(),
+            }),
+        }
+    }
+}
+
+/// Written escapes become what they stand for, in one pass; others stay.
+fn unescape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('\\') {
+        out.push_str(&rest[..at]);
+        let replaced = match rest.as_bytes().get(at + 1) {
+            Some(b'n') => Some('\n'),
+            Some(b't') => Some('\t'),
+            Some(b'r') => Some('\r'),
+            Some(b'f') => Some('\u{c}'),
+            Some(b'b') => Some('\u{8}'),
+            Some(b'\'') => Some('\''),
+            Some(b'"') => Some('"'),
+            Some(b'\\') => Some('\\'),
+            _ => None,
+        };
+        out.push(replaced.unwrap_or('\\'));
+        rest = &rest[at + if replaced.is_some() { 2 } else { 1 }..];
+    }
+    out.push_str(rest);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes_are_undone_once() {
+        assert_eq!(
+            unescape(r#"a\nb\t\r\f\b\'\"\\n\x\"#),
+            "a\nb\t\r\u{c}\u{8}'\"\\n\\x\\"
+        );
+    }
+}
