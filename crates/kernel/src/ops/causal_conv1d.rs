@@ -1,0 +1,566 @@
+//! Depthwise causal convolution of width 4 with SiLU, over packed documents or with a state.
+//!
+//! out[t,c] = silu(y[t,c]), y[t,c] = Σ_j w[c,0,j] x[t-3+j,c], with zeros for what lies before a document's start.
+//! Source: transformers 5.17 Qwen3.5 (`conv1d.weight`, no bias).
+
+// T tokens (packed), C channels.
+
+use super::check;
+use crate::cpu::documents;
+use crate::{Result, Tensor};
+
+/// Taps of the filter.
+const WIDTH: usize = 4;
+/// Earlier tokens that one output sees.
+const PAST: usize = WIDTH - 1;
+
+/// `out` assigned. Shapes: out_tc, x_tc [T,C]; w [C,1,4].
+///
+/// # Errors
+/// [`crate::Error::Shape`] where shapes disagree or `cu_seqlens` does not rise from 0 to T.
+pub fn forward(out_tc: &mut Tensor, x_tc: &Tensor, w: &Tensor, cu_seqlens: &[u32]) -> Result<()> {
+    const OP: &str = "causal_conv1d::forward";
+    let [t, c] = check::dims(OP, "x_tc", x_tc, "[T,C]")?;
+    check::shape(OP, "out_tc", out_tc, &[t, c])?;
+    check::shape(OP, "w", w, &[c, 1, WIDTH])?;
+    check::cu_seqlens(OP, cu_seqlens, t)?;
+    cpu::forward(out_tc, x_tc, w, &documents(cu_seqlens), None);
+    Ok(())
+}
+
+/// d_x assigned, d_w [C,1,4] f32 added to (None: frozen). y is recomputed from x. Shapes as in [`forward`].
+///
+/// # Errors
+/// As [`forward`]; [`crate::Error::DType`] where d_w is not f32.
+pub fn backward(
+    d_x_tc: &mut Tensor,
+    d_w: Option<&mut Tensor>,
+    d_out_tc: &Tensor,
+    x_tc: &Tensor,
+    w: &Tensor,
+    cu_seqlens: &[u32],
+) -> Result<()> {
+    const OP: &str = "causal_conv1d::backward";
+    let [t, c] = check::dims(OP, "x_tc", x_tc, "[T,C]")?;
+    check::shape(OP, "d_x_tc", d_x_tc, &[t, c])?;
+    check::shape(OP, "d_out_tc", d_out_tc, &[t, c])?;
+    check::shape(OP, "w", w, &[c, 1, WIDTH])?;
+    check::cu_seqlens(OP, cu_seqlens, t)?;
+    if let Some(d_w) = &d_w {
+        check::shape(OP, "d_w", d_w, &[c, 1, WIDTH])?;
+        check::f32(OP, "d_w", d_w)?;
+    }
+    cpu::backward(d_x_tc, d_w, d_out_tc, x_tc, w, &documents(cu_seqlens));
+    Ok(())
+}
+
+/// T new tokens of one sequence; `out` assigned. `state_3c` [3,C] f32 holds the last three inputs (oldest first; zeros at the
+/// sequence's start) and is updated. Equals [`forward`] over the whole sequence, bit for bit where x is stored alike.
+///
+/// # Errors
+/// As [`forward`]; [`crate::Error::DType`] where the state is not f32.
+pub fn forward_with_state(
+    out_tc: &mut Tensor,
+    state_3c: &mut Tensor,
+    x_tc: &Tensor,
+    w: &Tensor,
+) -> Result<()> {
+    const OP: &str = "causal_conv1d::forward_with_state";
+    let [t, c] = check::dims(OP, "x_tc", x_tc, "[T,C]")?;
+    check::shape(OP, "out_tc", out_tc, &[t, c])?;
+    check::shape(OP, "state_3c", state_3c, &[PAST, c])?;
+    check::f32(OP, "state_3c", state_3c)?;
+    check::shape(OP, "w", w, &[c, 1, WIDTH])?;
+    let documents = documents(&[0, t as u32]);
+    cpu::forward(out_tc, x_tc, w, &documents, Some(state_3c.f32s()));
+    cpu::update_state(state_3c.f32s_mut(), x_tc);
+    Ok(())
+}
+
+mod cpu {
+    //! Tasks are fixed blocks of rows, walked in tiles of rows and channels that stay in the L1 cache as f32; a tile never
+    //! crosses a document's border, and carries the rows around it that the filter reaches.
+
+    use std::ops::Range;
+
+    use rayon::prelude::*;
+
+    use super::{PAST, WIDTH};
+    use crate::Tensor;
+    use crate::cpu::{View, ViewMut, add_rows, load_rows, math, simd};
+
+    /// Rows of a task; fixed, because d_w is summed task by task.
+    const TASK_ROWS: usize = 128;
+    const TILE_ROWS: usize = 32;
+    const TILE_CHANNELS: usize = 128;
+
+    pub(super) fn forward(
+        out_tc: &mut Tensor,
+        x_tc: &Tensor,
+        w: &Tensor,
+        documents: &[Range<usize>],
+        state_3c: Option<&[f32]>,
+    ) {
+        let c = x_tc.shape()[1];
+        let taps = taps(w);
+        tasks(out_tc, documents).into_par_iter().for_each(|task| {
+            let mut x = vec![0.0; (PAST + TILE_ROWS) * TILE_CHANNELS];
+            let mut y = vec![0.0; TILE_CHANNELS];
+            task.run(
+                #[inline(always)]
+                |tile, out| {
+                    let n = tile.channels.len();
+                    tile.load_past(&mut x, View::of(x_tc), c, state_3c, tile.rows.end);
+                    let taps = tile.taps(&taps, c);
+                    for (i, row) in tile.rows.clone().enumerate() {
+                        let y = &mut y[..n];
+                        filter(y, &x[i * n..(i + WIDTH) * n], taps);
+                        y.iter_mut().for_each(|y| *y = math::silu(*y));
+                        out.slice(tile.place(row, c)).store(y);
+                    }
+                },
+            );
+        });
+    }
+
+    pub(super) fn backward(
+        d_x_tc: &mut Tensor,
+        d_w: Option<&mut Tensor>,
+        d_out_tc: &Tensor,
+        x_tc: &Tensor,
+        w: &Tensor,
+        documents: &[Range<usize>],
+    ) {
+        let c = x_tc.shape()[1];
+        let taps = taps(w);
+        let tasks = tasks(d_x_tc, documents);
+        let n_sums = if d_w.is_some() { WIDTH * c } else { 0 };
+        let mut partial = vec![0.0; tasks.len() * n_sums];
+        let mut no_sums: Vec<[f32; 0]> = vec![[]; tasks.len()];
+        let sums: Vec<&mut [f32]> = match n_sums {
+            0 => no_sums.iter_mut().map(|sums| &mut sums[..]).collect(),
+            _ => partial.chunks_exact_mut(n_sums).collect(),
+        };
+        tasks.into_par_iter().zip(sums).for_each(|(task, sums)| {
+            let mut x = vec![0.0; (2 * PAST + TILE_ROWS) * TILE_CHANNELS];
+            let mut d_y = vec![0.0; (PAST + TILE_ROWS) * TILE_CHANNELS];
+            let mut y = vec![0.0; TILE_CHANNELS];
+            task.run(
+                #[inline(always)]
+                |tile, d_x| {
+                    let n = tile.channels.len();
+                    let taps = tile.taps(&taps, c);
+                    // 2. silu, also of the rows behind the tile that see into it; none lie beyond the document
+                    let n_rows = tile.rows.len();
+                    let end = (tile.rows.end + PAST).min(tile.document.end);
+                    tile.load_past(&mut x, View::of(x_tc), c, None, end);
+                    let n_seen = end - tile.rows.start;
+                    let first = tile.rows.start * c + tile.channels.start;
+                    load_rows(&mut d_y[..n_seen * n], View::of(d_out_tc), first, c, n);
+                    d_y[n_seen * n..(n_rows + PAST) * n].fill(0.0);
+                    for (i, d_y) in d_y[..n_seen * n].chunks_exact_mut(n).enumerate() {
+                        let y = &mut y[..n];
+                        filter(y, &x[i * n..(i + WIDTH) * n], taps);
+                        for (d_y, &y) in d_y.iter_mut().zip(y.iter()) {
+                            *d_y *= math::d_silu(y);
+                        }
+                    }
+                    // 1. the filter
+                    let [w0, w1, w2, w3] = taps;
+                    for (i, row) in tile.rows.clone().enumerate() {
+                        let y = &mut y[..n];
+                        filter(y, &d_y[i * n..(i + WIDTH) * n], [w3, w2, w1, w0]);
+                        d_x.slice(tile.place(row, c)).store(y);
+                    }
+                    if !sums.is_empty() {
+                        for (j, sums) in sums.chunks_exact_mut(c).enumerate() {
+                            let sums = &mut sums[tile.channels.clone()];
+                            for i in 0..n_rows {
+                                let x = &x[(i + j) * n..(i + j + 1) * n];
+                                let d_y = &d_y[i * n..(i + 1) * n];
+                                for ((sum, &x), &d_y) in sums.iter_mut().zip(x).zip(d_y) {
+                                    *sum += d_y * x;
+                                }
+                            }
+                        }
+                    }
+                },
+            );
+        });
+        if let Some(d_w) = d_w {
+            let mut sums = vec![0.0; n_sums];
+            simd(
+                #[inline(always)]
+                || add_rows(&mut sums, &partial),
+            );
+            for (channel, d_w) in d_w.f32s_mut().chunks_exact_mut(WIDTH).enumerate() {
+                for (j, d_w) in d_w.iter_mut().enumerate() {
+                    *d_w += sums[j * c + channel];
+                }
+            }
+        }
+    }
+
+    /// The last three rows of the old state followed by x.
+    pub(super) fn update_state(state_3c: &mut [f32], x_tc: &Tensor) {
+        let (t, c) = (x_tc.shape()[0], x_tc.shape()[1]);
+        let n_new = t.min(PAST);
+        state_3c.copy_within(n_new * c.., 0);
+        View::of(x_tc)
+            .slice((t - n_new) * c..t * c)
+            .read_into(&mut state_3c[(PAST - n_new) * c..]);
+    }
+
+    /// w [C,1,4] as [4,C] f32.
+    fn taps(w: &Tensor) -> Vec<f32> {
+        let w = w.to_f32_vec();
+        (0..WIDTH)
+            .flat_map(|j| w.iter().skip(j).step_by(WIDTH).copied())
+            .collect()
+    }
+
+    /// y = Σ_j taps[j] · row j of x [4,n].
+    #[inline(always)]
+    fn filter(y: &mut [f32], x: &[f32], [w0, w1, w2, w3]: [&[f32]; WIDTH]) {
+        let n = y.len();
+        let (x0, rest) = x.split_at(n);
+        let (x1, rest) = rest.split_at(n);
+        let (x2, x3) = rest.split_at(n);
+        assert!(x3.len() == n && w0.len() == n && w1.len() == n && w2.len() == n && w3.len() == n);
+        for i in 0..n {
+            y[i] = x0[i] * w0[i] + x1[i] * w1[i] + (x2[i] * w2[i] + x3[i] * w3[i]);
+        }
+    }
+
+    /// A block of output rows with the documents that have rows in it.
+    struct Task<'a> {
+        rows: Range<usize>,
+        documents: &'a [Range<usize>],
+        out: ViewMut<'a>,
+        n_channels: usize,
+    }
+
+    fn tasks<'a>(out_tc: &'a mut Tensor, documents: &'a [Range<usize>]) -> Vec<Task<'a>> {
+        let (t, n_channels) = (out_tc.shape()[0], out_tc.shape()[1]);
+        let mut out = ViewMut::of(out_tc);
+        (0..t)
+            .step_by(TASK_ROWS)
+            .map(|start| {
+                let end = (start + TASK_ROWS).min(t);
+                let first = documents.partition_point(|document| document.end <= start);
+                let last = documents.partition_point(|document| document.start < end);
+                Task {
+                    rows: start..end,
+                    documents: &documents[first..last],
+                    out: out.take_front((end - start) * n_channels),
+                    n_channels,
+                }
+            })
+            .collect()
+    }
+
+    impl Task<'_> {
+        /// Calls `body` with each tile and the task's output rows.
+        fn run(mut self, mut body: impl FnMut(&Tile, &mut ViewMut)) {
+            for document in self.documents {
+                let end = document.end.min(self.rows.end);
+                let mut start = document.start.max(self.rows.start);
+                while start < end {
+                    let rows = start..(start + TILE_ROWS).min(end);
+                    start = rows.end;
+                    for channel in (0..self.n_channels).step_by(TILE_CHANNELS) {
+                        let tile = Tile {
+                            task_start: self.rows.start,
+                            document: document.clone(),
+                            rows: rows.clone(),
+                            channels: channel..(channel + TILE_CHANNELS).min(self.n_channels),
+                        };
+                        simd(
+                            #[inline(always)]
+                            || body(&tile, &mut self.out),
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    struct Tile {
+        task_start: usize,
+        document: Range<usize>,
+        rows: Range<usize>,
+        channels: Range<usize>,
+    }
+
+    impl Tile {
+        /// Where a row's channels lie in the task's output.
+        #[inline(always)]
+        fn place(&self, row: usize, c: usize) -> Range<usize> {
+            let start = (row - self.task_start) * c;
+            start + self.channels.start..start + self.channels.end
+        }
+
+        #[inline(always)]
+        fn taps<'a>(&self, taps: &'a [f32], c: usize) -> [&'a [f32]; WIDTH] {
+            [0, 1, 2, 3].map(|j| &taps[j * c..][self.channels.clone()])
+        }
+
+        /// Rows from three before the tile up to `end`, as f32; what lies before the document comes from the state, or is zero.
+        #[inline(always)]
+        fn load_past(
+            &self,
+            x: &mut [f32],
+            view: View,
+            c: usize,
+            state_3c: Option<&[f32]>,
+            end: usize,
+        ) {
+            let n = self.channels.len();
+            // How many of the three rows lie before the document's start.
+            let n_before = PAST - PAST.min(self.rows.start - self.document.start);
+            for (i, x) in x[..n_before * n].chunks_exact_mut(n).enumerate() {
+                match state_3c {
+                    Some(state) => {
+                        let row = self.rows.start - self.document.start + i;
+                        x.copy_from_slice(&state[row * c..][self.channels.clone()]);
+                    }
+                    None => x.fill(0.0),
+                }
+            }
+            let start = self.rows.start + n_before - PAST;
+            let x = &mut x[n_before * n..(PAST + end - self.rows.start) * n];
+            load_rows(x, view, start * c + self.channels.start, c, n);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DType;
+    use crate::ops::testing::{
+        BF16_REL, Random, assert_close, bits_from_row, dot, f64s, gradient, offsets, plus,
+        poison_like, rows,
+    };
+
+    /// Relative error (of norms) of f32 sums.
+    const F32_REL: f64 = 1e-6;
+    /// Borders inside a task, at its end, documents shorter than the filter, one longer than a task.
+    const LENGTHS: [usize; 11] = [1, 2, 0, 3, 122, 1, 63, 64, 65, 130, 4];
+
+    fn define(x: &[f64], w: &[f64], cu_seqlens: &[u32]) -> Vec<f64> {
+        let c = w.len() / 4;
+        let mut out = Vec::new();
+        for ends in cu_seqlens.windows(2) {
+            for t in ends[0] as usize..ends[1] as usize {
+                for channel in 0..c {
+                    let first = ends[0] as usize;
+                    let y: f64 = (0..4)
+                        .filter(|j| t + j >= first + 3)
+                        .map(|j| w[channel * 4 + j] * x[(t + j - 3) * c + channel])
+                        .sum();
+                    out.push(y / (1.0 + (-y).exp()));
+                }
+            }
+        }
+        out
+    }
+
+    /// d_x and d_w from the definition of silu's derivative.
+    fn define_backward(
+        d_out: &[f64],
+        x: &[f64],
+        w: &[f64],
+        cu_seqlens: &[u32],
+    ) -> (Vec<f64>, Vec<f64>) {
+        let c = w.len() / 4;
+        let (mut d_x, mut d_w) = (vec![0.0; x.len()], vec![0.0; w.len()]);
+        for ends in cu_seqlens.windows(2) {
+            for t in ends[0] as usize..ends[1] as usize {
+                for channel in 0..c {
+                    let seen: Vec<(usize, usize)> = (0..4)
+                        .filter(|j| t + j >= ends[0] as usize + 3)
+                        .map(|j| (channel * 4 + j, (t + j - 3) * c + channel))
+                        .collect();
+                    let y: f64 = seen
+                        .iter()
+                        .map(|(w_idx, x_idx)| w[*w_idx] * x[*x_idx])
+                        .sum();
+                    let s = 1.0 / (1.0 + (-y).exp());
+                    let d_y = d_out[t * c + channel] * (s + y * s * (1.0 - s));
+                    for (w_idx, x_idx) in seen {
+                        d_x[x_idx] += d_y * w[w_idx];
+                        d_w[w_idx] += d_y * x[x_idx];
+                    }
+                }
+            }
+        }
+        (d_x, d_w)
+    }
+
+    struct Case {
+        x: Tensor,
+        w: Tensor,
+        d_out: Tensor,
+        cu_seqlens: Vec<u32>,
+    }
+
+    impl Case {
+        fn new(lengths: &[usize], c: usize, dtype: DType) -> Self {
+            let mut random = Random::new(c as u64);
+            let t = lengths.iter().sum();
+            Case {
+                x: random.tensor(&[t, c], -2.0, 2.0).to_dtype(dtype),
+                w: random.tensor(&[c, 1, 4], -1.0, 1.0).to_dtype(dtype),
+                d_out: random.tensor(&[t, c], -1.0, 1.0).to_dtype(dtype),
+                cu_seqlens: offsets(lengths),
+            }
+        }
+
+        /// out, d_x and d_w added to `d_w`.
+        fn run(&self, d_w: &Tensor) -> [Tensor; 3] {
+            let mut out = poison_like(&self.x, self.x.dtype());
+            let mut d_x = poison_like(&self.x, self.x.dtype());
+            let mut d_w = d_w.clone();
+            let (x, w, cu_seqlens) = (&self.x, &self.w, &self.cu_seqlens);
+            forward(&mut out, x, w, cu_seqlens).unwrap();
+            backward(&mut d_x, Some(&mut d_w), &self.d_out, x, w, cu_seqlens).unwrap();
+            [out, d_x, d_w]
+        }
+
+        fn zero_d_w(&self) -> Tensor {
+            Tensor::zeros(self.w.shape(), DType::F32)
+        }
+    }
+
+    #[test]
+    fn definition_agrees_with_finite_differences() {
+        let case = Case::new(&[5, 1, 2], 3, DType::F32);
+        let at = [f64s(&case.x), f64s(&case.w)];
+        let d_out = f64s(&case.d_out);
+        let loss = |at: &[Vec<f64>]| dot(&d_out, &define(&at[0], &at[1], &case.cu_seqlens));
+        let (d_x, d_w) = define_backward(&d_out, &at[0], &at[1], &case.cu_seqlens);
+        for (which, want) in [d_x, d_w].iter().enumerate() {
+            for (slope, want) in gradient(&at, which, loss).iter().zip(want) {
+                assert!((slope - want).abs() < 1e-8, "{slope} for {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn outputs_and_gradients_agree_with_the_definition() {
+        for (dtype, tolerance) in [(DType::F32, F32_REL), (DType::Bf16, BF16_REL)] {
+            for c in [1, 24, 128, 300] {
+                let case = Case::new(&LENGTHS, c, dtype);
+                let before = Random::new(9).tensor(&[c, 1, 4], -1.0, 1.0);
+                let [x, w, d_out] = [&case.x, &case.w, &case.d_out].map(f64s);
+                let (d_x, d_w) = define_backward(&d_out, &x, &w, &case.cu_seqlens);
+                let got = case.run(&before);
+                let out = define(&x, &w, &case.cu_seqlens);
+                assert_close("out", &got[0], &out, tolerance);
+                assert_close("d_x", &got[1], &d_x, tolerance);
+                assert_close("d_w", &got[2], &plus(&d_w, &before), F32_REL);
+            }
+        }
+    }
+
+    #[test]
+    fn a_frozen_weight_changes_no_other_gradient() {
+        let case = Case::new(&LENGTHS, 24, DType::F32);
+        let mut d_x = poison_like(&case.x, DType::F32);
+        backward(
+            &mut d_x,
+            None,
+            &case.d_out,
+            &case.x,
+            &case.w,
+            &case.cu_seqlens,
+        )
+        .unwrap();
+        assert_eq!(d_x, case.run(&case.zero_d_w())[1]);
+    }
+
+    #[test]
+    fn changing_one_document_changes_no_bit_of_the_next() {
+        let mut case = Case::new(&[70, 90], 24, DType::F32);
+        let [out, d_x, _] = case.run(&case.zero_d_w());
+        for tensor in [&mut case.x, &mut case.d_out] {
+            tensor.f32s_mut()[..70 * 24]
+                .iter_mut()
+                .for_each(|x| *x = 3.0 - *x);
+        }
+        let [new_out, new_d_x, _] = case.run(&case.zero_d_w());
+        let (before, after) = ([out, d_x], [new_out, new_d_x]);
+        assert!(bits_from_row(&before, 0) != bits_from_row(&after, 0));
+        assert!(bits_from_row(&before, 70) == bits_from_row(&after, 70));
+    }
+
+    #[test]
+    fn the_number_of_threads_changes_no_bit() {
+        let case = Case::new(&LENGTHS, 300, DType::F32);
+        let pool = |n| {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(n)
+                .build()
+                .unwrap()
+        };
+        let run = || case.run(&case.zero_d_w());
+        assert!(pool(1).install(run) == pool(5).install(run));
+    }
+
+    #[test]
+    fn pieces_with_state_equal_the_whole() {
+        for dtype in [DType::F32, DType::Bf16] {
+            let case = Case::new(&[300], 150, dtype);
+            let whole = &case.run(&case.zero_d_w())[0];
+            let mut state = Tensor::zeros(&[3, 150], DType::F32);
+            let mut start = 0;
+            for length in [1, 1, 2, 0, 1, 64, 100, 3, 128] {
+                let range = start..start + length;
+                let x = rows(&case.x, range.clone());
+                let mut out = poison_like(&x, dtype);
+                forward_with_state(&mut out, &mut state, &x, &case.w).unwrap();
+                assert_eq!(out, rows(whole, range));
+                start += length;
+            }
+            assert_eq!(start, 300);
+            assert_eq!(state.f32s(), rows(&case.x, 297..300).to_f32_vec());
+        }
+    }
+
+    #[test]
+    fn no_tokens_are_allowed() {
+        let case = Case::new(&[0], 8, DType::F32);
+        assert_eq!(case.run(&case.zero_d_w())[2], case.zero_d_w());
+    }
+
+    #[test]
+    fn wrong_shapes_are_refused() {
+        let case = Case::new(&[4], 8, DType::F32);
+        let mut out = case.x.clone();
+        let w = Tensor::zeros(&[8, 1, 3], DType::F32);
+        let refused = forward(&mut out, &case.x, &w, &[0, 4]);
+        assert!(matches!(refused, Err(crate::Error::Shape { arg: "w", .. })));
+        let refused = forward(&mut out, &case.x, &case.w, &[0, 5]);
+        assert!(matches!(
+            refused,
+            Err(crate::Error::Shape {
+                arg: "cu_seqlens",
+                ..
+            })
+        ));
+        let mut d_w = Tensor::zeros(&[8, 1, 4], DType::Bf16);
+        let refused = backward(
+            &mut out,
+            Some(&mut d_w),
+            &case.d_out,
+            &case.x,
+            &case.w,
+            &[0, 4],
+        );
+        assert!(matches!(
+            refused,
+            Err(crate::Error::DType { arg: "d_w", .. })
+        ));
+    }
+}
