@@ -1,9 +1,8 @@
-//! f32 functions that vectorise, and sums in a fixed order.
+//! f32 functions, element by element, written so that loops over them vectorise.
 //!
 //! None uses a fused multiply-add: the results are the same bytes with SSE2, AVX2 and AVX-512.
 
-/// Partial sums that a reduction keeps apart: four AVX2 registers.
-const LANES: usize = 32;
+pub(crate) use super::reduce::{dot, dot3, max, sum, sum_exp, sum_squares};
 
 /// e^x with a relative error below 2e-7; 0 below -86.9, infinity above 88.72, NaN for NaN.
 /// Cody-Waite reduction by ln 2, then a polynomial on [-ln 2 / 2, ln 2 / 2] (coefficients of Cephes `expf`).
@@ -53,81 +52,6 @@ pub(crate) fn softplus(x: f32) -> f32 {
     if x > 20.0 { x } else { x.exp().ln_1p() }
 }
 
-/// Σ a b.
-#[inline(always)]
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    assert_eq!(a.len(), b.len(), "dot: vectors of one length");
-    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
-    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
-    let mut acc = [0.0f32; LANES];
-    for (a, b) in a_chunks.iter().zip(b_chunks) {
-        for i in 0..LANES {
-            acc[i] += a[i] * b[i];
-        }
-    }
-    for (i, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
-        acc[i] += a * b;
-    }
-    sum_lanes(acc)
-}
-
-/// Σ a b c.
-#[inline(always)]
-pub(crate) fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
-    assert_eq!(a.len(), b.len(), "dot3: vectors of one length");
-    assert_eq!(a.len(), c.len(), "dot3: vectors of one length");
-    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
-    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
-    let (c_chunks, c_rest) = c.as_chunks::<LANES>();
-    let mut acc = [0.0f32; LANES];
-    for ((a, b), c) in a_chunks.iter().zip(b_chunks).zip(c_chunks) {
-        for i in 0..LANES {
-            acc[i] += a[i] * b[i] * c[i];
-        }
-    }
-    for (i, ((a, b), c)) in a_rest.iter().zip(b_rest).zip(c_rest).enumerate() {
-        acc[i] += a * b * c;
-    }
-    sum_lanes(acc)
-}
-
-/// Σ x².
-#[inline(always)]
-pub(crate) fn sum_squares(x: &[f32]) -> f32 {
-    dot(x, x)
-}
-
-/// Σ x.
-#[inline(always)]
-pub(crate) fn sum(x: &[f32]) -> f32 {
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    let mut acc = [0.0f32; LANES];
-    for x in chunks {
-        for i in 0..LANES {
-            acc[i] += x[i];
-        }
-    }
-    for (acc, x) in acc.iter_mut().zip(rest) {
-        *acc += x;
-    }
-    sum_lanes(acc)
-}
-
-/// The largest element, -infinity for none. NaN elements are passed over: the sums that follow a maximum carry them on.
-#[inline(always)]
-pub(crate) fn max(x: &[f32]) -> f32 {
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    let mut acc = [f32::NEG_INFINITY; LANES];
-    for x in chunks {
-        for i in 0..LANES {
-            acc[i] = larger(acc[i], x[i]);
-        }
-    }
-    let acc = acc.into_iter().fold(f32::NEG_INFINITY, larger);
-    rest.iter().copied().fold(acc, larger)
-}
-
 /// x = e^(x - shift) in place; returns the sum of the results.
 #[inline(always)]
 pub(crate) fn exp_in_place(x: &mut [f32], shift: f32) -> f32 {
@@ -161,18 +85,6 @@ pub(crate) fn scale(x: &mut [f32], alpha: f32) {
     for x in x {
         *x *= alpha;
     }
-}
-
-#[inline(always)]
-fn sum_lanes(mut acc: [f32; LANES]) -> f32 {
-    let mut n = LANES / 2;
-    while n > 0 {
-        for i in 0..n {
-            acc[i] += acc[i + n];
-        }
-        n /= 2;
-    }
-    acc[0]
 }
 
 #[cfg(test)]
@@ -236,23 +148,5 @@ mod tests {
         assert_eq!(sigmoid(-1000.0), 0.0);
         assert_eq!(silu(-1000.0), 0.0);
         assert_eq!(d_silu(-1000.0), 0.0);
-    }
-
-    #[test]
-    fn reductions_agree_with_f64_at_every_length() {
-        for n in 0..200 {
-            let a: Vec<f32> = (0..n)
-                .map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0)
-                .collect();
-            let b: Vec<f32> = (0..n)
-                .map(|i| ((i * 53 % 97) as f32 - 40.0) / 50.0)
-                .collect();
-            let want: f64 = a.iter().zip(&b).map(|(a, b)| *a as f64 * *b as f64).sum();
-            assert!((dot(&a, &b) as f64 - want).abs() < 1e-5);
-            let want: f64 = a.iter().map(|a| *a as f64).sum();
-            assert!((sum(&a) as f64 - want).abs() < 1e-5);
-            let want = a.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            assert_eq!(max(&a), want);
-        }
     }
 }

@@ -6,6 +6,7 @@
 mod documents;
 pub(crate) mod gemm;
 pub(crate) mod math;
+mod reduce;
 mod rows;
 mod scratch;
 mod view;
@@ -18,6 +19,19 @@ pub(crate) use view::{View, ViewMut, par_read_into};
 /// Runs `body` compiled for the widest vectors this machine has (SSE2, AVX2 or AVX-512).
 /// Whatever is to profit must inline into it: mark closures and the functions they call `#[inline(always)]`.
 #[inline(always)]
-pub(crate) fn simd<R>(body: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(body)
+pub(crate) fn simd<R>(body: impl FnMut() -> R) -> R {
+    pulp::Arch::new().dispatch(Body(body))
+}
+
+/// A body called in place. Handing pulp the closure itself would go through a `call_once` shim that the compiler does not inline,
+/// and what is not inlined is compiled for SSE2.
+struct Body<F>(F);
+
+impl<R, F: FnMut() -> R> pulp::NullaryFnOnce for Body<F> {
+    type Output = R;
+
+    #[inline(always)]
+    fn call(mut self) -> R {
+        (self.0)()
+    }
 }

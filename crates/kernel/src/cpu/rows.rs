@@ -154,35 +154,59 @@ fn run<const O: usize, const I: usize>(
                 i += 1;
                 out.slice(start * width..end * width)
             });
+            let sources = ins.map(|input| {
+                let rows = first_row * input.width..(first_row + end - start) * input.width;
+                input.data.slice(rows)
+            });
+            // 1. widen  2. compute  3. narrow; apart, because each must inline whole into its vector code.
             simd(
                 #[inline(always)]
                 || {
-                    let mut sources = ins.iter();
-                    let inputs = in_scratch.each_mut().map(
-                        #[inline(always)]
-                        |scratch| match sources.next() {
-                            Some(input) => input
-                                .data
-                                .slice(
-                                    first_row * input.width
-                                        ..(first_row + end - start) * input.width,
-                                )
-                                .load(scratch),
-                            None => &[],
-                        },
+                    for (source, scratch) in sources.iter().zip(&mut in_scratch) {
+                        if !source.is_f32() {
+                            source.load(scratch);
+                        }
+                    }
+                    for (i, block) in blocks.iter_mut().enumerate() {
+                        if let ViewMut::Bf16(data) = block {
+                            let scratch = &mut out_scratch[i];
+                            if keeps[i] {
+                                View::Bf16(data).load(scratch);
+                            } else if scratch.len() < data.len() {
+                                scratch.resize(data.len(), 0.0);
+                            }
+                        }
+                    }
+                },
+            );
+            let mut scratches = in_scratch.iter();
+            let inputs = sources.map(|source| match (source, scratches.next()) {
+                (View::F32(data), _) => data,
+                (View::Bf16(data), Some(scratch)) => &scratch[..data.len()],
+                (View::Bf16(_), None) => &[],
+            });
+            let mut scratches = out_scratch.iter_mut();
+            let mut outputs = blocks
+                .each_mut()
+                .map(|block| match (block, scratches.next()) {
+                    (ViewMut::F32(data), _) => &mut **data,
+                    (ViewMut::Bf16(data), Some(scratch)) => &mut scratch[..data.len()],
+                    (ViewMut::Bf16(_), None) => &mut [],
+                });
+            simd(
+                #[inline(always)]
+                || {
+                    kernel(
+                        first_row,
+                        outputs.each_mut().map(|out| &mut **out),
+                        inputs,
+                        task.sums,
                     );
-                    let mut i = 0;
-                    let mut scratches = out_scratch.iter_mut();
-                    let outputs = blocks.each_mut().map(
-                        #[inline(always)]
-                        |block| {
-                            let scratch = scratches.next();
-                            let keep = keeps[i];
-                            i += 1;
-                            open(block, scratch, keep)
-                        },
-                    );
-                    kernel(first_row, outputs, inputs, task.sums);
+                },
+            );
+            simd(
+                #[inline(always)]
+                || {
                     for (block, scratch) in blocks.iter_mut().zip(&out_scratch) {
                         if let ViewMut::Bf16(data) = block {
                             let n = data.len();
@@ -206,29 +230,6 @@ fn run<const O: usize, const I: usize>(
     let mut total = vec![0.0; n_sums];
     add_rows(&mut total, &partial);
     total
-}
-
-/// The slice a kernel writes for an output block: the memory itself, or scratch that is rounded into it afterwards.
-#[inline(always)]
-fn open<'s>(
-    block: &'s mut ViewMut,
-    scratch: Option<&'s mut Vec<f32>>,
-    keep: bool,
-) -> &'s mut [f32] {
-    match (block, scratch) {
-        (ViewMut::F32(data), _) => data,
-        (ViewMut::Bf16(data), Some(scratch)) => {
-            if scratch.len() < data.len() {
-                scratch.resize(data.len(), 0.0);
-            }
-            let scratch = &mut scratch[..data.len()];
-            if keep {
-                View::Bf16(data).read_into(scratch);
-            }
-            scratch
-        }
-        (ViewMut::Bf16(_), None) => &mut [],
-    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@ use std::cell::RefCell;
 
 /// Buffers larger than this many elements are given back to the allocator instead of being kept.
 const KEEP_ELEMENTS: usize = 8 << 20;
+/// Elements of a cache line: where a buffer begins, since vectors that straddle lines cost twice.
+const LINE: usize = 16;
 /// Buffers kept per thread.
 const KEEP_BUFFERS: usize = 16;
 
@@ -14,10 +16,11 @@ thread_local! {
 /// Lends a buffer of `n` elements with unspecified contents. Calls may nest: each gets a buffer of its own.
 pub(crate) fn with_scratch<R>(n: usize, body: impl FnOnce(&mut [f32]) -> R) -> R {
     let mut buffer = take();
-    if buffer.len() < n {
-        buffer.resize(n, 0.0);
+    if buffer.len() < n + LINE {
+        buffer.resize(n + LINE, 0.0);
     }
-    let result = body(&mut buffer[..n]);
+    let start = buffer.as_ptr().align_offset(4 * LINE).min(LINE);
+    let result = body(&mut buffer[start..start + n]);
     put(buffer);
     result
 }

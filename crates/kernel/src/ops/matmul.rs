@@ -1,0 +1,688 @@
+//! y = x wᵀ and its gradients: d_x = d_y w, d_w = d_yᵀ x. Products of f32 through the `gemm` crate.
+//!
+//! bf16 operands are widened in panels, a large one never whole. Up to 32 rows (decoding) go past gemm: each weight is read once
+//! from memory and each result is one dot product, the same bytes for a row whether it comes alone or with others.
+
+use super::check;
+use crate::cpu::{View, ViewMut};
+use crate::{Result, Tensor};
+
+/// y_to = x_ti w_oiᵀ. Shapes: y_to [..., O], x_ti [..., I], leading dimensions flattened to T; w_oi [O,I].
+/// The last dimensions may multiply up to O or I: heads [T,H,N] count as [T,H·N].
+///
+/// # Errors
+/// [`crate::Error::Shape`] where shapes disagree.
+pub fn forward(y_to: &mut Tensor, x_ti: &Tensor, w_oi: &Tensor) -> Result<()> {
+    let dims = Dims::new(
+        "matmul::forward",
+        ("y_to", y_to),
+        ("x_ti", x_ti),
+        ("w_oi", w_oi),
+    )?;
+    cpu::forward(
+        ViewMut::of(y_to),
+        View::of(x_ti),
+        View::of(w_oi),
+        dims,
+        1.0,
+        Write::Assign,
+    );
+    Ok(())
+}
+
+/// y_to += alpha · x_ti w_oiᵀ. Shapes as in [`forward`].
+///
+/// # Errors
+/// As [`forward`].
+pub fn forward_residual(y_to: &mut Tensor, x_ti: &Tensor, w_oi: &Tensor, alpha: f32) -> Result<()> {
+    const OP: &str = "matmul::forward_residual";
+    let dims = Dims::new(OP, ("y_to", y_to), ("x_ti", x_ti), ("w_oi", w_oi))?;
+    cpu::forward(
+        ViewMut::of(y_to),
+        View::of(x_ti),
+        View::of(w_oi),
+        dims,
+        alpha,
+        Write::Add,
+    );
+    Ok(())
+}
+
+/// d_x_ti = alpha · d_y_to w_oi. Shapes as in [`forward`].
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward_input(
+    d_x_ti: &mut Tensor,
+    d_y_to: &Tensor,
+    w_oi: &Tensor,
+    alpha: f32,
+) -> Result<()> {
+    const OP: &str = "matmul::backward_input";
+    let dims = Dims::new(OP, ("d_y_to", d_y_to), ("d_x_ti", d_x_ti), ("w_oi", w_oi))?;
+    let (d_x, d_y) = (ViewMut::of(d_x_ti), View::of(d_y_to));
+    cpu::backward_input(d_x, d_y, View::of(w_oi), dims, alpha, Write::Assign);
+    Ok(())
+}
+
+/// d_x_ti += alpha · d_y_to w_oi. Shapes as in [`forward`].
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward_input_residual(
+    d_x_ti: &mut Tensor,
+    d_y_to: &Tensor,
+    w_oi: &Tensor,
+    alpha: f32,
+) -> Result<()> {
+    const OP: &str = "matmul::backward_input_residual";
+    let dims = Dims::new(OP, ("d_y_to", d_y_to), ("d_x_ti", d_x_ti), ("w_oi", w_oi))?;
+    let (d_x, d_y) = (ViewMut::of(d_x_ti), View::of(d_y_to));
+    cpu::backward_input(d_x, d_y, View::of(w_oi), dims, alpha, Write::Add);
+    Ok(())
+}
+
+/// d_w_oi += alpha · d_y_toᵀ x_ti. Shapes as in [`forward`], d_w_oi f32.
+///
+/// # Errors
+/// As [`forward`], and [`crate::Error::DType`] where d_w_oi is not f32.
+pub fn backward_weight(
+    d_w_oi: &mut Tensor,
+    d_y_to: &Tensor,
+    x_ti: &Tensor,
+    alpha: f32,
+) -> Result<()> {
+    const OP: &str = "matmul::backward_weight";
+    let dims = Dims::new(OP, ("d_y_to", d_y_to), ("x_ti", x_ti), ("d_w_oi", d_w_oi))?;
+    check::f32(OP, "d_w_oi", d_w_oi)?;
+    cpu::backward_weight(
+        d_w_oi.f32s_mut(),
+        View::of(d_y_to),
+        View::of(x_ti),
+        dims,
+        alpha,
+    );
+    Ok(())
+}
+
+/// T rows, I inputs, O outputs.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Dims {
+    pub t: usize,
+    pub i: usize,
+    pub o: usize,
+}
+
+impl Dims {
+    /// From tensors (with their argument names) that lie as y_to, x_ti and w_oi do.
+    fn new(
+        op: &'static str,
+        (y_arg, y_to): (&'static str, &Tensor),
+        (x_arg, x_ti): (&'static str, &Tensor),
+        (w_arg, w_oi): (&'static str, &Tensor),
+    ) -> Result<Self> {
+        let [o, i] = check::dims(op, w_arg, w_oi, "[O,I]")?;
+        let t = check::rows(op, x_arg, x_ti, i)?;
+        if check::rows(op, y_arg, y_to, o)? != t {
+            return Err(check::shape_error(
+                op,
+                y_arg,
+                y_to,
+                format!("{t} rows of {o}"),
+            ));
+        }
+        Ok(Dims { t, i, o })
+    }
+}
+
+/// What a product does to its output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Write {
+    Assign,
+    Add,
+}
+
+pub(super) mod cpu {
+    use pulp::{Simd, WithSimd};
+    use rayon::prelude::*;
+
+    use super::{Dims, Write};
+    use crate::cpu::gemm::{Mat, MatMut, Threads, gemm};
+    use crate::cpu::{View, ViewMut, par_read_into, simd, with_scratch};
+
+    /// Rows up to which a product is done as dot products: there the weights' way from memory is what costs, and gemm would
+    /// first copy each of them.
+    const FEW_ROWS: usize = 32;
+    /// Rows of x (or d_y) that are widened together; few in tests, so that small shapes cross a border.
+    const ROW_BLOCK: usize = if cfg!(test) { 64 } else { 1024 };
+    /// Elements of a widened panel of weights (16 MB, which a last-level cache holds); few in tests.
+    const PANEL_ELEMENTS: usize = if cfg!(test) { 1 << 12 } else { 4 << 20 };
+    /// Partial sums of a dot product, in vectors: four dot products of two fit into the registers beside their operands.
+    const CHAINS: usize = 2;
+    /// Weights that one task of a product of few rows reads.
+    const TASK_WEIGHTS: usize = 1 << 16;
+
+    /// y = or += alpha x wᵀ.
+    pub(crate) fn forward(mut y: ViewMut, x: View, w: View, dims: Dims, alpha: f32, write: Write) {
+        let Dims { t, i, o } = dims;
+        if t <= FEW_ROWS || i == 0 {
+            return forward_few_rows(y, x, w, dims, alpha, write);
+        }
+        for_row_blocks(t, &[x, w], y.is_f32(), |rows| {
+            let t = rows.len();
+            with_f32(x.slice(rows.start * i..rows.end * i), |x| {
+                let x = Mat::new(x, t, i);
+                for_panels(w, i, y.is_f32(), |outs, w| {
+                    let width = outs.len();
+                    let w = Mat::new(w, width, i).t();
+                    let mut y = y.slice(rows.start * o..rows.end * o);
+                    if let ViewMut::F32(y) = y {
+                        let y = MatMut::strided(&mut y[outs.start..], t, width, o);
+                        gemm(y, alpha, x, w, beta(write), Threads::All);
+                        return;
+                    }
+                    with_scratch(t * width, |product| {
+                        let product_mat = MatMut::new(product, t, width);
+                        gemm(product_mat, alpha, x, w, 0.0, Threads::All);
+                        for (row, product) in product.chunks_exact(width).enumerate() {
+                            let start = row * o + outs.start;
+                            put(y.slice(start..start + width), product, write);
+                        }
+                    });
+                });
+            });
+        });
+    }
+
+    /// d_x = or += alpha d_y w.
+    pub(crate) fn backward_input(
+        mut d_x: ViewMut,
+        d_y: View,
+        w: View,
+        dims: Dims,
+        alpha: f32,
+        write: Write,
+    ) {
+        let Dims { t, i, o } = dims;
+        for_row_blocks(t, &[d_y, w], d_x.is_f32(), |rows| {
+            let t = rows.len();
+            with_f32(d_y.slice(rows.start * o..rows.end * o), |d_y| {
+                let product = |d_x: &mut [f32], mut beta: f32| {
+                    if o == 0 && beta == 0.0 {
+                        d_x.fill(0.0);
+                    }
+                    for_panels(w, i, true, |outs, w| {
+                        let d_y = Mat::strided(&d_y[outs.start..], t, outs.len(), o);
+                        let w = Mat::new(w, outs.len(), i);
+                        gemm(MatMut::new(d_x, t, i), alpha, d_y, w, beta, Threads::All);
+                        beta = 1.0;
+                    });
+                };
+                let mut d_x = d_x.slice(rows.start * i..rows.end * i);
+                if let ViewMut::F32(d_x) = d_x {
+                    return product(d_x, beta(write));
+                }
+                with_scratch(t * i, |sum| {
+                    product(sum, 0.0);
+                    put(d_x.slice(0..t * i), sum, write);
+                });
+            });
+        });
+    }
+
+    /// d_w += alpha d_yᵀ x.
+    pub(crate) fn backward_weight(d_w: &mut [f32], d_y: View, x: View, dims: Dims, alpha: f32) {
+        let Dims { t, i, o } = dims;
+        for_row_blocks(t, &[d_y, x], true, |rows| {
+            let t = rows.len();
+            with_f32(d_y.slice(rows.start * o..rows.end * o), |d_y| {
+                with_f32(x.slice(rows.start * i..rows.end * i), |x| {
+                    let (d_y, x) = (Mat::new(d_y, t, o).t(), Mat::new(x, t, i));
+                    gemm(MatMut::new(d_w, o, i), alpha, d_y, x, 1.0, Threads::All);
+                });
+            });
+        });
+    }
+
+    /// `forward` by dot products, in parallel over the outputs.
+    fn forward_few_rows(mut y: ViewMut, x: View, w: View, dims: Dims, alpha: f32, write: Write) {
+        let Dims { t, i, o } = dims;
+        if t == 0 || o == 0 {
+            return;
+        }
+        let outs_per_task = (TASK_WEIGHTS / i.max(1)).max(1);
+        with_f32(x, |x| {
+            with_scratch(o * t, |product_ot| {
+                let work = |task: usize, product_ot: &mut [f32]| {
+                    with_scratch(2 * i, |scratch| {
+                        pulp::Arch::new().dispatch(DotProducts {
+                            product_ot,
+                            x,
+                            w,
+                            scratch,
+                            first: task * outs_per_task,
+                            t,
+                            i,
+                            alpha,
+                        });
+                    });
+                };
+                if o <= outs_per_task {
+                    work(0, product_ot);
+                } else {
+                    product_ot
+                        .par_chunks_mut(outs_per_task * t)
+                        .enumerate()
+                        .for_each(|(task, product_ot)| work(task, product_ot));
+                }
+                if t == 1 {
+                    return put(y, product_ot, write);
+                }
+                with_scratch(o, |product_o| {
+                    for t_idx in 0..t {
+                        let column = product_ot.iter().skip(t_idx).step_by(t);
+                        product_o
+                            .iter_mut()
+                            .zip(column)
+                            .for_each(|(to, from)| *to = *from);
+                        put(y.slice(t_idx * o..(t_idx + 1) * o), product_o, write);
+                    }
+                });
+            });
+        });
+    }
+
+    /// product_ot[o,t] = alpha · w[first + o] · x[t] for a task's outputs.
+    struct DotProducts<'a> {
+        product_ot: &'a mut [f32],
+        x: &'a [f32],
+        w: View<'a>,
+        /// 2 I elements to widen weights into.
+        scratch: &'a mut [f32],
+        first: usize,
+        t: usize,
+        i: usize,
+        alpha: f32,
+    }
+
+    impl WithSimd for DotProducts<'_> {
+        type Output = ();
+
+        /// Two weights and two rows at a time, so that each vector read is used twice.
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) {
+            let DotProducts {
+                product_ot,
+                x,
+                w,
+                scratch,
+                mut first,
+                t,
+                i,
+                alpha,
+            } = self;
+            let mut pairs = product_ot.chunks_exact_mut(2 * t);
+            for pair in &mut pairs {
+                let (a, b) = as_f32(w.slice(first * i..(first + 2) * i), scratch).split_at(i);
+                let (pair_a, pair_b) = pair.split_at_mut(t);
+                for start in (0..t - 1).step_by(2) {
+                    let (c, d) = x[start * i..(start + 2) * i].split_at(i);
+                    let [[ac, ad], [bc, bd]] = dots(simd, [a, b], [c, d]);
+                    pair_a[start..start + 2].copy_from_slice(&[alpha * ac, alpha * ad]);
+                    pair_b[start..start + 2].copy_from_slice(&[alpha * bc, alpha * bd]);
+                }
+                if t % 2 == 1 {
+                    let [[ac], [bc]] = dots(simd, [a, b], [&x[(t - 1) * i..t * i]]);
+                    pair_a[t - 1] = alpha * ac;
+                    pair_b[t - 1] = alpha * bc;
+                }
+                first += 2;
+            }
+            let last = pairs.into_remainder();
+            if !last.is_empty() {
+                let a = as_f32(w.slice(first * i..(first + 1) * i), scratch);
+                for (row, product) in last.iter_mut().enumerate() {
+                    let [[ac]] = dots(simd, [a], [&x[row * i..(row + 1) * i]]);
+                    *product = alpha * ac;
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn as_f32<'s>(w: View<'s>, scratch: &'s mut [f32]) -> &'s [f32] {
+        match w {
+            View::F32(w) => w,
+            narrow => {
+                let widened = &mut scratch[..narrow.len()];
+                narrow.read_into(widened);
+                widened
+            }
+        }
+    }
+
+    /// Every a · b, each summed in the same order whatever R and Q are. All vectors of one length.
+    #[inline(always)]
+    fn dots<S: Simd, const R: usize, const Q: usize>(
+        simd: S,
+        a: [&[f32]; R],
+        b: [&[f32]; Q],
+    ) -> [[f32; Q]; R] {
+        let zero = simd.splat_f32s(0.0);
+        let mut acc = [[[zero; CHAINS]; Q]; R];
+        let mut a_vectors: [&[S::f32s]; R] = [&[]; R];
+        let mut b_vectors: [&[S::f32s]; Q] = [&[]; Q];
+        let mut a_rest = [zero; R];
+        let mut b_rest = [zero; Q];
+        for r in 0..R {
+            let (vectors, rest) = S::as_simd_f32s(a[r]);
+            a_vectors[r] = vectors;
+            a_rest[r] = simd.partial_load_f32s(rest);
+        }
+        for q in 0..Q {
+            let (vectors, rest) = S::as_simd_f32s(b[q]);
+            b_vectors[q] = &vectors[..a_vectors[0].len()];
+            b_rest[q] = simd.partial_load_f32s(rest);
+        }
+        let n = a_vectors[0].len();
+        for vectors in &mut a_vectors {
+            *vectors = &vectors[..n];
+        }
+        let mut at = 0;
+        while at + CHAINS <= n {
+            for chain in 0..CHAINS {
+                for r in 0..R {
+                    for q in 0..Q {
+                        let sum = &mut acc[r][q][chain];
+                        *sum = simd.mul_add_e_f32s(
+                            a_vectors[r][at + chain],
+                            b_vectors[q][at + chain],
+                            *sum,
+                        );
+                    }
+                }
+            }
+            at += CHAINS;
+        }
+        let mut sums = [[0.0; Q]; R];
+        for r in 0..R {
+            for q in 0..Q {
+                let [mut even, mut odd] = acc[r][q];
+                if at < n {
+                    even = simd.mul_add_e_f32s(a_vectors[r][at], b_vectors[q][at], even);
+                }
+                odd = simd.mul_add_e_f32s(a_rest[r], b_rest[q], odd);
+                sums[r][q] = simd.reduce_sum_f32s(simd.add_f32s(even, odd));
+            }
+        }
+        sums
+    }
+
+    /// Ranges of rows that cover 0..t: all at once where nothing needs scratch, since gemm does its own blocking.
+    fn for_row_blocks(
+        t: usize,
+        inputs: &[View],
+        output_is_f32: bool,
+        mut body: impl FnMut(std::ops::Range<usize>),
+    ) {
+        let all_f32 = output_is_f32 && inputs.iter().all(View::is_f32);
+        let block = if all_f32 { t.max(1) } else { ROW_BLOCK };
+        for start in (0..t).step_by(block) {
+            body(start..(start + block).min(t));
+        }
+    }
+
+    /// Ranges of w's rows that cover them all, with those rows as f32: one where neither w nor the output needs scratch.
+    fn for_panels(
+        w: View,
+        i: usize,
+        output_is_f32: bool,
+        mut body: impl FnMut(std::ops::Range<usize>, &[f32]),
+    ) {
+        let n_rows = w.len().checked_div(i).unwrap_or(0);
+        let panel = match w {
+            View::F32(_) if output_is_f32 => n_rows.max(1),
+            // Whole cache lines of outputs.
+            _ => (PANEL_ELEMENTS / i.max(1) / 64 * 64).max(64),
+        };
+        for start in (0..n_rows).step_by(panel) {
+            let rows = start..(start + panel).min(n_rows);
+            with_f32(w.slice(rows.start * i..rows.end * i), |w| body(rows, w));
+        }
+    }
+
+    /// Lends `view` as f32, widened into scratch if it is not.
+    fn with_f32<R>(view: View, body: impl FnOnce(&[f32]) -> R) -> R {
+        match view {
+            View::F32(data) => body(data),
+            narrow => with_scratch(narrow.len(), |scratch| {
+                par_read_into(narrow, scratch);
+                body(scratch)
+            }),
+        }
+    }
+
+    fn put(mut y: ViewMut, values: &[f32], write: Write) {
+        simd(
+            #[inline(always)]
+            || match write {
+                Write::Assign => y.store(values),
+                Write::Add => y.add(values),
+            },
+        );
+    }
+
+    fn beta(write: Write) -> f32 {
+        match write {
+            Write::Assign => 0.0,
+            Write::Add => 1.0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{STORAGES, assert_close, f64s, plus, rows, tensor};
+    use crate::{DType, Error};
+
+    /// Few rows in even and odd number, many rows, several panels of weights and blocks of rows; nothing a multiple of a vector.
+    const SHAPES: [(usize, usize, usize); 7] = [
+        (1, 1, 1),
+        (3, 70, 33),
+        (8, 5, 20_000),
+        (32, 33, 1),
+        (33, 1, 65),
+        (70, 67, 211),
+        (150, 40, 14),
+    ];
+
+    /// (rows, inner, columns) product of a, b given by their element functions.
+    fn product(
+        (m, k, n): (usize, usize, usize),
+        a: impl Fn(usize, usize) -> f64,
+        b: impl Fn(usize, usize) -> f64,
+    ) -> Vec<f64> {
+        let mut out = Vec::with_capacity(m * n);
+        for i in 0..m {
+            for j in 0..n {
+                out.push((0..k).map(|l| a(i, l) * b(l, j)).sum());
+            }
+        }
+        out
+    }
+
+    fn storages() -> impl Iterator<Item = (DType, DType, DType, f64)> {
+        STORAGES.into_iter().flat_map(|(out, tolerance)| {
+            let inputs = [DType::F32, DType::Bf16];
+            inputs
+                .map(|x| inputs.map(|w| (out, x, w, tolerance)))
+                .into_iter()
+                .flatten()
+        })
+    }
+
+    #[test]
+    fn forward_agrees_with_f64_in_every_mixture_of_storages() {
+        for (t, i, o) in SHAPES {
+            for (y_dtype, x_dtype, w_dtype, tolerance) in storages() {
+                let (x, w) = (tensor(&[t, i], 1, x_dtype), tensor(&[o, i], 2, w_dtype));
+                let (x_64, w_64) = (f64s(&x), f64s(&w));
+                let want = product((t, i, o), |t, l| x_64[t * i + l], |l, o| w_64[o * i + l]);
+                let mut y = Tensor::poison(&[t, o], y_dtype);
+                forward(&mut y, &x, &w).unwrap();
+                assert_close("y", &y, &want, tolerance);
+
+                let before = tensor(&[t, o], 3, y_dtype);
+                let mut y = before.clone();
+                forward_residual(&mut y, &x, &w, -0.5).unwrap();
+                let want: Vec<f64> = want.iter().map(|y| -0.5 * y).collect();
+                assert_close("y added to", &y, &plus(&want, &before), tolerance);
+            }
+        }
+    }
+
+    #[test]
+    fn backward_input_agrees_with_f64_in_every_mixture_of_storages() {
+        for (t, i, o) in SHAPES {
+            for (x_dtype, y_dtype, w_dtype, tolerance) in storages() {
+                let (d_y, w) = (tensor(&[t, o], 1, y_dtype), tensor(&[o, i], 2, w_dtype));
+                let (d_y_64, w_64) = (f64s(&d_y), f64s(&w));
+                let want = product(
+                    (t, o, i),
+                    |t, l| d_y_64[t * o + l],
+                    |l, i_idx| 0.25 * w_64[l * i + i_idx],
+                );
+                let mut d_x = Tensor::poison(&[t, i], x_dtype);
+                backward_input(&mut d_x, &d_y, &w, 0.25).unwrap();
+                assert_close("d_x", &d_x, &want, tolerance);
+
+                let before = tensor(&[t, i], 3, x_dtype);
+                let mut d_x = before.clone();
+                backward_input_residual(&mut d_x, &d_y, &w, 0.25).unwrap();
+                assert_close("d_x added to", &d_x, &plus(&want, &before), tolerance);
+            }
+        }
+    }
+
+    #[test]
+    fn backward_weight_adds_to_what_was_there() {
+        for (t, i, o) in SHAPES {
+            for (_, x_dtype, y_dtype, _) in storages().take(4) {
+                let (d_y, x) = (tensor(&[t, o], 1, y_dtype), tensor(&[t, i], 2, x_dtype));
+                let (d_y_64, x_64) = (f64s(&d_y), f64s(&x));
+                let want = product(
+                    (o, t, i),
+                    |o_idx, l| 2.0 * d_y_64[l * o + o_idx],
+                    |l, i_idx| x_64[l * i + i_idx],
+                );
+                let before = tensor(&[o, i], 3, DType::F32);
+                let mut d_w = before.clone();
+                backward_weight(&mut d_w, &d_y, &x, 2.0).unwrap();
+                assert_close("d_w", &d_w, &plus(&want, &before), 1e-5);
+            }
+        }
+    }
+
+    #[test]
+    fn row_of_a_small_batch_has_the_bytes_it_has_alone() {
+        for (dtype, _) in STORAGES {
+            let (x, w) = (tensor(&[32, 203], 1, dtype), tensor(&[1001, 203], 2, dtype));
+            let mut y = Tensor::poison(&[32, 1001], DType::F32);
+            forward(&mut y, &x, &w).unwrap();
+            for t in 0..32 {
+                let mut alone = Tensor::poison(&[1, 1001], DType::F32);
+                forward(&mut alone, &rows(&x, t..t + 1), &w).unwrap();
+                assert_eq!(alone.f32s(), &y.f32s()[t * 1001..][..1001]);
+            }
+        }
+    }
+
+    #[test]
+    fn nan_stays_in_its_row() {
+        for t in [4, 60] {
+            let (mut x, w) = (
+                tensor(&[t, 40], 1, DType::F32),
+                tensor(&[30, 40], 2, DType::Bf16),
+            );
+            x.f32s_mut()[40..80].fill(f32::NAN);
+            let mut y = Tensor::poison(&[t, 30], DType::F32);
+            forward(&mut y, &x, &w).unwrap();
+            for (row, y) in y.f32s().chunks(30).enumerate() {
+                assert!(y.iter().all(|y| y.is_nan() == (row == 1)), "row {row}");
+            }
+        }
+    }
+
+    #[test]
+    fn empty_dimensions_give_zeros() {
+        let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32);
+        for t in [2, 40] {
+            let mut y = Tensor::poison(&[t, 3], DType::F32);
+            forward(&mut y, &zeros(&[t, 0]), &zeros(&[3, 0])).unwrap();
+            assert_eq!(y, zeros(&[t, 3]));
+            let mut d_x = Tensor::poison(&[t, 3], DType::F32);
+            backward_input(&mut d_x, &zeros(&[t, 0]), &zeros(&[0, 3]), 1.0).unwrap();
+            assert_eq!(d_x, zeros(&[t, 3]));
+        }
+        forward(&mut zeros(&[0, 3]), &zeros(&[0, 4]), &zeros(&[3, 4])).unwrap();
+        let mut d_w = tensor(&[3, 4], 1, DType::F32);
+        let before = d_w.clone();
+        backward_weight(&mut d_w, &zeros(&[0, 3]), &zeros(&[0, 4]), 1.0).unwrap();
+        assert_eq!(d_w, before);
+    }
+
+    #[test]
+    fn leading_dimensions_are_rows() {
+        let (x, w) = (
+            tensor(&[2, 3, 5], 1, DType::F32),
+            tensor(&[4, 5], 2, DType::F32),
+        );
+        let mut heads = Tensor::poison(&[2, 3, 4], DType::F32);
+        forward(&mut heads, &x, &w).unwrap();
+        let mut flat = x.clone();
+        flat.reshape(&[6, 5]);
+        let mut y = Tensor::poison(&[6, 4], DType::F32);
+        forward(&mut y, &flat, &w).unwrap();
+        assert_eq!(heads.f32s(), y.f32s());
+    }
+
+    #[test]
+    fn heads_side_by_side_are_columns() {
+        let (x, w) = (
+            tensor(&[7, 3, 5], 1, DType::F32),
+            tensor(&[8, 15], 2, DType::F32),
+        );
+        let mut heads = Tensor::poison(&[7, 2, 4], DType::F32);
+        forward(&mut heads, &x, &w).unwrap();
+        let mut flat = x.clone();
+        flat.reshape(&[7, 15]);
+        let mut y = Tensor::poison(&[7, 8], DType::F32);
+        forward(&mut y, &flat, &w).unwrap();
+        assert_eq!(heads.f32s(), y.f32s());
+    }
+
+    #[test]
+    fn wrong_arguments_are_refused() {
+        let (x, w) = (
+            tensor(&[6, 5], 1, DType::F32),
+            tensor(&[4, 5], 2, DType::F32),
+        );
+        let error = forward(&mut Tensor::zeros(&[6, 3], DType::F32), &x, &w).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "matmul::forward: expected [..., 4] for `y_to`, got [6, 3]"
+        );
+        let got = forward(&mut Tensor::zeros(&[7, 4], DType::F32), &x, &w);
+        assert!(matches!(got, Err(Error::Shape { arg: "y_to", .. })));
+        let got = forward(
+            &mut Tensor::zeros(&[6, 4], DType::F32),
+            &x,
+            &tensor(&[4, 6], 2, DType::F32),
+        );
+        assert!(matches!(got, Err(Error::Shape { arg: "x_ti", .. })));
+        let d_y = tensor(&[6, 4], 3, DType::F32);
+        let got = backward_weight(&mut Tensor::zeros(&[4, 5], DType::Bf16), &d_y, &x, 1.0);
+        assert!(matches!(got, Err(Error::DType { arg: "d_w_oi", .. })));
+    }
+}
