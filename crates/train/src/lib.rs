@@ -1,1 +1,26 @@
-//! Filled in by its own commit.
+//! Training as policy: which documents in which order at which learning rate, what is measured on the way, and how a run survives a kill.
+//!
+//! Knows no story, no tokenizer and no HTTP; the arithmetic is `model`'s and `kernel`'s. The loop is [`run()`], in `run.rs`.
+
+mod checkpoint;
+pub mod data;
+mod error;
+mod identity;
+pub mod job;
+pub mod metrics;
+pub mod optimizer;
+pub mod progress;
+mod run;
+pub mod schedule;
+mod seed;
+pub mod step;
+mod tensorboard;
+pub mod validate;
+
+pub use checkpoint::Best;
+pub use error::{Error, Result};
+pub use job::{
+    BatchConfig, DataConfig, Document, Job, OptimizerConfig, Packing, RunConfig, TunerConfig,
+};
+pub use progress::{Progress, Silent, Start, StepReport};
+pub use run::{Summary, run};

@@ -1,0 +1,395 @@
+//! Checkpoints: everything a run needs to go on as if it had never stopped, in folders that are whole or not there at all.
+//!
+//! ```text
+//! checkpoints/step-N/model/                 Hugging Face folder with the weights as they are trained (f32 master weights stay f32)
+//! checkpoints/step-N/adapter/               instead of model/ when an adapter is trained (PEFT)
+//! checkpoints/step-N/optimizer.safetensors  `m.<name>`, `v.<name>`: AdamW's moments, f32
+//! checkpoints/step-N/state.json             [`State`]
+//! checkpoints/last, checkpoints/best        text files that hold a folder's name: links would need rights that Windows does not give everyone
+//! ```
+//! A folder is written under another name, synced and then renamed. The order of the data needs no cursor but the step: it follows from the seed.
+
+use std::borrow::Cow;
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use kernel::Tensor;
+use model::Model;
+use safetensors::tensor::Metadata;
+use safetensors::{Dtype, View};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::error::{Error, IoContext, Result};
+use crate::job::RunConfig;
+use crate::metrics::{TrainLine, ValidationLine};
+use crate::optimizer::AdamW;
+use crate::tensorboard::Position;
+
+/// Form of `state.json`.
+const VERSION: u32 = 1;
+const PARTIAL: &str = ".partial-";
+
+/// What a checkpoint remembers besides weights and moments.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct State {
+    pub version: u32,
+    /// Optimizer steps done; also the position in the data.
+    pub step: u64,
+    pub total_steps: u64,
+    /// What decides the numbers of a run, key by key; see `identity.rs`.
+    pub identity: serde_json::Map<String, Value>,
+    /// As the job gave it.
+    pub origin: Value,
+    /// Lowest held-out loss so far.
+    pub best: Option<Best>,
+    /// Seconds of training so far, over all starts.
+    pub elapsed_s: f64,
+    /// Length of metrics.jsonl when this was written.
+    pub metrics_bytes: u64,
+    pub tensorboard: Position,
+    /// The step whose held-out loss is the newest.
+    pub validated_step: Option<u64>,
+    pub last_train: Option<TrainLine>,
+    pub last_validation: Vec<ValidationLine>,
+}
+
+/// The lowest held-out loss and the step that had it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    pub step: u64,
+    pub loss: f64,
+}
+
+impl State {
+    /// The state before the first step.
+    pub fn start(
+        total_steps: u64,
+        identity: serde_json::Map<String, Value>,
+        origin: Value,
+        tensorboard: Position,
+    ) -> Self {
+        State {
+            version: VERSION,
+            step: 0,
+            total_steps,
+            identity,
+            origin,
+            best: None,
+            elapsed_s: 0.0,
+            metrics_bytes: 0,
+            tensorboard,
+            validated_step: None,
+            last_train: None,
+            last_validation: Vec::new(),
+        }
+    }
+}
+
+/// The checkpoints of one run.
+#[derive(Debug)]
+pub struct Checkpoints {
+    dir: PathBuf,
+    /// The newest whole one.
+    newest: Option<u64>,
+}
+
+impl Checkpoints {
+    /// Opens `out_dir/checkpoints`, makes it if absent, and clears away what an interrupted write left.
+    ///
+    /// # Errors
+    /// The folder cannot be made, read or cleared.
+    pub fn open(out_dir: &Path) -> Result<Self> {
+        let dir = out_dir.join("checkpoints");
+        fs::create_dir_all(&dir).during("making", &dir)?;
+        for entry in fs::read_dir(&dir).during("listing", &dir)? {
+            let entry = entry.during("listing", &dir)?;
+            if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
+                fs::remove_dir_all(entry.path()).during("removing", &entry.path())?;
+            }
+        }
+        let newest = steps_in(&dir)?.last().copied();
+        Ok(Checkpoints { dir, newest })
+    }
+
+    /// Step and folder of the newest checkpoint.
+    pub fn newest(&self) -> Option<(u64, PathBuf)> {
+        self.newest.map(|step| (step, self.folder(step)))
+    }
+
+    /// Writes the checkpoint of `state.step` (if it is not there already), names it in `last`, and in `best` if it has the lowest
+    /// held-out loss, and removes all but the `keep_last` newest (0 keeps all) and the best.
+    ///
+    /// # Errors
+    /// The disk is full or refuses; no checkpoint is damaged then.
+    pub fn write(
+        &mut self,
+        model: &Model,
+        optimizer: &AdamW,
+        state: &State,
+        base_name: &str,
+        run: &RunConfig,
+    ) -> Result<PathBuf> {
+        let folder = self.folder(state.step);
+        if self.newest != Some(state.step) {
+            let partial = self.dir.join(format!("{PARTIAL}step-{}", state.step));
+            let written = write_folder(&partial, model, optimizer, state, base_name)
+                .and_then(|()| fs::rename(&partial, &folder).during("renaming", &partial))
+                .and_then(|()| sync(&self.dir));
+            if let Err(error) = written {
+                // The first error is the one to report; what is left is removed at the next start if not now.
+                let _ = fs::remove_dir_all(&partial);
+                return Err(error);
+            }
+            self.newest = Some(state.step);
+        }
+        self.point("last", state.step)?;
+        let best = state.best.map(|best| best.step);
+        if run.save_best && best == Some(state.step) {
+            self.point("best", state.step)?;
+        }
+        self.prune(run.keep_last, best)?;
+        Ok(folder)
+    }
+
+    fn folder(&self, step: u64) -> PathBuf {
+        self.dir.join(format!("step-{step}"))
+    }
+
+    fn point(&self, name: &str, step: u64) -> Result<()> {
+        let path = self.dir.join(name);
+        let partial = self.dir.join(format!("{name}.partial"));
+        fs::write(&partial, format!("step-{step}\n")).during("writing", &partial)?;
+        sync(&partial)?;
+        fs::rename(&partial, &path).during("renaming", &partial)?;
+        sync(&self.dir)
+    }
+
+    fn prune(&self, keep_last: usize, best: Option<u64>) -> Result<()> {
+        if keep_last == 0 {
+            return Ok(());
+        }
+        let steps = steps_in(&self.dir)?;
+        let old = &steps[..steps.len().saturating_sub(keep_last)];
+        for step in old.iter().filter(|step| best != Some(**step)) {
+            let folder = self.folder(*step);
+            // A folder without its name cannot be taken for a whole one if the removal is interrupted.
+            let doomed = self.dir.join(format!("{PARTIAL}old-step-{step}"));
+            fs::rename(&folder, &doomed).during("renaming", &folder)?;
+            fs::remove_dir_all(&doomed).during("removing", &doomed)?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads `state.json` of a checkpoint.
+///
+/// # Errors
+/// The file is missing or not what this version writes.
+pub fn read_state(folder: &Path) -> Result<State> {
+    let path = folder.join("state.json");
+    let json = fs::read(&path).during("reading", &path)?;
+    serde_json::from_slice(&json).map_err(|source| Error::State { path, source })
+}
+
+/// Reads the trained weights into `model`, which is the base (with an adapter attached, if one was trained).
+///
+/// # Errors
+/// The folder is damaged, or of another model.
+pub fn read_weights(folder: &Path, model: &mut Model) -> Result<()> {
+    if model.lora().is_some() {
+        return Ok(model.load_adapter(&folder.join("adapter"))?);
+    }
+    let path = folder.join("model");
+    let trained = Model::load(&path, model.dtype())?;
+    if trained.trainable_names() != model.trainable_names() {
+        return Err(Error::OtherModel { path });
+    }
+    // Into the model that was handed in: it knows in which types the result is to be saved.
+    for (weight, trained) in model.trainable_mut().into_iter().zip(trained.trainable()) {
+        if weight.shape() != trained.shape() {
+            return Err(Error::OtherModel { path });
+        }
+        weight.clone_from(trained);
+    }
+    Ok(())
+}
+
+/// Reads AdamW's moments into `optimizer`, whose tensors have `names` in order.
+///
+/// # Errors
+/// The file is missing, damaged, or of another model.
+pub fn read_optimizer(folder: &Path, names: &[String], optimizer: &mut AdamW) -> Result<()> {
+    let path = folder.join("optimizer.safetensors");
+    let mut file = File::open(&path).during("opening", &path)?;
+    let (data_start, metadata) = read_header(&mut file, &path)?;
+    for (kind, tensors) in [("m", &mut optimizer.m), ("v", &mut optimizer.v)] {
+        for (name, tensor) in names.iter().zip(tensors) {
+            let name = format!("{kind}.{name}");
+            let info = metadata
+                .info(&name)
+                .filter(|info| info.dtype == Dtype::F32 && info.shape == tensor.shape())
+                .ok_or_else(|| Error::OptimizerTensor {
+                    path: path.clone(),
+                    name,
+                    shape: tensor.shape().to_vec(),
+                })?;
+            file.seek(SeekFrom::Start(data_start + info.data_offsets.0 as u64))
+                .during("seeking in", &path)?;
+            file.read_exact(bytemuck::cast_slice_mut(tensor.f32s_mut()))
+                .during("reading", &path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Start of the data and the table of tensors. Read by hand, so that the moments go straight into their tensors.
+fn read_header(file: &mut File, path: &Path) -> Result<(u64, Metadata)> {
+    let mut length = [0; 8];
+    file.read_exact(&mut length).during("reading", path)?;
+    let length = u64::from_le_bytes(length);
+    let file_length = file.metadata().during("reading", path)?.len();
+    let truncated = || Error::OptimizerFile {
+        path: path.to_path_buf(),
+        source: safetensors::SafeTensorError::MetadataIncompleteBuffer,
+    };
+    let data_start = length
+        .checked_add(8)
+        .filter(|start| *start <= file_length)
+        .ok_or_else(truncated)?;
+    let mut header = vec![0; length as usize];
+    file.read_exact(&mut header).during("reading", path)?;
+    let metadata: Metadata =
+        serde_json::from_slice(&header).map_err(|source| Error::OptimizerFile {
+            path: path.to_path_buf(),
+            source: source.into(),
+        })?;
+    if data_start + metadata.data_len() as u64 != file_length {
+        return Err(truncated());
+    }
+    Ok((data_start, metadata))
+}
+
+fn write_folder(
+    folder: &Path,
+    model: &Model,
+    optimizer: &AdamW,
+    state: &State,
+    base_name: &str,
+) -> Result<()> {
+    if folder.exists() {
+        fs::remove_dir_all(folder).during("removing", folder)?;
+    }
+    fs::create_dir_all(folder).during("making", folder)?;
+    save_weights(model, folder, Some(model.dtype()), base_name)?;
+
+    let path = folder.join("optimizer.safetensors");
+    let names = model.trainable_names();
+    let moments = [("m", &optimizer.m), ("v", &optimizer.v)];
+    let tensors = moments.into_iter().flat_map(|(kind, tensors)| {
+        names
+            .iter()
+            .zip(tensors)
+            .map(move |(name, tensor)| (format!("{kind}.{name}"), Moment(tensor)))
+    });
+    safetensors::serialize_to_file(tensors, None, &path).map_err(|source| match source {
+        safetensors::SafeTensorError::IoError(source) => Error::Io {
+            action: "writing",
+            path,
+            source,
+        },
+        source => Error::OptimizerFile { path, source },
+    })?;
+
+    let path = folder.join("state.json");
+    let json = serde_json::to_vec_pretty(state)
+        .map_err(std::io::Error::from)
+        .during("writing", &path)?;
+    fs::write(&path, json).during("writing", &path)?;
+    sync_all(folder)
+}
+
+/// Saves the trained weights below `parent`: `adapter/` where one is attached, else `model/`. Returns the folder.
+///
+/// # Errors
+/// The folder cannot be written.
+pub fn save_weights(
+    model: &Model,
+    parent: &Path,
+    dtype: Option<kernel::DType>,
+    base_name: &str,
+) -> Result<PathBuf> {
+    if model.lora().is_some() {
+        let folder = parent.join("adapter");
+        model.save_adapter(&folder, base_name)?;
+        return Ok(folder);
+    }
+    let folder = parent.join("model");
+    model.save(&folder, dtype)?;
+    Ok(folder)
+}
+
+/// An f32 tensor as safetensors wants to see it.
+struct Moment<'a>(&'a Tensor);
+
+impl View for Moment<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+    fn shape(&self) -> &[usize] {
+        self.0.shape()
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        bytemuck::cast_slice(self.0.f32s()).into()
+    }
+    fn data_len(&self) -> usize {
+        self.0.bytes()
+    }
+}
+
+/// Steps of the whole checkpoints in `dir`, ascending.
+fn steps_in(dir: &Path) -> Result<Vec<u64>> {
+    let mut steps = Vec::new();
+    for entry in fs::read_dir(dir).during("listing", dir)? {
+        let entry = entry.during("listing", dir)?;
+        let name = entry.file_name();
+        let step = name.to_string_lossy();
+        let step = step
+            .strip_prefix("step-")
+            .and_then(|step| step.parse().ok());
+        if let Some(step) = step
+            && entry.path().join("state.json").is_file()
+        {
+            steps.push(step);
+        }
+    }
+    steps.sort_unstable();
+    Ok(steps)
+}
+
+/// Waits until everything below `folder` is on the disk.
+fn sync_all(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).during("listing", folder)? {
+        let path = entry.during("listing", folder)?.path();
+        match path.is_dir() {
+            true => sync_all(&path)?,
+            false => sync(&path)?,
+        }
+    }
+    sync(folder)
+}
+
+/// Waits until one file, or a folder's list of names, is on the disk. Windows syncs no folders and needs none synced.
+fn sync(path: &Path) -> Result<()> {
+    if path.is_dir() && !cfg!(unix) {
+        return Ok(());
+    }
+    // Windows flushes only what is open for writing.
+    let file = match path.is_dir() {
+        true => File::open(path),
+        false => File::options().write(true).open(path),
+    };
+    file.and_then(|file| file.sync_all())
+        .during("syncing", path)
+}

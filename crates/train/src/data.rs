@@ -1,0 +1,382 @@
+//! From documents to micro-batches: weights, order, splitting, packing, and the account of every label.
+//!
+//! All of it is decided before the first step from the seed and the documents alone, so that the number of a step is its place in the data.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use text::Tokenizer;
+use text::labels::{Encoded, IGNORE};
+use text::pack::{self, CONTEXT_TOKENS, Piece, Row, Strategy};
+
+use crate::error::{Error, Result};
+use crate::job::{DataConfig, Document, Job, Packing};
+use crate::seed::{Purpose, Rng, derive};
+
+/// Documents cut to row length. A piece without a target is left out: it could teach nothing.
+#[derive(Debug)]
+pub struct Pieces {
+    pieces: Vec<Piece>,
+    /// Range of each document's pieces.
+    of_document: Vec<Range<usize>>,
+}
+
+/// What one packed row will hold: piece indices, and their tokens together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowPlan {
+    pub pieces: Vec<usize>,
+    pub n_tokens: u64,
+}
+
+impl Pieces {
+    /// Splits documents that are longer than a row: at sentence ends where there is a tokenizer to see them, else where a row is full.
+    ///
+    /// # Errors
+    /// A token id beyond the vocabulary, or ids and labels that differ in number; `split` names the data in the text.
+    pub fn new(
+        documents: &[Document],
+        split: &'static str,
+        row_tokens: usize,
+        tokenizer: Option<&Tokenizer>,
+        vocab_size: usize,
+    ) -> Result<Self> {
+        let mut pieces = Vec::new();
+        let mut of_document = Vec::with_capacity(documents.len());
+        for (document_idx, document) in documents.iter().enumerate() {
+            check_ids(document, split, document_idx, vocab_size)?;
+            let parts = match tokenizer {
+                Some(tokenizer) => pack::split(tokenizer, &document.encoded, row_tokens)?,
+                None => split_where_full(&document.encoded, row_tokens),
+            };
+            let first = pieces.len();
+            pieces.extend(
+                parts
+                    .into_iter()
+                    .filter(|encoded| n_targets(encoded) > 0)
+                    .map(|encoded| Piece {
+                        document: document_idx,
+                        encoded,
+                    }),
+            );
+            of_document.push(first..pieces.len());
+        }
+        Ok(Pieces {
+            pieces,
+            of_document,
+        })
+    }
+
+    /// The pieces of some documents, in their order.
+    pub fn of(&self, documents: &[usize]) -> Vec<usize> {
+        documents
+            .iter()
+            .flat_map(|document| self.of_document[*document].clone())
+            .collect()
+    }
+
+    /// Packs pieces into rows.
+    ///
+    /// # Errors
+    /// A piece longer than a row.
+    pub fn pack(&self, piece_indices: &[usize], data: &DataConfig) -> Result<Vec<RowPlan>> {
+        let lengths: Vec<usize> = piece_indices
+            .iter()
+            .map(|piece_idx| self.pieces[*piece_idx].encoded.input_ids.len())
+            .collect();
+        let strategy = match data.packing {
+            Packing::Binpack => Strategy::BinPack,
+            Packing::Sequential => Strategy::Sequential,
+        };
+        let rows = pack::bins(&lengths, data.row_tokens, strategy)?;
+        let row = |places: Vec<usize>| RowPlan {
+            n_tokens: places.iter().map(|place| lengths[*place] as u64).sum(),
+            pieces: places.iter().map(|place| piece_indices[*place]).collect(),
+        };
+        Ok(rows.into_iter().map(row).collect())
+    }
+
+    /// Lays rows end to end as one: what the model sees at once.
+    pub fn micro_batch(&self, rows: &[RowPlan]) -> Row {
+        pack::row(self.in_rows(rows))
+    }
+
+    /// Positions that carry loss in these rows.
+    fn n_targets(&self, rows: &[RowPlan]) -> u64 {
+        self.in_rows(rows)
+            .map(|piece| n_targets(&piece.encoded))
+            .sum()
+    }
+
+    fn in_rows(&self, rows: &[RowPlan]) -> impl Iterator<Item = &Piece> {
+        rows.iter()
+            .flat_map(|row| &row.pieces)
+            .map(|piece_idx| &self.pieces[*piece_idx])
+    }
+}
+
+/// A packed row as the model takes it.
+pub fn as_batch(row: &Row) -> model::Batch<'_> {
+    model::Batch {
+        tokens_t: &row.tokens_t,
+        targets_t: &row.targets_t,
+        cu_seqlens: &row.cu_seqlens,
+    }
+}
+
+/// All steps of a run.
+#[derive(Debug)]
+pub struct Plan {
+    pieces: Pieces,
+    epochs: Vec<Vec<RowPlan>>,
+    steps: Vec<Step>,
+    rows_per_batch: usize,
+    account: Account,
+}
+
+/// One optimizer step: some rows of one epoch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Step {
+    pub epoch_idx: usize,
+    pub rows: Range<usize>,
+    pub n_tokens: u64,
+    /// Positions that carry loss, over all micro-batches: the loss is divided by this.
+    pub n_targets: u64,
+}
+
+/// Where every label went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Account {
+    /// Training documents given.
+    pub documents: u64,
+    /// Of these, documents without a label to train on, left out.
+    pub documents_without_label: u64,
+    /// Documents longer than a row, split.
+    pub documents_split: u64,
+    /// Labels of all training documents that can be predicted (a document's first token cannot).
+    pub labels: u64,
+    /// Trained labels of the first epoch: with all weights 1, exactly `labels`.
+    pub trained_labels_per_epoch: u64,
+    /// Tokens of the first epoch's rows, trained or not.
+    pub tokens_per_epoch: u64,
+    /// Rows of the first epoch.
+    pub rows_per_epoch: u64,
+    /// Labels of the held-out documents.
+    pub held_out_labels: u64,
+    /// Tokens that the whole run processes.
+    pub tokens: u64,
+    /// Labels that the whole run trains on.
+    pub trained_labels: u64,
+}
+
+impl Plan {
+    /// Decides every step of the job.
+    ///
+    /// # Errors
+    /// No document has a token to train on; a token id beyond the vocabulary.
+    pub fn new(job: &Job, vocab_size: usize) -> Result<Self> {
+        let pieces = Pieces::new(
+            &job.train,
+            "training",
+            job.data.row_tokens,
+            job.tokenizer.as_deref(),
+            vocab_size,
+        )?;
+        let rows_per_step = job.batch.rows * job.batch.accumulate;
+        let mut plan = Plan {
+            pieces,
+            epochs: Vec::new(),
+            steps: Vec::new(),
+            rows_per_batch: job.batch.rows,
+            account: Account::default(),
+        };
+        while match job.run.steps {
+            Some(steps) => plan.total_steps() < steps,
+            None => (plan.epochs.len() as u64) < job.run.epochs,
+        } {
+            let rows = epoch_rows(job, &plan.pieces, plan.epochs.len() as u64)?;
+            if rows.is_empty() {
+                return Err(Error::NoTrainableToken {
+                    documents: job.train.len(),
+                });
+            }
+            plan.add_epoch(rows, rows_per_step);
+        }
+        if let Some(steps) = job.run.steps {
+            plan.steps.truncate(steps as usize);
+        }
+        plan.account = plan.account_for(job);
+        Ok(plan)
+    }
+
+    pub fn total_steps(&self) -> u64 {
+        self.steps.len() as u64
+    }
+
+    /// The step of this index; the first has index 0.
+    pub fn step(&self, step_idx: u64) -> &Step {
+        &self.steps[step_idx as usize]
+    }
+
+    /// The micro-batches of a step, made one at a time.
+    pub fn micro_batches(&self, step: &Step) -> impl Iterator<Item = Row> {
+        self.epochs[step.epoch_idx][step.rows.clone()]
+            .chunks(self.rows_per_batch)
+            .map(|rows| self.pieces.micro_batch(rows))
+    }
+
+    /// Passes over the data after this step, as a fraction of rows.
+    pub fn epoch_after(&self, step: &Step) -> f64 {
+        let rows = self.epochs[step.epoch_idx].len();
+        let epoch = step.epoch_idx as f64 + step.rows.end as f64 / rows as f64;
+        (epoch * 1e6).round() / 1e6
+    }
+
+    /// Tokens of all steps from this index on.
+    pub fn tokens_from(&self, step_idx: u64) -> u64 {
+        let steps = self.steps.get(step_idx as usize..).unwrap_or_default();
+        steps.iter().map(|step| step.n_tokens).sum()
+    }
+
+    pub fn account(&self) -> &Account {
+        &self.account
+    }
+
+    /// The training documents, cut to row length.
+    pub fn pieces(&self) -> &Pieces {
+        &self.pieces
+    }
+
+    fn add_epoch(&mut self, rows: Vec<RowPlan>, rows_per_step: usize) {
+        for first in (0..rows.len()).step_by(rows_per_step) {
+            let range = first..rows.len().min(first + rows_per_step);
+            self.steps.push(Step {
+                epoch_idx: self.epochs.len(),
+                n_tokens: rows[range.clone()].iter().map(|row| row.n_tokens).sum(),
+                n_targets: self.pieces.n_targets(&rows[range.clone()]),
+                rows: range,
+            });
+        }
+        self.epochs.push(rows);
+    }
+
+    fn account_for(&self, job: &Job) -> Account {
+        let first_epoch = &self.epochs[0];
+        Account {
+            documents: job.train.len() as u64,
+            documents_without_label: job
+                .train
+                .iter()
+                .filter(|document| n_targets(&document.encoded) == 0)
+                .count() as u64,
+            documents_split: job
+                .train
+                .iter()
+                .filter(|document| document.encoded.input_ids.len() > job.data.row_tokens)
+                .count() as u64,
+            labels: labels_of(&job.train),
+            trained_labels_per_epoch: self.pieces.n_targets(first_epoch),
+            tokens_per_epoch: first_epoch.iter().map(|row| row.n_tokens).sum(),
+            rows_per_epoch: first_epoch.len() as u64,
+            held_out_labels: labels_of(&job.validation),
+            tokens: self.tokens_from(0),
+            trained_labels: self.steps.iter().map(|step| step.n_targets).sum(),
+        }
+    }
+}
+
+/// Positions that carry loss: labels of all but the first position, which nothing comes before.
+pub fn n_targets(encoded: &Encoded) -> u64 {
+    let labels = encoded.labels.iter().skip(1);
+    labels.filter(|label| **label != IGNORE).count() as u64
+}
+
+/// The rows of one epoch: documents by weight, shuffled across all repeats, packed, and shuffled again where packing sorts them.
+fn epoch_rows(job: &Job, pieces: &Pieces, epoch_idx: u64) -> Result<Vec<RowPlan>> {
+    let documents = epoch_documents(job, epoch_idx);
+    let mut rows = pieces.pack(&pieces.of(&documents), &job.data)?;
+    if job.data.packing == Packing::Binpack {
+        Rng::new(derive(job.seed, Purpose::Rows, epoch_idx, 0)).shuffle(&mut rows);
+    }
+    Ok(rows)
+}
+
+/// Each document as often as its source's weight says; the part after the point is a seeded draw of documents, new in every epoch.
+fn epoch_documents(job: &Job, epoch_idx: u64) -> Vec<usize> {
+    let mut by_source: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+    for (document_idx, document) in job.train.iter().enumerate() {
+        by_source
+            .entry(document.source)
+            .or_default()
+            .push(document_idx);
+    }
+    let mut order = Vec::new();
+    for (source, mut documents) in by_source {
+        let weight = job.source_weight(source);
+        for _ in 0..weight.floor() as u64 {
+            order.extend_from_slice(&documents);
+        }
+        let drawn = (weight.fract() * documents.len() as f64).round() as usize;
+        let seed = derive(job.seed, Purpose::Remainder, epoch_idx, u64::from(source));
+        Rng::new(seed).shuffle(&mut documents);
+        order.extend_from_slice(&documents[..drawn]);
+    }
+    Rng::new(derive(job.seed, Purpose::Documents, epoch_idx, 0)).shuffle(&mut order);
+    order
+}
+
+fn check_ids(
+    document: &Document,
+    split: &'static str,
+    document_idx: usize,
+    vocab_size: usize,
+) -> Result<()> {
+    let Encoded {
+        input_ids, labels, ..
+    } = &document.encoded;
+    if input_ids.len() != labels.len() {
+        return Err(Error::LabelCount {
+            split,
+            document: document_idx,
+            source_idx: document.source,
+            ids: input_ids.len(),
+            labels: labels.len(),
+        });
+    }
+    match input_ids.iter().position(|id| *id as usize >= vocab_size) {
+        None => Ok(()),
+        Some(position) => Err(Error::TokenBeyondVocabulary {
+            split,
+            document: document_idx,
+            source_idx: document.source,
+            position,
+            id: input_ids[position],
+            vocab_size,
+        }),
+    }
+}
+
+fn labels_of(documents: &[Document]) -> u64 {
+    documents
+        .iter()
+        .map(|document| n_targets(&document.encoded))
+        .sum()
+}
+
+/// As [`pack::split`], for ids that no tokenizer explains.
+fn split_where_full(encoded: &Encoded, row_tokens: usize) -> Vec<Encoded> {
+    let n_tokens = encoded.input_ids.len();
+    let mut parts = Vec::new();
+    let mut start = 0;
+    while start < n_tokens {
+        let first = start.saturating_sub(CONTEXT_TOKENS);
+        let end = n_tokens.min(first + row_tokens);
+        let mut labels = encoded.labels[first..end].to_vec();
+        labels[..start - first].fill(IGNORE);
+        parts.push(Encoded {
+            input_ids: encoded.input_ids[first..end].to_vec(),
+            labels,
+        });
+        start = end;
+    }
+    parts
+}

@@ -1,0 +1,120 @@
+//! What can go wrong in a training run, each with what to do about it.
+
+use std::path::{Path, PathBuf};
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Errors of `train`; every variant carries the data to find the cause.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    #[error(transparent)]
+    Model(#[from] model::Error),
+    #[error(transparent)]
+    Kernel(#[from] kernel::Error),
+    #[error(transparent)]
+    Text(#[from] text::Error),
+    #[error("{action} {path}: {source}")]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error(
+        "reading {path}: {source}; delete the folder it lies in to go on from an older checkpoint"
+    )]
+    State {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
+    #[error(
+        "reading {path}: {source}; delete the folder it lies in to go on from an older checkpoint"
+    )]
+    OptimizerFile {
+        path: PathBuf,
+        source: safetensors::SafeTensorError,
+    },
+    #[error(
+        "{path} has no tensor `{name}` of shape {shape:?} and type F32; it belongs to another model, give another --out"
+    )]
+    OptimizerTensor {
+        path: PathBuf,
+        name: String,
+        shape: Vec<usize>,
+    },
+    #[error("{path} holds another model than the one that is to be trained; give another --out")]
+    OtherModel { path: PathBuf },
+    #[error("`{key}` is {value}, but must be {expected}")]
+    BadValue {
+        key: &'static str,
+        value: String,
+        expected: &'static str,
+    },
+    #[error(
+        "none of the {documents} training documents has a token to train on: every label after the first is -100; check the loss mask of the rows and the weights of the sources"
+    )]
+    NoTrainableToken { documents: usize },
+    /// `document` counts from 0 in the order of the job.
+    #[error(
+        "document {document} of the {split} data (source {source_idx}) holds token id {id} at position {position}, but the model's vocabulary has {vocab_size}; encode the rows with this model's tokenizer"
+    )]
+    TokenBeyondVocabulary {
+        split: &'static str,
+        document: usize,
+        source_idx: u32,
+        position: usize,
+        id: u32,
+        vocab_size: usize,
+    },
+    /// `document` counts from 0 in the order of the job.
+    #[error(
+        "document {document} of the {split} data (source {source_idx}) has {ids} ids and {labels} labels; they must be equally many"
+    )]
+    LabelCount {
+        split: &'static str,
+        document: usize,
+        source_idx: u32,
+        ids: usize,
+        labels: usize,
+    },
+    #[error("{what} is {value} at step {step}; nothing of this step was kept. {remedy}", remedy = last_good(.last_checkpoint))]
+    NotFinite {
+        what: &'static str,
+        value: f32,
+        step: u64,
+        last_checkpoint: Option<PathBuf>,
+    },
+    #[error("{dir} was trained with another recipe or other data ({}); give another --out, restore the recipe, or use --force to go on with the new one", .differences.join("; "))]
+    RecipeChanged {
+        dir: PathBuf,
+        /// `key: was X, is Y`, one entry a key.
+        differences: Vec<String>,
+    },
+    #[error("stopped after step {step}; run the same command again to go on from {checkpoint}")]
+    Interrupted { step: u64, checkpoint: PathBuf },
+}
+
+fn last_good(last_checkpoint: &Option<PathBuf>) -> String {
+    match last_checkpoint {
+        Some(path) => format!(
+            "the last good checkpoint is {}; lower optimizer.lr or look at the rows of this step, then run again",
+            path.display()
+        ),
+        None => "there is no checkpoint yet; lower optimizer.lr or look at the rows of this step, then run again".to_string(),
+    }
+}
+
+/// Names the file and the action that an input or output error belongs to.
+pub(crate) trait IoContext<T> {
+    fn during(self, action: &'static str, path: &Path) -> Result<T>;
+}
+
+impl<T> IoContext<T> for std::io::Result<T> {
+    fn during(self, action: &'static str, path: &Path) -> Result<T> {
+        self.map_err(|source| Error::Io {
+            action,
+            path: path.to_path_buf(),
+            source,
+        })
+    }
+}

@@ -1,0 +1,117 @@
+//! What decides the numbers of a run, key by key: a checkpoint remembers it, so that nobody goes on with another recipe unawares.
+//!
+//! Keys that only say when to look or to save are not part of it: they may change between starts.
+
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::job::{Document, Job};
+
+/// The identity of a job: recipe keys by their names in the recipe, and digests of the data.
+pub fn of(job: &Job) -> Map<String, Value> {
+    let mut identity = Map::new();
+    flatten(
+        &mut identity,
+        "",
+        json!({
+            "seed": job.seed,
+            "base": job.base_name,
+            "data": job.data,
+            "tuner": job.tuner,
+            "optimizer": job.optimizer,
+            "batch": job.batch,
+            "run": { "epochs": job.run.epochs, "steps": job.run.steps },
+            "source_weights": job.source_weights,
+            "split_at": if job.tokenizer.is_some() { "sentence ends" } else { "row ends" },
+            "training_data": digest(&job.train),
+            "held_out_data": digest(&job.validation),
+        }),
+    );
+    identity
+}
+
+/// `key: was X, is Y` for every key that differs.
+pub fn differences(was: &Map<String, Value>, is: &Map<String, Value>) -> Vec<String> {
+    let mut keys: Vec<&String> = was.keys().chain(is.keys()).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    keys.into_iter()
+        .filter(|key| was.get(*key) != is.get(*key))
+        .map(|key| format!("{key}: was {}, is {}", shown(was, key), shown(is, key)))
+        .collect()
+}
+
+fn shown(identity: &Map<String, Value>, key: &str) -> String {
+    identity
+        .get(key)
+        .map_or("absent".to_string(), Value::to_string)
+}
+
+fn flatten(out: &mut Map<String, Value>, prefix: &str, value: Value) {
+    match value {
+        Value::Object(table) => {
+            for (key, value) in table {
+                let name = match prefix {
+                    "" => key,
+                    _ => format!("{prefix}.{key}"),
+                };
+                flatten(out, &name, value);
+            }
+        }
+        Value::Null => {}
+        value => {
+            out.insert(prefix.to_string(), value);
+        }
+    }
+}
+
+/// Start of the SHA-256 of everything about documents that training sees.
+fn digest(documents: &[Document]) -> String {
+    let mut hash = Sha256::new();
+    for document in documents {
+        let language = document.language.as_deref().unwrap_or_default();
+        hash.update(document.source.to_le_bytes());
+        hash.update((language.len() as u64).to_le_bytes());
+        hash.update(language.as_bytes());
+        hash.update((document.encoded.input_ids.len() as u64).to_le_bytes());
+        for id in &document.encoded.input_ids {
+            hash.update(id.to_le_bytes());
+        }
+        for label in &document.encoded.labels {
+            hash.update(label.to_le_bytes());
+        }
+    }
+    hash.finalize()[..8]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_name_the_key_and_both_values() {
+        let mut was = Map::new();
+        flatten(
+            &mut was,
+            "",
+            json!({ "seed": 7, "optimizer": { "lr": 0.001 } }),
+        );
+        let mut is = Map::new();
+        flatten(
+            &mut is,
+            "",
+            json!({ "seed": 7, "optimizer": { "lr": 0.002, "warmup_steps": 3 } }),
+        );
+        assert_eq!(
+            differences(&was, &is),
+            [
+                "optimizer.lr: was 0.001, is 0.002",
+                "optimizer.warmup_steps: was absent, is 3"
+            ]
+        );
+        assert_eq!(differences(&is, &is), Vec::<String>::new());
+    }
+}

@@ -1,0 +1,439 @@
+//! The training loop. CPT and SFT are the same loop; they differ in their rows.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use kernel::DType;
+use model::{LoraConfig, Model};
+
+use crate::checkpoint::{self, Best, Checkpoints, State};
+use crate::data::{Account, Plan};
+use crate::error::{Error, IoContext, Result};
+use crate::identity;
+use crate::job::{Job, SaveDType, TunerConfig};
+use crate::metrics::{MetricsFile, TrainLine, ValidationLine};
+use crate::progress::{Clock, Progress, Remaining, Start, StepReport};
+use crate::schedule::Schedule;
+use crate::seed::{Purpose, derive};
+use crate::step::Trainer;
+use crate::tensorboard::EventFile;
+use crate::validate::{Validator, gap_alert};
+
+/// What a finished run has to say.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Summary {
+    pub steps: u64,
+    pub account: Account,
+    /// The last training step.
+    pub train: Option<TrainLine>,
+    /// The last held-out losses: `all` first, then by language.
+    pub validation: Vec<ValidationLine>,
+    /// The lowest held-out loss and its step.
+    pub best: Option<Best>,
+    /// Seconds of training, over all starts.
+    pub seconds: f64,
+    /// `model/` or `adapter/` in the job's folder.
+    pub result: PathBuf,
+}
+
+/// Trains `model` as `job` says, going on from the newest checkpoint in the job's folder if there is one.
+///
+/// The same job gives the same bytes, however often it was stopped and started again; only times differ.
+///
+/// # Errors
+/// A job that cannot be done ([`Error::BadValue`], [`Error::NoTrainableToken`], [`Error::TokenBeyondVocabulary`]), a checkpoint of another
+/// job ([`Error::RecipeChanged`]), a loss that is no number ([`Error::NotFinite`]), a stop that was asked for ([`Error::Interrupted`]), a disk
+/// that refuses. The checkpoints written so far stay whole.
+pub fn run(model: Model, job: &Job, progress: &mut dyn Progress) -> Result<(Model, Summary)> {
+    let mut run = Run::start(model, job, progress)?;
+    loop {
+        run.validate_if_due()?;
+        run.checkpoint_if_due()?;
+        if run.is_done() {
+            return run.finish();
+        }
+        run.train_step()?;
+    }
+}
+
+struct Run<'a> {
+    job: &'a Job,
+    progress: &'a mut dyn Progress,
+    plan: Plan,
+    schedule: Schedule,
+    validator: Validator,
+    trainer: Trainer,
+    checkpoints: Checkpoints,
+    state: State,
+    metrics: MetricsFile,
+    events: EventFile,
+    clock: Clock,
+    started: Instant,
+    elapsed_before_s: f64,
+    last_save: Instant,
+}
+
+impl<'a> Run<'a> {
+    fn start(mut model: Model, job: &'a Job, progress: &'a mut dyn Progress) -> Result<Self> {
+        // 1. what to do
+        job.check()?;
+        attach(&mut model, job)?;
+        let vocab_size = model.config().vocab_size;
+        let plan = Plan::new(job, vocab_size)?;
+        let validator = Validator::new(job, &plan, vocab_size)?;
+        let schedule = Schedule::new(&job.optimizer, plan.total_steps());
+        // 2. where it had got to
+        fs::create_dir_all(&job.out_dir).during("making", &job.out_dir)?;
+        let checkpoints = Checkpoints::open(&job.out_dir)?;
+        let identity = identity::of(job);
+        let resumed = match checkpoints.newest() {
+            Some((_, folder)) => Some((resumable(job, &identity, &folder)?, folder)),
+            None => None,
+        };
+        if let Some((_, folder)) = &resumed {
+            checkpoint::read_weights(folder, &mut model)?;
+        }
+        let mut trainer = Trainer::new(model, &job.optimizer, job.seed);
+        let metrics_path = job.out_dir.join("metrics.jsonl");
+        let (state, metrics, events) = match resumed {
+            Some((state, folder)) => {
+                trainer.optimizer.steps = state.step;
+                checkpoint::read_optimizer(
+                    &folder,
+                    &trainer.model.trainable_names(),
+                    &mut trainer.optimizer,
+                )?;
+                let metrics = MetricsFile::open(&metrics_path, state.metrics_bytes)?;
+                let events = EventFile::resume(&job.out_dir, &state.tensorboard)?;
+                (state, metrics, events)
+            }
+            None => {
+                EventFile::remove_all(&job.out_dir)?;
+                let metrics = MetricsFile::open(&metrics_path, 0)?;
+                let events = EventFile::create(&job.out_dir)?;
+                let origin = job.origin.clone();
+                let state = State::start(plan.total_steps(), identity, origin, events.position());
+                (state, metrics, events)
+            }
+        };
+        // 3. tell it
+        progress.started(&Start {
+            total_steps: plan.total_steps(),
+            resumed_step: state.step,
+            warmup_steps: schedule.warmup_steps,
+            account: *plan.account(),
+            trainable: trainer
+                .model
+                .trainable()
+                .iter()
+                .map(|tensor| tensor.numel() as u64)
+                .sum(),
+        });
+        Ok(Run {
+            elapsed_before_s: state.elapsed_s,
+            job,
+            progress,
+            plan,
+            schedule,
+            validator,
+            trainer,
+            checkpoints,
+            state,
+            metrics,
+            events,
+            clock: Clock::default(),
+            started: Instant::now(),
+            last_save: Instant::now(),
+        })
+    }
+
+    fn is_done(&self) -> bool {
+        self.state.step >= self.plan.total_steps()
+    }
+
+    fn train_step(&mut self) -> Result<()> {
+        let step_started = Instant::now();
+        let step_idx = self.state.step;
+        let step = self.plan.step(step_idx).clone();
+        let lr = self.schedule.lr_at(step_idx);
+        let batches = self.plan.micro_batches(&step);
+        let outcome = self
+            .trainer
+            .step(batches, step.n_targets, lr)
+            .map_err(|error| self.with_last_checkpoint(error))?;
+        let seconds = step_started.elapsed().as_secs_f64();
+        self.clock.trained(seconds, step.n_tokens);
+        self.state.step += 1;
+        let line = TrainLine {
+            step: self.state.step,
+            epoch: self.plan.epoch_after(&step),
+            loss: outcome.loss,
+            lr,
+            grad_norm: f64::from(outcome.grad_norm),
+            tokens: step.n_tokens,
+            trained_tokens: step.n_targets,
+            tokens_per_s: (step.n_tokens as f64 / seconds.max(1e-9) * 10.0).round() / 10.0,
+        };
+        self.metrics.line(&line)?;
+        self.events.scalars(
+            line.step,
+            &[
+                ("train/loss", line.loss),
+                ("train/lr", line.lr),
+                ("train/grad_norm", line.grad_norm),
+                ("train/tokens_per_s", line.tokens_per_s),
+            ],
+        )?;
+        tracing::debug!(
+            step = line.step,
+            loss = line.loss,
+            lr = line.lr,
+            grad_norm = line.grad_norm,
+            tokens_per_s = line.tokens_per_s
+        );
+        self.state.last_train = Some(line.clone());
+        self.progress.step(&StepReport {
+            line,
+            total_steps: self.plan.total_steps(),
+            eta_s: self.clock.eta_s(self.remaining()),
+        });
+        Ok(())
+    }
+
+    fn validate_if_due(&mut self) -> Result<()> {
+        let step = self.state.step;
+        if !self.validation_due(step) || self.state.validated_step == Some(step) {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let tokens = self.validator.n_tokens();
+        let (job, progress) = (self.job, &mut *self.progress);
+        let measured = self.validator.measure(
+            &self.trainer.model,
+            &mut self.trainer.saved,
+            job,
+            &self.plan,
+            step,
+            &mut |done| {
+                progress.validating(step, done, tokens);
+                !job.stop.load(Ordering::Relaxed)
+            },
+        )?;
+        // None: asked to stop. The checkpoint that follows knows that this measurement is still to come.
+        let Some(lines) = measured else {
+            return Ok(());
+        };
+        self.clock
+            .validated(started.elapsed().as_secs_f64(), tokens);
+        self.record_validation(&lines)?;
+        self.state.validated_step = Some(step);
+        self.state.last_validation = lines;
+        Ok(())
+    }
+
+    fn record_validation(&mut self, lines: &[ValidationLine]) -> Result<()> {
+        for line in lines {
+            self.metrics.line(line)?;
+            let tag = |name: &str| format!("val/{name}/{}", line.language);
+            let tags = [tag("loss"), tag("bits_per_byte"), tag("probe"), tag("gap")];
+            let values = [
+                Some(line.loss),
+                line.bits_per_byte,
+                line.train_probe_loss,
+                line.gap,
+            ];
+            let known: Vec<(&str, f64)> = tags
+                .iter()
+                .zip(values)
+                .filter_map(|(tag, value)| Some((tag.as_str(), value?)))
+                .collect();
+            self.events.scalars(line.step, &known)?;
+        }
+        self.progress.validation(lines);
+        let Some(all) = lines.first() else {
+            return Ok(());
+        };
+        if let Some(alert) = gap_alert(all) {
+            self.metrics.line(&alert)?;
+            tracing::debug!(step = alert.step, alert = alert.alert, text = alert.text);
+            self.progress.alert(&alert);
+        }
+        // The untrained model has no checkpoint to go back to, so it is never the best.
+        if all.step > 0 && self.state.best.is_none_or(|best| all.loss < best.loss) {
+            self.state.best = Some(Best {
+                step: all.step,
+                loss: all.loss,
+            });
+        }
+        Ok(())
+    }
+
+    fn checkpoint_if_due(&mut self) -> Result<()> {
+        let step = self.state.step;
+        let run = &self.job.run;
+        let pending = self.validation_due(step) && self.state.validated_step != Some(step);
+        let stop = self.job.stop.load(Ordering::Relaxed) && (pending || !self.is_done());
+        let by_clock = run.save_every_minutes > 0.0
+            && self.last_save.elapsed().as_secs_f64() >= run.save_every_minutes * 60.0;
+        let by_count = run.save_every > 0 && step.is_multiple_of(run.save_every);
+        let is_best = run.save_best && self.state.best.is_some_and(|best| best.step == step);
+        let trained = step > 0 && (by_clock || by_count || is_best || self.is_done());
+        if !stop && !trained {
+            return Ok(());
+        }
+        let started = Instant::now();
+        self.metrics.sync()?;
+        self.events.sync()?;
+        self.state.metrics_bytes = self.metrics.bytes();
+        self.state.tensorboard = self.events.position();
+        self.state.elapsed_s = self.elapsed_s();
+        let folder = self.checkpoints.write(
+            &self.trainer.model,
+            &self.trainer.optimizer,
+            &self.state,
+            &self.job.base_name,
+            run,
+        )?;
+        self.clock.saved(started.elapsed().as_secs_f64());
+        self.last_save = Instant::now();
+        self.progress.checkpoint(&folder);
+        match stop {
+            true => Err(Error::Interrupted {
+                step,
+                checkpoint: folder,
+            }),
+            false => Ok(()),
+        }
+    }
+
+    fn finish(self) -> Result<(Model, Summary)> {
+        let dtype = match self.job.run.save_dtype {
+            SaveDType::Base => None,
+            SaveDType::Bf16 => Some(DType::Bf16),
+            SaveDType::F32 => Some(DType::F32),
+        };
+        let result = checkpoint::save_weights(
+            &self.trainer.model,
+            &self.job.out_dir,
+            dtype,
+            &self.job.base_name,
+        )?;
+        let summary = Summary {
+            steps: self.state.step,
+            account: *self.plan.account(),
+            seconds: self.elapsed_s(),
+            train: self.state.last_train,
+            validation: self.state.last_validation,
+            best: self.state.best,
+            result,
+        };
+        Ok((self.trainer.model, summary))
+    }
+
+    /// Held-out loss is measured at the start, every so many steps, and at the end.
+    fn validation_due(&self, step: u64) -> bool {
+        if self.validator.is_empty() {
+            return false;
+        }
+        let run = &self.job.run;
+        match step {
+            0 => run.validate_at_start,
+            _ if step == self.plan.total_steps() => true,
+            _ => run.validate_every > 0 && step.is_multiple_of(run.validate_every),
+        }
+    }
+
+    fn remaining(&self) -> Remaining {
+        let step = self.state.step;
+        let validations = (step..=self.plan.total_steps())
+            .filter(|step| self.validation_due(*step))
+            .count() as u64;
+        Remaining {
+            train_tokens: self.plan.tokens_from(step),
+            validate_tokens: validations * self.validator.n_tokens(),
+            save_every_s: self.job.run.save_every_minutes * 60.0,
+        }
+    }
+
+    fn elapsed_s(&self) -> f64 {
+        self.elapsed_before_s + self.started.elapsed().as_secs_f64()
+    }
+
+    fn with_last_checkpoint(&self, error: Error) -> Error {
+        match error {
+            Error::NotFinite {
+                what, value, step, ..
+            } => Error::NotFinite {
+                what,
+                value,
+                step,
+                last_checkpoint: self.checkpoints.newest().map(|(_, folder)| folder),
+            },
+            error => error,
+        }
+    }
+}
+
+/// Puts the adapter that the recipe asks for beside the weights. A model that comes with one keeps it: training goes on from there.
+fn attach(model: &mut Model, job: &Job) -> Result<()> {
+    let refuse = |key, value: String, expected| {
+        Err(Error::BadValue {
+            key,
+            value,
+            expected,
+        })
+    };
+    let TunerConfig::Lora {
+        rank,
+        alpha,
+        dropout,
+        targets,
+    } = &job.tuner
+    else {
+        return match model.lora() {
+            None => Ok(()),
+            Some(_) => refuse(
+                "tuner.kind",
+                "full".to_string(),
+                "lora for a model with an adapter; merge the adapter first to train all weights",
+            ),
+        };
+    };
+    match model.lora() {
+        None => {
+            let config = LoraConfig {
+                rank: *rank,
+                alpha: *alpha,
+                dropout: *dropout,
+                targets: targets.clone(),
+            };
+            Ok(model.attach_lora(&config, derive(job.seed, Purpose::Adapter, 0, 0))?)
+        }
+        Some(adapter) if adapter.rank != *rank => refuse(
+            "tuner.rank",
+            rank.to_string(),
+            "the rank of the adapter that training goes on from",
+        ),
+        Some(_) => Ok(()),
+    }
+}
+
+/// The state of a checkpoint, if this job may go on from it.
+fn resumable(
+    job: &Job,
+    identity: &serde_json::Map<String, serde_json::Value>,
+    folder: &Path,
+) -> Result<State> {
+    let mut state = checkpoint::read_state(folder)?;
+    let differences = identity::differences(&state.identity, identity);
+    if !differences.is_empty() && !job.force {
+        return Err(Error::RecipeChanged {
+            dir: job.out_dir.clone(),
+            differences,
+        });
+    }
+    state.identity = identity.clone();
+    Ok(state)
+}

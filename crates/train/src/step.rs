@@ -1,0 +1,106 @@
+//! One optimizer step: gradients of all micro-batches, clipping, update.
+
+use model::{Gradients, Model, Saved};
+use text::pack::Row;
+
+use crate::data::as_batch;
+use crate::error::{Error, Result};
+use crate::job::OptimizerConfig;
+use crate::optimizer::{AdamW, clip_factor, global_norm};
+use crate::seed::{Purpose, derive};
+
+/// A model with what training it needs: moments, gradients, activations.
+#[derive(Debug)]
+pub struct Trainer {
+    pub model: Model,
+    pub optimizer: AdamW,
+    pub saved: Saved,
+    gradients: Gradients,
+    grad_clip: f64,
+    seed: u64,
+}
+
+/// What one step measured.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepOutcome {
+    /// Nats a trained token, over all micro-batches.
+    pub loss: f64,
+    /// Global norm before clipping.
+    pub grad_norm: f32,
+}
+
+impl Trainer {
+    /// Fresh moments for the model's trainable tensors; `seed` is that of dropout.
+    pub fn new(model: Model, config: &OptimizerConfig, seed: u64) -> Self {
+        let names = model.trainable_names();
+        let tensors = model.trainable();
+        let named = names.iter().zip(&tensors);
+        Trainer {
+            optimizer: AdamW::new(
+                config,
+                named.map(|(name, tensor)| (name.as_str(), tensor.shape())),
+            ),
+            saved: Saved::default(),
+            gradients: model.gradients(),
+            grad_clip: config.grad_clip,
+            seed,
+            model,
+        }
+    }
+
+    /// Loss = Σ nll over all micro-batches / `n_targets`, the targets of all micro-batches together; one update at learning rate `lr`.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] if the loss or the gradient is NaN or infinite: the weights are then as they were.
+    pub fn step(
+        &mut self,
+        micro_batches: impl Iterator<Item = Row>,
+        n_targets: u64,
+        lr: f64,
+    ) -> Result<StepOutcome> {
+        let step = self.optimizer.steps + 1;
+        let d_nll = (1.0 / n_targets as f64) as f32;
+        // 1. gradients, summed over micro-batches
+        self.gradients.fill_zero();
+        let mut nll_sum = 0.0;
+        for (batch_idx, batch) in micro_batches.enumerate() {
+            let dropout_seed = derive(self.seed, Purpose::Dropout, step, batch_idx as u64);
+            let nll_t = self.model.forward_backward(
+                &mut self.saved,
+                &mut self.gradients,
+                &as_batch(&batch),
+                d_nll,
+                dropout_seed,
+            )?;
+            nll_sum += nll_t.iter().map(|nll| f64::from(*nll)).sum::<f64>();
+            require_finite("the loss", nll_sum as f32, step)?;
+        }
+        // 2. clip
+        let grad_norm = global_norm(&self.gradients.tensors)?;
+        require_finite("the gradient norm", grad_norm, step)?;
+        let grad_scale = clip_factor(grad_norm, self.grad_clip);
+        // 3. update
+        self.optimizer.step(
+            self.model.trainable_mut(),
+            &self.gradients.tensors,
+            lr,
+            grad_scale,
+        )?;
+        Ok(StepOutcome {
+            loss: nll_sum / n_targets as f64,
+            grad_norm,
+        })
+    }
+}
+
+fn require_finite(what: &'static str, value: f32, step: u64) -> Result<()> {
+    if value.is_finite() {
+        return Ok(());
+    }
+    Err(Error::NotFinite {
+        what,
+        value,
+        step,
+        last_checkpoint: None,
+    })
+}

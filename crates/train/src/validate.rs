@@ -1,0 +1,230 @@
+//! Held-out loss, honestly: the same packing as training, no dropout, by language, beside the loss on training documents of the same kind.
+//!
+//! The trainer's running mean is not compared with the held-out loss: its weights moved while it was taken. A train probe, a fixed seeded
+//! sample of training documents matched to the held-out ones in language and length, is measured with the same weights instead.
+
+use std::collections::BTreeMap;
+
+use model::{Model, Saved};
+
+use crate::data::{Pieces, Plan, RowPlan, as_batch, n_targets};
+use crate::error::Result;
+use crate::job::{Document, Job};
+use crate::metrics::{AlertLine, ValidationLine};
+use crate::seed::{Purpose, Rng, derive};
+use kernel::ops::linear_cross_entropy::NO_TARGET;
+
+/// held-out loss / probe loss − 1 above which a person is warned.
+pub const GAP_LIMIT: f64 = 0.10;
+/// The name of all languages together.
+pub const ALL: &str = "all";
+
+/// The two sets that are measured together.
+#[derive(Debug)]
+pub struct Validator {
+    held_out: Pieces,
+    held_out_rows: Vec<RowPlan>,
+    probe_rows: Vec<RowPlan>,
+}
+
+/// Sums of one language.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    nll: f64,
+    targets: u64,
+}
+
+impl Validator {
+    /// Packs the held-out documents and chooses the probe.
+    ///
+    /// # Errors
+    /// A held-out token id beyond the vocabulary.
+    pub fn new(job: &Job, plan: &Plan, vocab_size: usize) -> Result<Self> {
+        let held_out = Pieces::new(
+            &job.validation,
+            "held-out",
+            job.data.row_tokens,
+            job.tokenizer.as_deref(),
+            vocab_size,
+        )?;
+        let all: Vec<usize> = (0..job.validation.len()).collect();
+        let held_out_rows = held_out.pack(&held_out.of(&all), &job.data)?;
+        let probe = probe_documents(job);
+        let probe_rows = plan.pieces().pack(&plan.pieces().of(&probe), &job.data)?;
+        Ok(Validator {
+            held_out,
+            held_out_rows,
+            probe_rows,
+        })
+    }
+
+    /// Whether there is nothing to measure: no held-out document has a label.
+    pub fn is_empty(&self) -> bool {
+        self.held_out_rows.is_empty()
+    }
+
+    /// Tokens of one measurement.
+    pub fn n_tokens(&self) -> u64 {
+        let rows = self.held_out_rows.iter().chain(&self.probe_rows);
+        rows.map(|row| row.n_tokens).sum()
+    }
+
+    /// Measures both sets. `go_on` is told the tokens done after every batch, and stops the measurement by returning false: then None comes back.
+    ///
+    /// # Errors
+    /// The model's.
+    pub fn measure(
+        &self,
+        model: &Model,
+        saved: &mut Saved,
+        job: &Job,
+        plan: &Plan,
+        step: u64,
+        go_on: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<Option<Vec<ValidationLine>>> {
+        let mut tokens_done = 0;
+        let mut sums_of = |pieces: &Pieces, rows: &[RowPlan], documents: &[Document]| {
+            let mut sums = BTreeMap::<Option<String>, Sums>::new();
+            for rows in rows.chunks(job.batch.rows) {
+                let batch = pieces.micro_batch(rows);
+                let nll_t = model.nll(saved, &as_batch(&batch))?;
+                for (piece, document) in batch.cu_seqlens.windows(2).zip(&batch.documents) {
+                    let range = piece[0] as usize..piece[1] as usize;
+                    let sum = sums
+                        .entry(documents[*document].language.clone())
+                        .or_default();
+                    sum.nll += nll_t[range.clone()]
+                        .iter()
+                        .map(|nll| f64::from(*nll))
+                        .sum::<f64>();
+                    let targets = batch.targets_t[range].iter();
+                    sum.targets += targets.filter(|target| **target != NO_TARGET).count() as u64;
+                }
+                tokens_done += batch.tokens_t.len() as u64;
+                if !go_on(tokens_done) {
+                    return Ok(None);
+                }
+            }
+            Ok::<_, crate::Error>(Some(sums))
+        };
+        let Some(held_out) = sums_of(&self.held_out, &self.held_out_rows, &job.validation)? else {
+            return Ok(None);
+        };
+        let Some(probe) = sums_of(plan.pieces(), &self.probe_rows, &job.train)? else {
+            return Ok(None);
+        };
+        Ok(Some(lines(step, &held_out, &probe, &job.validation)))
+    }
+}
+
+/// The alert that a held-out line calls for, if any.
+pub fn gap_alert(line: &ValidationLine) -> Option<AlertLine> {
+    let gap = line.gap.filter(|gap| *gap > GAP_LIMIT)?;
+    Some(AlertLine {
+        step: line.step,
+        alert: "gap".to_string(),
+        level: "warn".to_string(),
+        text: format!(
+            "held-out loss is {:.0} % above the loss on training documents of the same kind (limit {:.0} %): the model is learning them by heart; stop here, train fewer epochs, or take checkpoints/best",
+            gap * 100.0,
+            GAP_LIMIT * 100.0
+        ),
+    })
+}
+
+/// `all` first, then each language by name.
+fn lines(
+    step: u64,
+    held_out: &BTreeMap<Option<String>, Sums>,
+    probe: &BTreeMap<Option<String>, Sums>,
+    documents: &[Document],
+) -> Vec<ValidationLine> {
+    let total = |sums: &BTreeMap<_, Sums>| {
+        sums.values().fold(Sums::default(), |a, b| Sums {
+            nll: a.nll + b.nll,
+            targets: a.targets + b.targets,
+        })
+    };
+    let mut lines = vec![line(
+        step,
+        ALL,
+        total(held_out),
+        total(probe),
+        bytes_of(documents.iter()),
+    )];
+    for (language, sums) in held_out {
+        if let Some(name) = language {
+            let of_language = documents
+                .iter()
+                .filter(|document| document.language == *language);
+            let probe = probe.get(language).copied().unwrap_or_default();
+            lines.push(line(step, name, *sums, probe, bytes_of(of_language)));
+        }
+    }
+    lines
+}
+
+fn line(
+    step: u64,
+    language: &str,
+    held_out: Sums,
+    probe: Sums,
+    bytes: Option<u64>,
+) -> ValidationLine {
+    let loss = held_out.nll / held_out.targets as f64;
+    let train_probe_loss = (probe.targets > 0).then(|| probe.nll / probe.targets as f64);
+    ValidationLine {
+        step,
+        split: "val".to_string(),
+        language: language.to_string(),
+        loss,
+        bits_per_byte: bytes.map(|bytes| held_out.nll / std::f64::consts::LN_2 / bytes as f64),
+        train_probe_loss,
+        gap: train_probe_loss.map(|probe| loss / probe - 1.0),
+    }
+}
+
+/// Bytes behind the targets of these documents; None if one of them does not know.
+fn bytes_of<'a>(documents: impl Iterator<Item = &'a Document>) -> Option<u64> {
+    let trained = documents.filter(|document| n_targets(&document.encoded) > 0);
+    trained
+        .map(|document| (document.bytes > 0).then_some(document.bytes as u64))
+        .sum()
+}
+
+/// For every held-out document a training document of the same language with the nearest number of labels, each taken once; ties are broken
+/// by seed. Fewer where a language has fewer.
+fn probe_documents(job: &Job) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..job.train.len())
+        .filter(|document| job.source_weight(job.train[*document].source) > 0.0)
+        .collect();
+    Rng::new(derive(job.seed, Purpose::Probe, 0, 0)).shuffle(&mut order);
+    // By language: (labels, place in the shuffled order) -> document.
+    let mut free = BTreeMap::<Option<&str>, BTreeMap<(u64, usize), usize>>::new();
+    for (place, document_idx) in order.into_iter().enumerate() {
+        let document = &job.train[document_idx];
+        let labels = n_targets(&document.encoded);
+        if labels > 0 {
+            free.entry(document.language.as_deref())
+                .or_default()
+                .insert((labels, place), document_idx);
+        }
+    }
+    let mut probe = Vec::new();
+    for document in &job.validation {
+        let labels = n_targets(&document.encoded);
+        let Some(free) = free.get_mut(&document.language.as_deref()) else {
+            continue;
+        };
+        let above = free.range((labels, 0)..).next().map(|(key, _)| *key);
+        let below = free.range(..(labels, 0)).next_back().map(|(key, _)| *key);
+        let nearest = [above, below]
+            .into_iter()
+            .flatten()
+            .min_by_key(|(other, _)| other.abs_diff(labels));
+        if let Some(key) = nearest.filter(|_| labels > 0) {
+            probe.extend(free.remove(&key));
+        }
+    }
+    probe
+}
