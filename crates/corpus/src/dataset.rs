@@ -63,11 +63,12 @@ impl<'a> DatasetWriter<'a> {
 
     /// Something is absent in this language.
     pub fn hole(&mut self, what: &str) {
-        match self.holes.get_mut(what) {
-            Some(n) => *n += 1,
-            None => {
-                self.holes.insert(what.to_owned(), 1);
-            }
+        self.holes(what, 1);
+    }
+
+    pub fn holes(&mut self, what: &str, count: usize) {
+        if count > 0 {
+            *self.holes.entry(what.to_owned()).or_default() += count as u64;
         }
     }
 

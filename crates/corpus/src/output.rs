@@ -20,9 +20,11 @@ pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
 /// Appends a JSON string: only `"`, `\` and what is below U+0020 is escaped.
 pub(crate) fn push_json_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
-    let bytes = text.as_bytes();
-    let mut clean_from = 0;
-    for (idx, byte) in bytes.iter().enumerate() {
+    let mut rest = text.as_bytes();
+    loop {
+        let clean = clean_length(rest);
+        out.extend_from_slice(&rest[..clean]);
+        let Some(byte) = rest.get(clean) else { break };
         let escaped: &[u8] = match byte {
             b'"' => b"\\\"",
             b'\\' => b"\\\\",
@@ -31,19 +33,39 @@ pub(crate) fn push_json_string(out: &mut Vec<u8>, text: &str) {
             b'\t' => b"\\t",
             0x08 => b"\\b",
             0x0c => b"\\f",
-            0..0x20 => b"",
-            _ => continue,
+            _ => b"",
         };
-        out.extend_from_slice(&bytes[clean_from..idx]);
         if escaped.is_empty() {
             out.extend_from_slice(format!("\\u{byte:04x}").as_bytes());
         } else {
             out.extend_from_slice(escaped);
         }
-        clean_from = idx + 1;
+        rest = &rest[clean + 1..];
     }
-    out.extend_from_slice(&bytes[clean_from..]);
     out.push(b'"');
+}
+
+/// Bytes before the first one that must be escaped; eight at a time, for most texts have none.
+fn clean_length(bytes: &[u8]) -> usize {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGHS: u64 = 0x8080_8080_8080_8080;
+    let has_zero = |word: u64| word.wrapping_sub(ONES) & !word & HIGHS;
+    let mut done = 0;
+    for chunk in bytes.chunks_exact(8) {
+        let mut word = [0; 8];
+        word.copy_from_slice(chunk);
+        let word = u64::from_le_bytes(word);
+        let below_space = word.wrapping_sub(ONES * 0x20) & !word & HIGHS;
+        let quote = has_zero(word ^ (ONES * u64::from(b'"')));
+        let backslash = has_zero(word ^ (ONES * u64::from(b'\\')));
+        if below_space | quote | backslash != 0 {
+            break;
+        }
+        done += 8;
+    }
+    let tail = &bytes[done..];
+    let is_escaped = |b: &u8| *b < 0x20 || *b == b'"' || *b == b'\\';
+    done + tail.iter().position(is_escaped).unwrap_or(tail.len())
 }
 
 /// Who says a message of a record.
@@ -227,6 +249,20 @@ mod tests {
             "{\"messages\": [{\"role\": \"system\", \"content\": \"A\\\"\\\\/\"}, {\"role\": \"user\", \"content\": \
              \"\\b\\t\\n\\f\\r\\u0001\\u001f\u{7f}\u{2028}é\"}]}\n"
         );
+    }
+
+    #[test]
+    fn escapes_are_found_at_every_place() {
+        for byte in (0..0x80).chain([0xa0, 0xe9]) {
+            for place in 0..20 {
+                let text = format!("{}{}{}", "x".repeat(place), char::from(byte), "é".repeat(6));
+                let mut out = Vec::new();
+                push_json_string(&mut out, &text);
+                let back: String = serde_json::from_slice(&out).unwrap();
+                assert_eq!(back, text);
+                assert!(out.iter().all(|b| *b >= 0x20));
+            }
+        }
     }
 
     #[test]

@@ -17,8 +17,10 @@ pub(crate) struct Cleanup {
 impl Cleanup {
     /// Cleans a sentence. Nothing is trimmed; other braces stay.
     pub fn run<'a>(&self, text: Cow<'a, str>) -> Cow<'a, str> {
-        if !text.contains(['{', '<']) && self.literals.iter().all(|(from, _)| !text.contains(from))
-        {
+        let has_markup = memchr::memchr2(b'{', b'<', text.as_bytes()).is_some();
+        let is_literal =
+            |(from, _): &(String, String)| !from.starts_with('{') && text.contains(from);
+        if !has_markup && !self.literals.iter().any(is_literal) {
             return text;
         }
         // 1. the player's name  2. literal replacements of the game

@@ -1,7 +1,6 @@
 //! The talk table of one language: rows whose text is there, in groups that are one conversation each.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 
 use super::tables::{Tables, TalkRow};
 use super::text_map::TextHash;
@@ -12,7 +11,7 @@ use crate::error::Result;
 /// Where a nameless speaker's name stands: the player's.
 pub(crate) const NICKNAME: &str = "{NICKNAME}";
 
-/// Rows with an id, sorted by it, with the number of their group: the same for all languages.
+/// Rows with an id and a text, sorted by group and id, with the number of their group: the same for all languages.
 pub(crate) struct TalkOrder<'a> {
     rows: Vec<(i128, &'a TalkRow)>,
 }
@@ -25,39 +24,47 @@ pub(crate) struct Group<'a> {
 
 impl<'a> TalkOrder<'a> {
     pub fn new(tables: &'a Tables, rules: &GameRules) -> TalkOrder<'a> {
-        let mut rows: Vec<(i128, &TalkRow)> = tables
-            .talks
-            .iter()
-            .filter_map(|row| Some((row.id?, row)))
-            .collect();
-        // Stable: rows of the same id keep the order of the file.
-        rows.sort_by_key(|(id, _)| *id);
-        for (number, _) in &mut rows {
-            let thousand = number.div_euclid(1000);
+        let group = |id: i128| {
+            let thousand = id.div_euclid(1000);
             let is_fine = rules
                 .fine_talk_blocks
                 .iter()
                 .any(|b| i128::from(*b) == thousand);
-            *number = if is_fine {
-                number.div_euclid(100)
+            if is_fine {
+                id.div_euclid(100)
             } else {
                 thousand
-            };
-        }
+            }
+        };
+        let mut rows: Vec<(i128, &TalkRow)> = tables
+            .talks
+            .iter()
+            .filter_map(|row| Some((group(row.id?), row)))
+            .filter(|(_, row)| row.text.is_some())
+            .collect();
+        // Stable: rows of the same id keep the order of the file.
+        rows.sort_by_key(|(group, row)| (*group, row.id));
         TalkOrder { rows }
+    }
+
+    /// Rows that have an id and a text, whether or not a language has it.
+    pub fn n_rows(&self) -> usize {
+        self.rows.len()
     }
 
     /// The groups of a language, ascending by number. `knows`: whether the language's map has a hash.
     pub fn groups(&self, knows: impl Fn(TextHash) -> bool) -> Vec<Group<'a>> {
-        let mut groups: BTreeMap<i128, Vec<&'a TalkRow>> = BTreeMap::new();
-        for (number, row) in &self.rows {
-            if row.text.is_some_and(&knows) {
-                groups.entry(*number).or_default().push(row);
-            }
-        }
-        groups
-            .into_iter()
-            .map(|(number, rows)| Group { number, rows })
+        self.rows
+            .chunk_by(|a, b| a.0 == b.0)
+            .map(|rows| Group {
+                number: rows[0].0,
+                rows: rows
+                    .iter()
+                    .map(|(_, row)| *row)
+                    .filter(|row| row.text.is_some_and(&knows))
+                    .collect(),
+            })
+            .filter(|group| !group.rows.is_empty())
             .collect()
     }
 }
