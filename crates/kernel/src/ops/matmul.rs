@@ -599,6 +599,33 @@ mod tests {
     }
 
     #[test]
+    fn the_number_of_threads_changes_no_bit() {
+        for (t, i, o) in [(8, 300, 700), (150, 700, 260)] {
+            let (x, w) = (
+                tensor(&[t, i], 1, DType::Bf16),
+                tensor(&[o, i], 2, DType::F32),
+            );
+            let run = |n_threads: usize| {
+                let pool = rayon::ThreadPoolBuilder::new()
+                    .num_threads(n_threads)
+                    .build()
+                    .unwrap();
+                pool.install(|| {
+                    let mut y = Tensor::poison(&[t, o], DType::F32);
+                    let mut d_x = Tensor::poison(&[t, i], DType::F32);
+                    let mut d_w = Tensor::zeros(&[o, i], DType::F32);
+                    forward(&mut y, &x, &w).unwrap();
+                    backward_input(&mut d_x, &y, &w, 1.0).unwrap();
+                    backward_weight(&mut d_w, &y, &x, 1.0).unwrap();
+                    [y, d_x, d_w]
+                })
+            };
+            assert_eq!(run(1), run(2));
+            assert_eq!(run(1), run(5));
+        }
+    }
+
+    #[test]
     fn nan_stays_in_its_row() {
         for t in [4, 60] {
             let (mut x, w) = (
