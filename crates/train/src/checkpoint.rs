@@ -153,7 +153,8 @@ impl Checkpoints {
         Ok(folder)
     }
 
-    fn folder(&self, step: u64) -> PathBuf {
+    /// Where the checkpoint of a step lies, or would lie.
+    pub fn folder(&self, step: u64) -> PathBuf {
         self.dir.join(format!("step-{step}"))
     }
 

@@ -168,6 +168,8 @@ pub struct RunConfig {
     pub save_best: bool,
     /// Number type of the result's weights: `base` (as the base has them), `bf16` or `f32`. Default `base`.
     pub save_dtype: SaveDType,
+    /// Weights that the run ends with: `last`, or `best` (lowest held-out loss; needs `save_best` and held-out data). Default `last`.
+    pub result: ResultKind,
 }
 
 impl Default for RunConfig {
@@ -182,6 +184,7 @@ impl Default for RunConfig {
             keep_last: 2,
             save_best: true,
             save_dtype: SaveDType::Base,
+            result: ResultKind::Last,
         }
     }
 }
@@ -193,6 +196,16 @@ pub enum SaveDType {
     Base,
     Bf16,
     F32,
+}
+
+/// Which weights a run ends with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ResultKind {
+    /// Those after the last step.
+    Last,
+    /// Those of the checkpoint with the lowest held-out loss.
+    Best,
 }
 
 /// One document of training or held-out data, already in token ids.
@@ -308,6 +321,13 @@ impl Job {
                 "at least 0 and below 1",
             )?;
         }
+        require(
+            self.run.result == ResultKind::Last
+                || (self.run.save_best && !self.validation.is_empty()),
+            "run.result",
+            "best",
+            "last where nothing is held out or run.save_best is false",
+        )?;
         for weight in &self.source_weights {
             require(
                 weight.is_finite() && *weight >= 0.0,

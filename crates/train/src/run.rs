@@ -12,7 +12,7 @@ use crate::checkpoint::{self, Best, Checkpoints, State};
 use crate::data::{Account, Plan};
 use crate::error::{Error, IoContext, Result};
 use crate::identity;
-use crate::job::{Job, SaveDType, TunerConfig};
+use crate::job::{Job, ResultKind, SaveDType, TunerConfig};
 use crate::metrics::{MetricsFile, TrainLine, ValidationLine};
 use crate::progress::{Clock, Progress, Remaining, Start, StepReport};
 use crate::schedule::Schedule;
@@ -308,7 +308,12 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn finish(self) -> Result<(Model, Summary)> {
+    fn finish(mut self) -> Result<(Model, Summary)> {
+        let best = self.state.best.filter(|best| best.step < self.state.step);
+        if let (ResultKind::Best, Some(best)) = (self.job.run.result, best) {
+            let folder = self.checkpoints.folder(best.step);
+            checkpoint::read_weights(&folder, &mut self.trainer.model)?;
+        }
         let dtype = match self.job.run.save_dtype {
             SaveDType::Base => None,
             SaveDType::Bf16 => Some(DType::Bf16),

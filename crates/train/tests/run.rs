@@ -11,6 +11,7 @@ use common::{
 };
 use kernel::DType;
 use model::{Model, Saved};
+use train::job::ResultKind;
 use train::metrics::{AlertLine, ValidationLine};
 use train::{Document, Error, Silent, TunerConfig};
 
@@ -236,6 +237,46 @@ fn result_loads_as_a_model() {
     let loaded = Model::load(&summary.result, DType::F32).unwrap();
     assert_eq!(weight_bits(&loaded), weight_bits(&model));
     assert_ne!(weight_bits(&loaded), weight_bits(&tiny_model()));
+}
+
+#[test]
+fn best_result_is_the_checkpoint_with_the_lowest_held_out_loss() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut job = job(dir.path());
+    job.optimizer.lr = 1e-2;
+    job.run.epochs = 12;
+    job.run.validate_every = 2;
+    job.run.result = ResultKind::Best;
+    let (model, summary) = run_silently(&job);
+    let best = summary.best.unwrap();
+    assert!(
+        best.step < summary.steps,
+        "noise is learned by heart, so the best comes early"
+    );
+    let folder = dir.path().join(format!("checkpoints/step-{}", best.step));
+    let checkpoint = Model::load(&folder.join("model"), DType::F32).unwrap();
+    assert_eq!(weight_bits(&model), weight_bits(&checkpoint));
+    let result = Model::load(&summary.result, DType::F32).unwrap();
+    assert_eq!(weight_bits(&result), weight_bits(&checkpoint));
+}
+
+#[test]
+fn best_result_needs_held_out_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut job = job(dir.path());
+    job.run.result = ResultKind::Best;
+    job.validation.clear();
+    let error = train::run(tiny_model(), &job, &mut Silent).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::BadValue {
+                key: "run.result",
+                ..
+            }
+        ),
+        "{error}"
+    );
 }
 
 #[test]
