@@ -9,6 +9,7 @@ pub mod labels;
 pub mod pack;
 mod stream;
 mod tokenizer;
+mod words;
 
 pub use chat_template::{ChatTemplate, RenderOptions};
 pub use conversation::{Message, Role};

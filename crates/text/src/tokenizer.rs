@@ -12,13 +12,14 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use tokenizers::models::bpe::{BPE, BpeBuilder, Vocab};
 use tokenizers::{
-    AddedToken, DecoderWrapper, NormalizerWrapper, OffsetReferential, OffsetType,
+    AddedToken, DecoderWrapper, Model, NormalizerWrapper, OffsetReferential, OffsetType,
     PostProcessorWrapper, PreTokenizer, PreTokenizerWrapper, TokenizerImpl,
 };
 
 use crate::bpe_trainer;
 use crate::chat_template::ChatTemplate;
 use crate::error::{Error, Result};
+use crate::words::{WordCache, WordSplitter, is_always_nfc};
 
 /// The 33 added tokens of Qwen3.5 in id order, and whether each is special (left out when a reply is decoded).
 /// In any text each is one token, special or not.
@@ -106,6 +107,9 @@ struct Inner {
     turn_end: u32,
     document_end: u32,
     vocab_size: usize,
+    /// How to cut words without the pipeline; `None` where its steps are others than Qwen's.
+    splitter: Option<WordSplitter>,
+    cache: WordCache,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -188,6 +192,7 @@ impl Tokenizer {
         let steps: PreTokenizerWrapper = serde_json::from_value(steps).map_err(wrap)?;
         let mut inner = Arc::unwrap_or_clone(self.inner);
         inner.pipeline.with_pre_tokenizer(Some(steps));
+        inner.splitter = splitter_for(&inner.pipeline)?;
         Ok(Tokenizer {
             inner: Arc::new(inner),
         })
@@ -198,11 +203,9 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] when the pipeline fails, which no UTF-8 text is known to cause.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.pipeline.encode_fast(text, false);
-        Ok(encoding
-            .map_err(|source| Error::Tokenizer { source })?
-            .get_ids()
-            .to_vec())
+        let mut ids = Vec::with_capacity(text.len() / 3);
+        self.each_word(text, |word_ids| ids.extend_from_slice(word_ids))?;
+        Ok(ids)
     }
 
     /// Number of ids of `text`.
@@ -210,11 +213,9 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn count(&self, text: &str) -> Result<usize> {
-        let encoding = self.inner.pipeline.encode_fast(text, false);
-        Ok(encoding
-            .map_err(|source| Error::Tokenizer { source })?
-            .get_ids()
-            .len())
+        let mut count = 0;
+        self.each_word(text, |word_ids| count += word_ids.len())?;
+        Ok(count)
     }
 
     /// Text of `ids`; bytes that are no UTF-8 become U+FFFD, ids without a token (padding of the embedding) give nothing,
@@ -352,6 +353,7 @@ impl Tokenizer {
         let (turn_end, document_end) = (required(TURN_END)?, required(DOCUMENT_END)?);
         let highest_added = expected.iter().map(|(_, id)| *id).max();
         let vocab_size = highest.max(highest_added).map_or(0, |id| id as usize + 1);
+        let splitter = splitter_for(&pipeline)?;
         Ok(Tokenizer {
             inner: Arc::new(Inner {
                 pipeline,
@@ -359,8 +361,53 @@ impl Tokenizer {
                 turn_end,
                 document_end,
                 vocab_size,
+                splitter,
+                cache: WordCache::new(),
             }),
         })
+    }
+
+    /// Hands over the ids of `text`, word by word.
+    fn each_word(&self, text: &str, mut take: impl FnMut(&[u32])) -> Result<()> {
+        let Inner {
+            pipeline, cache, ..
+        } = &*self.inner;
+        let Some(splitter) = &self.inner.splitter else {
+            take(&self.encode_by_pipeline(text)?);
+            return Ok(());
+        };
+        // Every added token begins with `<`.
+        if !text.contains('<') && text.chars().all(is_always_nfc) {
+            return cache.each(splitter.words(text), |word| self.encode_word(word), take);
+        }
+        let added = pipeline.get_added_vocabulary();
+        let pieces = added.extract_and_normalize(pipeline.get_normalizer(), text);
+        for (piece, _, ids) in pieces.get_splits(OffsetReferential::Original, OffsetType::None) {
+            match ids {
+                Some(ids) => ids.iter().for_each(|token| take(&[token.id])),
+                None => {
+                    let words = splitter.words(piece);
+                    cache.each(words, |word| self.encode_word(word), &mut take)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn encode_word(&self, word: &str) -> Result<Vec<u32>> {
+        let spelt: String = word.bytes().map(char_of).collect();
+        let tokens = self.inner.pipeline.get_model().tokenize(&spelt);
+        let tokens = tokens.map_err(|source| Error::Tokenizer { source })?;
+        Ok(tokens.into_iter().map(|token| token.id).collect())
+    }
+
+    /// The pipeline as the file describes it: what the quick way must agree with.
+    fn encode_by_pipeline(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.pipeline.encode_fast(text, false);
+        Ok(encoding
+            .map_err(|source| Error::Tokenizer { source })?
+            .get_ids()
+            .to_vec())
     }
 
     /// Adds the words of `text`, as bytes, to the counts; added tokens in the text are no words.
@@ -424,11 +471,8 @@ struct Merge(String, String);
 impl TokenizerFile {
     /// The Qwen3.5 pipeline around a vocabulary, with its added tokens at the end.
     fn qwen3_5(vocab: Vocab, merges: Vec<Merge>) -> Result<Self> {
-        let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
-        let pre_tokenizer = json!({"type": "Sequence", "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": WordPattern::Qwen3_5.regex()}, "behavior": "Isolated", "invert": false},
-            byte_level,
-        ]});
+        let byte_level = byte_level();
+        let pre_tokenizer = pre_tokenizer(WordPattern::Qwen3_5);
         let first_added = vocab.len() as u32;
         let added_tokens =
             ADDED_TOKENS
@@ -448,8 +492,8 @@ impl TokenizerFile {
                 vocab,
                 merges,
                 unk_token: None,
-                continuing_subword_prefix: Some(String::new()),
-                end_of_word_suffix: Some(String::new()),
+                continuing_subword_prefix: None,
+                end_of_word_suffix: None,
                 fuse_unk: false,
                 byte_fallback: false,
                 ignore_merges: false,
@@ -492,10 +536,12 @@ impl BpeFile {
         if let Some(token) = self.unk_token {
             builder = builder.unk_token(token);
         }
-        if let Some(prefix) = self.continuing_subword_prefix {
+        // The words that come twice are in a cache of our own.
+        builder = builder.cache_capacity(0);
+        if let Some(prefix) = self.continuing_subword_prefix.filter(|p| !p.is_empty()) {
             builder = builder.continuing_subword_prefix(prefix);
         }
-        if let Some(suffix) = self.end_of_word_suffix {
+        if let Some(suffix) = self.end_of_word_suffix.filter(|s| !s.is_empty()) {
             builder = builder.end_of_word_suffix(suffix);
         }
         builder
@@ -533,6 +579,39 @@ impl<'de> Deserialize<'de> for Merge {
         }
         deserializer.deserialize_any(MergeVisitor)
     }
+}
+
+fn byte_level() -> Value {
+    json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false})
+}
+
+fn pre_tokenizer(pattern: WordPattern) -> Value {
+    json!({"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": pattern.regex()}, "behavior": "Isolated", "invert": false},
+        byte_level(),
+    ]})
+}
+
+/// A splitter that does what the pipeline's own steps do, if those are Qwen's: NFC, one of the two patterns, bytes, and added tokens
+/// that stand for themselves.
+fn splitter_for(pipeline: &Pipeline) -> Result<Option<WordSplitter>> {
+    let added = pipeline.get_added_vocabulary().get_added_tokens_decoder();
+    let is_plain = |t: &AddedToken| {
+        t.content.starts_with('<') && !(t.normalized || t.single_word || t.lstrip || t.rstrip)
+    };
+    let normalizer = serde_json::to_value(pipeline.get_normalizer()).map_err(wrap)?;
+    if normalizer != json!({"type": "NFC"}) || !added.values().all(is_plain) {
+        return Ok(None);
+    }
+    let mut steps = serde_json::to_value(pipeline.get_pre_tokenizer()).map_err(wrap)?;
+    if let Some(byte_level) = steps.pointer_mut("/pretokenizers/1") {
+        // Where offsets are trimmed changes no id.
+        byte_level["trim_offsets"] = false.into();
+    }
+    let pattern = [WordPattern::Qwen3_5, WordPattern::Qwen2]
+        .into_iter()
+        .find(|&p| steps == pre_tokenizer(p));
+    Ok(pattern.and_then(WordSplitter::new))
 }
 
 fn parse(path: &Path, bytes: &[u8]) -> Result<TokenizerFile> {
@@ -676,6 +755,46 @@ mod tests {
     fn byte_spellings_are_one_to_one() {
         let bytes: Vec<Option<u8>> = (0..=255).map(|b| byte_of(char_of(b))).collect();
         assert_eq!(bytes, (0..=255).map(Some).collect::<Vec<_>>());
+    }
+
+    fn check_quick_way(tokenizer: &Tokenizer, text: &str) {
+        assert!(tokenizer.inner.splitter.is_some());
+        let expect = tokenizer.encode_by_pipeline(text).unwrap();
+        assert_eq!(tokenizer.encode(text).unwrap(), expect, "{text:?}");
+        assert_eq!(tokenizer.count(text).unwrap(), expect.len());
+    }
+
+    /// Alone, doubled, after white space and between letters; every character of the lower planes, and a sieve of the higher.
+    #[test]
+    fn quick_way_agrees_with_the_pipeline_on_every_character() {
+        let newer = Tokenizer::train(["a b c"].into_iter(), 256).unwrap();
+        let older = newer.clone().with_pattern(WordPattern::Qwen2).unwrap();
+        let higher = (0x3400..=0x2_ffff).step_by(53);
+        let all: Vec<char> = (0..0x3400)
+            .chain(higher)
+            .filter_map(char::from_u32)
+            .collect();
+        for chunk in all.chunks(512) {
+            let text: String = chunk
+                .iter()
+                .map(|c| format!("{c} {c}{c}  {c}a{c}\n"))
+                .collect();
+            check_quick_way(&newer, &text);
+            check_quick_way(&older, &text);
+        }
+    }
+
+    #[test]
+    fn always_nfc_characters_are_left_alone_by_nfc() {
+        let tokenizer = Tokenizer::train(["a"].into_iter(), 256).unwrap();
+        let chars: Vec<char> = ('\0'..=char::MAX).filter(|&c| is_always_nfc(c)).collect();
+        for step in [1, 7, 331] {
+            let text: String = (0..chars.len())
+                .map(|i| chars[i * step % chars.len()])
+                .filter(|&c| c != '<')
+                .collect();
+            check_quick_way(&tokenizer, &text);
+        }
     }
 
     #[test]

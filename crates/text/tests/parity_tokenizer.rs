@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::io::Read;
+
 use common::{ids, json_lines, shared};
 use text::{ADDED_TOKENS, ChatTemplate, StreamDecoder, Tokenizer, WordPattern};
 
@@ -66,5 +68,32 @@ fn saved_vocabulary_gives_equal_ids() {
     for case in json_lines(&dir.join("tokenizer_cases.jsonl")) {
         let text = case["text"].as_str().unwrap();
         assert_eq!(again.encode(text).unwrap(), ids(&case["ids"]), "{text}");
+    }
+}
+
+/// The `tokenizers` crate by itself is the oracle: it reads the same file with its own code and runs its whole pipeline.
+#[test]
+fn a_story_in_twelve_languages_encodes_as_the_crate_does() {
+    let (Some(dir), Some(story)) = (
+        shared("reference/tokenizer"),
+        shared("story/wesnoth_story.jsonl.gz"),
+    ) else {
+        return;
+    };
+    let unpack = |path: &std::path::Path| {
+        let file = std::fs::File::open(path).unwrap();
+        let mut text = String::new();
+        flate2::read::GzDecoder::new(file)
+            .read_to_string(&mut text)
+            .unwrap();
+        text
+    };
+    let oracle = unpack(&dir.join("tokenizer.json.gz"));
+    let oracle = tokenizers::Tokenizer::from_bytes(oracle.as_bytes()).unwrap();
+    let tokenizer = Tokenizer::load(&dir).unwrap();
+    for line in unpack(&story).lines().step_by(10) {
+        let expect = oracle.encode_fast(line, false).unwrap();
+        let got = tokenizer.encode(line).unwrap();
+        assert!(got == expect.get_ids(), "{line}");
     }
 }
