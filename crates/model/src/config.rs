@@ -95,7 +95,7 @@ impl Config {
         let head_dim = count(text, "head_dim")?;
         let (rope_theta, partial) = rope(text)?;
         let rotary_dims = (head_dim as f64 * partial).round() as usize;
-        if rotary_dims == 0 || rotary_dims % 2 != 0 || rotary_dims > head_dim {
+        if rotary_dims == 0 || !rotary_dims.is_multiple_of(2) || rotary_dims > head_dim {
             return Err(bad(
                 "rope_parameters.partial_rotary_factor",
                 format!("gives {rotary_dims} rotary dims of {head_dim}"),
@@ -245,10 +245,11 @@ fn refuse_unsupported(text: &Map<String, Value>) -> Result<()> {
         ("linear_conv_kernel_dim", CONV_WIDTH.into()),
     ];
     for (key, value) in expected {
-        if let Some(got) = text.get(key) {
-            if *got != value {
+        match text.get(key) {
+            Some(got) if *got != value => {
                 return Err(bad(key, format!("is {got}, only {value} is supported")));
             }
+            _ => {}
         }
     }
     match text.get("num_experts").and_then(Value::as_u64) {
@@ -336,7 +337,7 @@ fn number(text: &Map<String, Value>, key: &str, default: f64) -> Result<f64> {
 }
 
 fn multiple(key: &str, n: usize, of: usize) -> Result<()> {
-    if n % of == 0 {
+    if n.is_multiple_of(of) {
         return Ok(());
     }
     Err(bad(key, format!("{n} is no multiple of {of} key heads")))

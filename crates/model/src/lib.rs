@@ -2,6 +2,11 @@
 //!
 //! The only crate that knows Hugging Face tensor names. It knows no optimizer, no data set, no request and no text.
 
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "a shape such as [T,D] is no link"
+)]
+
 pub mod checkpoint;
 pub mod config;
 mod error;

@@ -1,4 +1,5 @@
 //! Parity that a fresh clone can check: a small quantized folder with its logits, and blocks before and after quantization.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod common;
 

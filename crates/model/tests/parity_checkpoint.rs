@@ -1,4 +1,5 @@
 //! Reading and writing whole reference folders.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod common;
 

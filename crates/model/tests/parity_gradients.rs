@@ -1,4 +1,5 @@
 //! Gradients of a packed row against recorded ones.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod common;
 

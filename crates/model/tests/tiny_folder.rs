@@ -1,4 +1,5 @@
 //! Folders of a seeded tiny model: round trips, names, and what the errors say.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod common;
 

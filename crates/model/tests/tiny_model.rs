@@ -1,4 +1,5 @@
 //! A seeded model of a few thousand weights, which needs no file: calculus, independence of documents, generation, memory.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod common;
 

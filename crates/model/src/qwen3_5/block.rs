@@ -24,6 +24,10 @@ pub(crate) struct Weights {
 }
 
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one a layer, never moved after loading"
+)]
 pub(crate) enum Mixer {
     DeltaNet(delta_net::Weights),
     Attention(attention::Weights),

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use kernel::ops::rope::Rotation;
 use kernel::ops::{embedding, linear_cross_entropy, matmul, rms_norm};
 use kernel::{DType, Tensor};
+use rayon::prelude::*;
 
 use crate::checkpoint::Checkpoint;
 use crate::config::{CONV_WIDTH, Config, LayerType};
@@ -88,7 +89,7 @@ impl Qwen3_5 {
                 names::Initial::Zero => 0.0,
             };
             let n = parameter.tensor.numel() as u64;
-            let values = (0..n).map(|i| value(i) as f32).collect();
+            let values = (0..n).into_par_iter().map(|i| value(i) as f32).collect();
             let fresh = Tensor::from_f32(parameter.tensor.shape(), values);
             parameter.tensor = fresh.to_dtype(parameter.tensor.dtype());
         }

@@ -213,7 +213,7 @@ pub(crate) fn is_fp8_block(name: &str) -> bool {
     !is_carried(name) && FP8_BLOCK.iter().any(|suffix| name.ends_with(suffix))
 }
 
-/// PEFT's names of A and B beside the module of this full weight name.
+/// PEFT's names of A and B beside a module.
 pub(crate) fn lora(form: Form, module: &str) -> [String; 2] {
     let module = full(form, module);
     ["lora_A", "lora_B"].map(|part| format!("{PEFT_PREFIX}{module}.{part}.weight"))
