@@ -1,0 +1,416 @@
+//! The command line: what was typed, not yet what it means.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+#[derive(Debug, Parser)]
+#[command(name = "cyrene", version, about = "From a game's story to a character that speaks.", long_version = LONG_VERSION)]
+pub struct Cli {
+    /// Print one JSON document (or JSON lines) on stdout
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Show the libraries' debug logs on stderr
+    #[arg(long, short, global = true)]
+    pub verbose: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const LONG_VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    "\ncode: MIT OR Apache-2.0\nbase model: none shipped; its publisher's licence applies\ncharacter and story: none shipped; they belong to their owners"
+);
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The whole chain: story to data sets, CPT, SFT, evaluation, export, server
+    Live(Live),
+    /// What is there, what is missing, and what a recipe will need
+    Doctor(Doctor),
+    /// Get a base model from the Hub: resumable, hash checked
+    Fetch(Fetch),
+    /// Data sets from a story
+    #[command(subcommand)]
+    Corpus(Corpus),
+    /// Continued pre-training or fine-tuning, full or LoRA
+    Train(Train),
+    /// Log-probabilities of given token ids
+    Score(Score),
+    /// Text from a model
+    Generate(Generate),
+    /// Train probe against held-out loss, baselines, replies: report.json and report.html
+    Eval(Eval),
+    /// LoRA into weights
+    Merge(Merge),
+    /// Weights as vLLM and transformers load them
+    Export(Export),
+    /// OpenAI-compatible API and the chat page
+    Serve(Serve),
+    /// Talk in the terminal
+    Chat(Chat),
+    /// Print a recipe with every key explained
+    Recipe(Recipe),
+}
+
+#[derive(Debug, Args)]
+pub struct Live {
+    /// The bundled story and a tiny model, offline, in minutes
+    #[arg(long, conflicts_with_all = ["story", "character", "base"])]
+    pub demo: bool,
+    /// A story file or folder (docs/story-format.md)
+    #[arg(long, required_unless_present = "demo")]
+    pub story: Option<PathBuf>,
+    /// Who shall speak: a file as in characters/
+    #[arg(long, required_unless_present = "demo")]
+    pub character: Option<PathBuf>,
+    /// tiny (made from a seed), 0.8b, 2b, 4b or 9b
+    #[arg(long, default_value = "tiny")]
+    pub size: String,
+    /// A base model instead of the size's own: a folder or a Hub id
+    #[arg(long)]
+    pub base: Option<String>,
+    /// Name of the run; default is the character's
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Where runs live
+    #[arg(long, default_value = "runs")]
+    pub runs: PathBuf,
+    /// Last stage to run
+    #[arg(long, value_enum, default_value = "serve")]
+    pub until: StageName,
+    /// Stop after the last stage before the server
+    #[arg(long)]
+    pub no_serve: bool,
+    /// Change a recipe key for this run, e.g. cpt.optimizer.lr=1e-3
+    #[arg(long = "set", value_name = "STAGE.KEY=VALUE")]
+    pub set: Vec<String>,
+    #[command(flatten)]
+    pub address: Address,
+    #[command(flatten)]
+    pub device: Device,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum StageName {
+    Doctor,
+    Fetch,
+    Corpus,
+    Cpt,
+    Sft,
+    Eval,
+    Export,
+    Serve,
+}
+
+#[derive(Debug, Args)]
+pub struct Device {
+    /// auto, cpu or cuda[:N]
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Address {
+    #[arg(long, default_value = "127.0.0.1")]
+    pub host: String,
+    #[arg(long, default_value_t = 8000)]
+    pub port: u16,
+}
+
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Recipes to plan for
+    pub recipes: Vec<PathBuf>,
+    #[command(flatten)]
+    pub device: Device,
+}
+
+#[derive(Debug, Args)]
+pub struct Fetch {
+    /// e.g. Qwen/Qwen3.5-4B-Base
+    pub hub_id: String,
+    /// Folder to write; default is models/<name>
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Branch, tag or commit; the commit it means is recorded
+    #[arg(long, default_value = "main")]
+    pub revision: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Corpus {
+    /// Build data sets from a story
+    Build(CorpusBuild),
+    /// Hold scenes out for validation, all languages together
+    Split(CorpusSplit),
+    /// What training sees of each row
+    Encode(CorpusEncode),
+}
+
+#[derive(Debug, Args)]
+pub struct CorpusBuild {
+    #[arg(long, default_value = "story")]
+    pub source: String,
+    /// The story: file or folder
+    #[arg(long)]
+    pub root: PathBuf,
+    #[arg(long)]
+    pub character: PathBuf,
+    /// pt/everything, pt/amphoreus, sft/cyrene, ... (repeatable)
+    #[arg(long = "task", required = true)]
+    pub tasks: Vec<String>,
+    /// Folder, tokenizer.json or tokenizer.json.gz
+    #[arg(long)]
+    pub tokenizer: PathBuf,
+    #[arg(long)]
+    pub out: PathBuf,
+    /// e.g. chs,en
+    #[arg(long, value_delimiter = ',')]
+    pub languages: Vec<String>,
+    /// Word pattern for token counts
+    #[arg(long, value_enum, default_value = "qwen2")]
+    pub count_with: CountWith,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CountWith {
+    Qwen2,
+    #[value(name = "qwen3_5")]
+    Qwen3_5,
+}
+
+#[derive(Debug, Args)]
+pub struct CorpusSplit {
+    #[arg(long, default_value = "story")]
+    pub source: String,
+    /// The story: file or folder
+    #[arg(long)]
+    pub root: PathBuf,
+    #[arg(long)]
+    pub character: PathBuf,
+    /// The file to write, beside the data sets
+    #[arg(long, default_value = "split.json")]
+    pub out: PathBuf,
+    /// Share of the character's lines to hold out
+    #[arg(long, default_value_t = 0.08)]
+    pub share: f64,
+    /// Share of everyone else's lines to hold out
+    #[arg(long, default_value_t = 0.03)]
+    pub share_rest: f64,
+    #[arg(long, default_value_t = 7)]
+    pub seed: u64,
+    /// Replace another split
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TrainStage {
+    Cpt,
+    Sft,
+}
+
+#[derive(Debug, Args)]
+pub struct CorpusEncode {
+    #[arg(long, value_enum)]
+    pub stage: TrainStage,
+    #[arg(long)]
+    pub tokenizer: PathBuf,
+    /// Which tokens of a conversation carry loss
+    #[arg(long, value_enum, default_value = "ignore-empty-think")]
+    pub loss_scale: LossScale,
+    /// JSON lines
+    pub file: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LossScale {
+    /// Every assistant turn, not the empty think block (ms-swift 4.6)
+    IgnoreEmptyThink,
+    /// Every assistant turn, think block included (ms-swift 4.2, 4.3)
+    Default,
+    /// The last assistant turn only
+    LastRound,
+}
+
+#[derive(Debug, Args)]
+pub struct Train {
+    pub recipe: PathBuf,
+    /// Default is runs/<recipe name>
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Change a recipe key, e.g. optimizer.lr=1e-5
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Start over although the folder holds a run of another recipe
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub device: Device,
+}
+
+#[derive(Debug, Args)]
+pub struct ModelArgs {
+    /// A Hugging Face folder
+    #[arg(long)]
+    pub model: PathBuf,
+    /// A PEFT adapter on top
+    #[arg(long)]
+    pub adapter: Option<PathBuf>,
+    /// Storage of weights and activations
+    #[arg(long, value_enum, default_value = "f32")]
+    pub dtype: DTypeArg,
+    #[command(flatten)]
+    pub device: Device,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DTypeArg {
+    F32,
+    Bf16,
+}
+
+#[derive(Debug, Args)]
+pub struct Score {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// JSON lines {"input_ids":[...]}
+    #[arg(long)]
+    pub ids: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct Generate {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub input: GenerateInput,
+    /// Most likely token each time
+    #[arg(long)]
+    pub greedy: bool,
+    #[arg(long, default_value_t = 256)]
+    pub max_tokens: usize,
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Suggested, Legacy or Adopted
+    #[arg(long, default_value = "Adopted")]
+    pub profile: String,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct GenerateInput {
+    /// JSON lines {"input_ids":[...]}
+    #[arg(long)]
+    pub ids: Option<PathBuf>,
+    /// A JSON list of messages, or JSON lines {"messages":[...]}
+    #[arg(long)]
+    pub messages: Option<PathBuf>,
+    /// Plain text to go on from
+    #[arg(long)]
+    pub prompt: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Eval {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The model before training, for comparison
+    #[arg(long)]
+    pub base: Option<PathBuf>,
+    /// split.json beside the data sets
+    #[arg(long)]
+    pub split: PathBuf,
+    /// Default is beside the model
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Replies to held-out turns, by language
+    #[arg(long, default_value_t = 4)]
+    pub replies: usize,
+    #[arg(long, default_value_t = 7)]
+    pub seed: u64,
+    /// Sampling profile of the replies
+    #[arg(long, default_value = "Adopted")]
+    pub profile: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Merge {
+    #[arg(long)]
+    pub base: PathBuf,
+    #[arg(long)]
+    pub adapter: PathBuf,
+    #[arg(long)]
+    pub out: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// bf16 weights in a Hugging Face folder
+    Hf,
+    /// FP8_BLOCK as llm-compressor writes it (compressed-tensors): vLLM, SGLang
+    Fp8Block,
+    /// The same numbers as Qwen's own FP8 releases have them
+    Fp8Hf,
+}
+
+#[derive(Debug, Args)]
+pub struct Export {
+    #[arg(long)]
+    pub model: PathBuf,
+    #[arg(long, value_enum)]
+    pub format: ExportFormat,
+    #[arg(long)]
+    pub out: PathBuf,
+    /// bf16: the bytes llm-compressor writes on a CPU; f32: one rounding instead of two
+    #[arg(long, value_enum, default_value = "f32")]
+    pub division: DTypeArg,
+    /// Replace an existing folder
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Serve {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub address: Address,
+    /// One key a line; every API call must carry one
+    #[arg(long)]
+    pub api_key_file: Option<PathBuf>,
+    /// Name clients use; default is the folder's
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Suggested, Legacy or Adopted
+    #[arg(long, default_value = "Adopted")]
+    pub profile: String,
+    #[arg(long, default_value_t = 4)]
+    pub max_sequences: usize,
+    /// Longest conversation in tokens; default is the model's
+    #[arg(long)]
+    pub context: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub struct Chat {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Suggested, Legacy or Adopted
+    #[arg(long, default_value = "Adopted")]
+    pub profile: String,
+    /// System prompt; default is the one stored with the weights
+    #[arg(long)]
+    pub system: Option<String>,
+    #[arg(long, default_value_t = 256)]
+    pub max_tokens: usize,
+    #[arg(long)]
+    pub seed: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub struct Recipe {
+    /// A recipe's name or file; without one, every key with its default
+    pub name: Option<String>,
+}

@@ -1,0 +1,91 @@
+//! `cyrene chat`: talk in the terminal. `/undo`, `/again`, `/clear` and `/quit` do what they say.
+
+use std::io::BufRead;
+
+use anyhow::Result;
+use engine::Request;
+use text::{Message, RenderOptions, Role};
+
+use crate::cli::Chat;
+use crate::load::Persona;
+use crate::ui::Ui;
+use crate::{load, speak};
+
+pub fn run(args: &Chat, ui: &Ui) -> Result<()> {
+    let mut sampling = speak::profile(&args.profile)?;
+    sampling.seed = args.seed;
+    let model = load::model(&args.model)?;
+    let (tokenizer, template) = load::speech(&args.model.model)?;
+    let persona = Persona::read(&args.model.model)?.unwrap_or_default();
+    sampling.banned = speak::think_ids(&tokenizer);
+    sampling.vocab_limit = u32::try_from(tokenizer.vocab_size()).ok();
+    let stop_ids = tokenizer.end_ids();
+    let engine = speak::engine(model, 1, None)?;
+
+    let system = args
+        .system
+        .clone()
+        .or_else(|| load::english(&persona.system).map(str::to_owned));
+    let start: Vec<Message> = system.into_iter().map(Message::system).collect();
+    let mut messages = start.clone();
+    if let Some(note) = load::english(&persona.note) {
+        ui.note(note);
+    }
+    ui.note("/undo  /again  /clear  /quit");
+    let mut lines = std::io::stdin().lock().lines();
+    loop {
+        ui.text("> ")?;
+        let Some(line) = lines.next() else {
+            return ui.line("");
+        };
+        let line = line?;
+        match line.trim() {
+            "" => continue,
+            "/quit" => return Ok(()),
+            "/clear" => {
+                messages.clone_from(&start);
+                continue;
+            }
+            "/undo" => {
+                drop_round(&mut messages, 2);
+                continue;
+            }
+            "/again" => drop_round(&mut messages, 1),
+            said => messages.push(Message::user(said)),
+        }
+        if messages
+            .last()
+            .is_none_or(|message| message.role != Role::User)
+        {
+            continue;
+        }
+        let rendered = template.render(&messages, &RenderOptions::generation())?;
+        let request = Request {
+            ids: tokenizer.encode(&rendered)?,
+            sampling: sampling.clone(),
+            max_tokens: args.max_tokens,
+            stop_ids: stop_ids.clone(),
+            top_logprobs: 0,
+        };
+        let reply = speak::reply(&engine, request, Some(&tokenizer), |piece| {
+            if ui.json() { Ok(()) } else { ui.text(piece) }
+        })?;
+        ui.result(&reply, String::new)?;
+        if !ui.json() {
+            ui.line("")?;
+        }
+        messages.push(Message::assistant(reply.text.unwrap_or_default()));
+    }
+}
+
+/// Takes the last `n` messages back, but never the system message.
+fn drop_round(messages: &mut Vec<Message>, n: usize) {
+    for _ in 0..n {
+        if messages
+            .last()
+            .is_some_and(|message| message.role != Role::System)
+        {
+            messages.pop();
+        }
+    }
+}

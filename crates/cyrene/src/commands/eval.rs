@@ -1,0 +1,406 @@
+//! `cyrene eval`: the losses of a model on both sides of a split, what counting models reach on the same rows, and replies to held-out turns.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use corpus::split::Split;
+use engine::Request;
+use eval::metric::char_ngram::CharNgram;
+use eval::metric::known_words::Vocabulary;
+use eval::metric::loss_gap::{self, Gap};
+use eval::metric::unigram;
+use eval::report::{Baseline, Reply, Report, StageReport};
+use eval::score::{self, Score};
+use eval::{Sample, Side};
+use model::Model;
+use text::{Message, RenderOptions, Role};
+
+use crate::cli::Eval;
+use crate::dataset::{self, Encoding, Row};
+use crate::load::Persona;
+use crate::recipe::{LossScale, StageKind};
+use crate::stage::hash_path;
+use crate::ui::Ui;
+use crate::{load, misuse, speak};
+
+/// Rows of this many tokens are scored together.
+const ROW_TOKENS: usize = 2048;
+/// Longest reply.
+const REPLY_TOKENS: usize = 128;
+
+pub fn run(args: &Eval, ui: &Ui) -> Result<()> {
+    let model = load::model(&args.model)?;
+    let out = args
+        .out
+        .clone()
+        .unwrap_or_else(|| args.model.model.with_file_name("eval"));
+    let base = args
+        .base
+        .as_deref()
+        .map(|dir| {
+            Model::load(dir, load::dtype(args.model.dtype))
+                .with_context(|| format!("loading {}", dir.display()))
+        })
+        .transpose()?;
+    let report = evaluate(
+        &Evaluation {
+            folder: &args.model.model,
+            split: &args.split,
+            out: &out,
+            n_replies: args.replies,
+            seed: args.seed,
+            profile: &args.profile,
+        },
+        model,
+        base,
+        ui,
+    )?;
+    ui.result(&report, || describe(&report, &out))
+}
+
+/// What to evaluate where.
+pub struct Evaluation<'a> {
+    /// Folder of the model: tokenizer, template, persona.
+    pub folder: &'a Path,
+    /// `split.json`, with the data sets beside it.
+    pub split: &'a Path,
+    pub out: &'a Path,
+    /// Replies by language.
+    pub n_replies: usize,
+    pub seed: u64,
+    pub profile: &'a str,
+}
+
+/// Evaluates and writes `report.json`, `report.html`, `eval/replies.jsonl`.
+///
+/// # Errors
+/// Missing data sets or split, rows that do not fit, a model that fails.
+pub fn evaluate(
+    evaluation: &Evaluation<'_>,
+    model: Model,
+    base: Option<Model>,
+    ui: &Ui,
+) -> Result<Report> {
+    let (tokenizer, template) = load::speech(evaluation.folder)?;
+    let persona = Persona::read(evaluation.folder)?.unwrap_or_default();
+    if !evaluation.split.is_file() {
+        misuse!(
+            "{} is no file; `cyrene corpus split` writes one beside the data sets",
+            evaluation.split.display()
+        );
+    }
+    let split = Split::load(evaluation.split)?;
+    let corpus = evaluation.split.parent().unwrap_or(Path::new("."));
+
+    // 1. rows of both kinds: all that is held out, and a train probe of the same size and language mix
+    let mut stages = Vec::new();
+    let mut prompts = Vec::new();
+    let mut vocabulary = Vocabulary::default();
+    for (name, kind) in [("pt", StageKind::Cpt), ("sft", StageKind::Sft)] {
+        let Some(path) = data_set(corpus, name)? else {
+            continue;
+        };
+        let encoding = Encoding {
+            stage: kind,
+            loss_scale: LossScale::IgnoreEmptyThink,
+            tokenizer: Some(&tokenizer),
+        };
+        let rows = dataset::source(&path, Some(&split), encoding)?;
+        if name == "pt" {
+            vocabulary = Vocabulary::of(rows.iter().map(|row| row.text.as_str()));
+        } else {
+            prompts = held_out_prompts(&rows, evaluation.n_replies, evaluation.seed);
+        }
+        stages.push(stage(
+            name,
+            &rows,
+            evaluation.seed,
+            &model,
+            base.as_ref(),
+            tokenizer.vocab_size(),
+            ui,
+        )?);
+    }
+    if stages.is_empty() {
+        misuse!(
+            "no data set beside {}; `cyrene corpus build --out {}` makes them",
+            evaluation.split.display(),
+            corpus.display()
+        );
+    }
+
+    // 2. replies, seeded, to turns that nobody trained on
+    let n_params = model.config().n_params();
+    let mut sampling = speak::profile(evaluation.profile)?;
+    sampling.banned = speak::think_ids(&tokenizer);
+    sampling.vocab_limit = u32::try_from(tokenizer.vocab_size()).ok();
+    let engine = speak::engine(model, 1, None)?;
+    let mut replies = Vec::new();
+    let mut bar = ui.bar("replies", prompts.len() as u64);
+    for (at, prompt) in prompts.into_iter().enumerate() {
+        sampling.seed = Some(evaluation.seed + at as u64);
+        let rendered = template.render(&prompt.messages, &RenderOptions::generation())?;
+        let request = Request {
+            ids: tokenizer.encode(&rendered)?,
+            sampling: sampling.clone(),
+            max_tokens: REPLY_TOKENS,
+            stop_ids: tokenizer.end_ids(),
+            top_logprobs: 0,
+        };
+        let said = speak::reply(&engine, request, Some(&tokenizer), |_| Ok(()))?;
+        let text = said.text.unwrap_or_default();
+        replies.push(Reply {
+            language: prompt.language,
+            scene: prompt.scene,
+            prompt: prompt
+                .messages
+                .last()
+                .map(|message| message.content.clone())
+                .unwrap_or_default(),
+            known_words: vocabulary.share(&text),
+            reply: text,
+            finish_reason: said.finish_reason.to_owned(),
+        });
+        bar.set(at as u64 + 1, "");
+    }
+    bar.finish();
+
+    // 3. the report
+    let shares: Vec<f64> = replies
+        .iter()
+        .filter_map(|reply| reply.known_words)
+        .collect();
+    let report = Report {
+        model: load::english(&persona.name)
+            .map_or_else(|| evaluation.folder.display().to_string(), str::to_owned),
+        n_params,
+        note: load::english(&persona.note).unwrap_or_default().to_owned(),
+        version: format!("cyrene {}", env!("CARGO_PKG_VERSION")),
+        split_sha256: hash_path(evaluation.split)?,
+        red_flag: stages
+            .iter()
+            .any(|stage| stage.gaps.first().is_some_and(|gap| gap.red_flag)),
+        stages,
+        known_words: (!shares.is_empty()).then(|| shares.iter().sum::<f64>() / shares.len() as f64),
+        replies,
+    };
+    report.write(evaluation.out)?;
+    Ok(report)
+}
+
+/// The widest data set of a kind that stands beside the split.
+fn data_set(corpus: &Path, kind: &str) -> Result<Option<PathBuf>> {
+    const ORDER: [&str; 3] = ["cyrene", "amphoreus", "everything"];
+    let mut found: Vec<PathBuf> = ORDER
+        .iter()
+        .map(|name| corpus.join(kind).join(name))
+        .filter(|path| path.is_dir())
+        .collect();
+    // Story text: the widest set; conversations: the character's own.
+    Ok(if kind == "pt" {
+        found.pop()
+    } else {
+        found.into_iter().next()
+    })
+}
+
+fn stage(
+    name: &'static str,
+    rows: &[Row],
+    seed: u64,
+    model: &Model,
+    base: Option<&Model>,
+    vocab_size: usize,
+    ui: &Ui,
+) -> Result<StageReport> {
+    let samples = samples(rows, seed);
+    for side in [Side::Train, Side::HeldOut] {
+        if !samples
+            .iter()
+            .any(|sample| sample.side == side && sample.targets() > 0)
+        {
+            let side = if side == Side::Train {
+                "train"
+            } else {
+                "held-out"
+            };
+            return Err(eval::Error::Empty { side, stage: name }.into());
+        }
+    }
+    let measure = |model: &Model, label: &str| -> Result<Vec<Score>> {
+        let mut bar = ui.bar(label, samples.len() as u64);
+        let scores = score::samples(model, &samples, ROW_TOKENS, |done| {
+            bar.set(done as u64, name)
+        })?;
+        bar.finish();
+        Ok(scores)
+    };
+    let gaps = loss_gap::by_language(&samples, &measure(model, "losses")?);
+    let base = base
+        .map(|base| measure(base, "base"))
+        .transpose()?
+        .map(|scores| loss_gap::by_language(&samples, &scores));
+    let gap_over_base = base
+        .as_ref()
+        .and_then(|base| Some((1.0 + gaps.first()?.gap) / (1.0 + base.first()?.gap) - 1.0));
+    Ok(StageReport {
+        stage: name,
+        baselines: baselines(name, rows, vocab_size),
+        gaps,
+        base,
+        gap_over_base,
+    })
+}
+
+/// Counting models see the whole train side, as training did.
+fn baselines(name: &str, rows: &[Row], vocab_size: usize) -> Vec<Baseline> {
+    let all: Vec<Sample> = rows.iter().map(sample).collect();
+    let held_out =
+        |scores: &[Score]| loss_gap::Loss::of(&all, scores, |sample| sample.side == Side::HeldOut);
+    let tokens = held_out(&unigram::scores(&all, vocab_size));
+    let mut baselines = vec![Baseline {
+        name: "token unigram",
+        nats_per_token: Some(tokens.nats_per_token),
+        bits_per_byte: tokens.bits_per_byte,
+    }];
+    if name == "pt" {
+        let model = CharNgram::train(
+            all.iter()
+                .filter(|sample| sample.side == Side::Train)
+                .map(|sample| sample.text.as_str()),
+        );
+        let (mut nll, mut bytes) = (0.0, 0);
+        for sample in all.iter().filter(|sample| sample.side == Side::HeldOut) {
+            nll += model.nll(&sample.text);
+            bytes += sample.text.len();
+        }
+        baselines.push(Baseline {
+            name: "character 5-gram",
+            nats_per_token: None,
+            bits_per_byte: nll / std::f64::consts::LN_2 / bytes.max(1) as f64,
+        });
+    }
+    baselines
+}
+
+/// Every held-out row, and of each language as many train rows, drawn by seed.
+fn samples(rows: &[Row], seed: u64) -> Vec<Sample> {
+    let mut out: Vec<Sample> = rows.iter().filter(|row| row.held_out).map(sample).collect();
+    let mut wanted: std::collections::BTreeMap<String, usize> = Default::default();
+    for sample in &out {
+        *wanted.entry(sample.language.clone()).or_default() += 1;
+    }
+    let mut train: Vec<&Row> = rows.iter().filter(|row| !row.held_out).collect();
+    train.sort_by_cached_key(|row| {
+        crate::stage::hash_bytes(
+            format!(
+                "{seed} {} {:?}",
+                row.scene.as_deref().unwrap_or(""),
+                row.language
+            )
+            .as_bytes(),
+        )
+    });
+    for row in train {
+        let candidate = sample(row);
+        if let Some(left) = wanted
+            .get_mut(&candidate.language)
+            .filter(|left| **left > 0)
+        {
+            *left -= 1;
+            out.push(candidate);
+        }
+    }
+    out
+}
+
+fn sample(row: &Row) -> Sample {
+    Sample {
+        scene: row.scene.clone().unwrap_or_default(),
+        language: row.language.clone().unwrap_or_default(),
+        side: if row.held_out {
+            Side::HeldOut
+        } else {
+            Side::Train
+        },
+        encoded: row.encoded.clone(),
+        bytes: row.bytes,
+        text: row.text.clone(),
+    }
+}
+
+/// A conversation up to the turn that the model shall say.
+struct Prompt {
+    language: String,
+    scene: String,
+    messages: Vec<Message>,
+}
+
+/// The first rounds of held-out conversations, `n` a language, drawn by seed.
+fn held_out_prompts(rows: &[Row], n: usize, seed: u64) -> Vec<Prompt> {
+    let mut rows: Vec<&Row> = rows.iter().filter(|row| row.held_out).collect();
+    rows.sort_by_cached_key(|row| {
+        crate::stage::hash_bytes(
+            format!("{seed} {}", row.scene.as_deref().unwrap_or("")).as_bytes(),
+        )
+    });
+    let mut taken: std::collections::BTreeMap<String, usize> = Default::default();
+    let mut prompts = Vec::new();
+    for row in rows {
+        let language = row.language.clone().unwrap_or_default();
+        let Some(at) = row
+            .messages
+            .iter()
+            .position(|message| message.role == Role::User && !message.content.trim().is_empty())
+        else {
+            continue;
+        };
+        let taken = taken.entry(language.clone()).or_default();
+        if *taken < n {
+            *taken += 1;
+            prompts.push(Prompt {
+                language,
+                scene: row.scene.clone().unwrap_or_default(),
+                messages: row.messages[..=at].to_vec(),
+            });
+        }
+    }
+    prompts.sort_by(|a, b| a.language.cmp(&b.language));
+    prompts
+}
+
+/// A few lines for the terminal.
+pub fn describe(report: &Report, out: &Path) -> String {
+    let mut text = String::new();
+    for stage in &report.stages {
+        let all: &Gap = match stage.gaps.first() {
+            Some(all) => all,
+            None => continue,
+        };
+        text.push_str(&format!(
+            "{}: held-out {:.4} nats a token, {:.3} bits a byte; gap {:+.1} %",
+            stage.stage,
+            all.held_out.nats_per_token,
+            all.held_out.bits_per_byte,
+            100.0 * all.gap
+        ));
+        if let Some(base) = stage.base.as_ref().and_then(|base| base.first()) {
+            text.push_str(&format!(
+                "; before training {:.4}",
+                base.held_out.nats_per_token
+            ));
+        }
+        for baseline in &stage.baselines {
+            text.push_str(&format!(
+                "; {} {:.3} bits a byte",
+                baseline.name, baseline.bits_per_byte
+            ));
+        }
+        text.push('\n');
+    }
+    if report.red_flag {
+        text.push_str("RED FLAG: the gap is above 10 %\n");
+    }
+    text.push_str(&out.join("report.html").display().to_string());
+    text
+}

@@ -1,0 +1,470 @@
+//! `cyrene live`: the stages in order, each in its folder, each skipped when nothing that it depends on has changed.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use corpus::{BuildRequest, Character, SourceKind, SplitOptions, SplitRequest, Task};
+use kernel::DType;
+use model::quant::fp8_block::{Division, Layout};
+use model::{Config, Model};
+use serde_json::{Value, json};
+use text::{ChatTemplate, Tokenizer, WordPattern};
+
+use super::{corpus as corpus_command, eval as eval_command, export, fetch, merge, serve, train};
+use crate::cli::{DTypeArg, Live, ModelArgs, StageName};
+use crate::load::{self, PERSONA, Persona};
+use crate::recipe::{Recipe, Source};
+use crate::stage::{Stage, hash_path, write_whole};
+use crate::ui::Ui;
+use crate::{misuse, sizes};
+
+const DEMO_STORY: &str = include_str!("../../../../demo/story.jsonl");
+const DEMO_CHARACTER: &str = include_str!("../../../../characters/ovelle.toml");
+/// Tokens of the tiny model's vocabulary, the 33 added ones among them.
+const TINY_VOCABULARY: usize = 4096;
+/// Seed of everything in a run that a recipe does not seed.
+const SEED: u64 = 7;
+
+pub fn run(args: &Live, ui: &Ui) -> Result<()> {
+    load::device(&args.device.device)?;
+    let mut live = Run::new(args, *ui)?;
+    let last = if args.no_serve {
+        args.until.min(StageName::Export)
+    } else {
+        args.until
+    };
+    let stages: [(StageName, fn(&mut Run) -> Result<()>); 7] = [
+        (StageName::Doctor, Run::doctor),
+        (StageName::Fetch, Run::fetch),
+        (StageName::Corpus, Run::corpus),
+        (StageName::Cpt, Run::cpt),
+        (StageName::Sft, Run::sft),
+        (StageName::Eval, Run::eval),
+        (StageName::Export, Run::export),
+    ];
+    for (name, stage) in stages.into_iter().take_while(|(name, _)| *name <= last) {
+        let started = std::time::Instant::now();
+        stage(&mut live)?;
+        tracing::debug!(?name, seconds = started.elapsed().as_secs_f64(), "stage");
+    }
+    if last < StageName::Serve {
+        return ui.result(&json!({ "run": live.dir, "stages": live.done }), || {
+            format!(
+                "{} in {}",
+                live.done
+                    .iter()
+                    .map(|stage| stage["stage"].as_str().unwrap_or(""))
+                    .collect::<Vec<_>>()
+                    .join(", "),
+                live.dir.display()
+            )
+        });
+    }
+    ui.note("[8/8] serve");
+    let model = ModelArgs {
+        model: live.fp8(),
+        adapter: None,
+        dtype: DTypeArg::F32,
+        device: crate::cli::Device {
+            device: args.device.device.clone(),
+        },
+    };
+    serve::serve(
+        &serve::Serving {
+            model: &model,
+            address: &args.address,
+            name: Some(&live.name),
+            profile: "Adopted",
+            max_sequences: 4,
+            context: None,
+            api_keys: Vec::new(),
+        },
+        ui,
+    )
+}
+
+/// A run's folder, what it is made from, and how far it is.
+struct Run {
+    ui: Ui,
+    dir: PathBuf,
+    name: String,
+    story: PathBuf,
+    character_path: PathBuf,
+    character: Character,
+    size: String,
+    base: Option<String>,
+    set: Vec<String>,
+    /// Key of the last stage: what comes after depends on it.
+    key: String,
+    done: Vec<Value>,
+}
+
+impl Run {
+    fn new(args: &Live, ui: Ui) -> Result<Self> {
+        let is_known = args.size == sizes::TINY || sizes::hub_id(&args.size).is_some();
+        if !is_known {
+            misuse!("unknown size `{}`; known are {}", args.size, sizes::names());
+        }
+        let name = match (&args.name, &args.character) {
+            (Some(name), _) => name.clone(),
+            (None, Some(path)) => path
+                .file_stem()
+                .and_then(|stem| stem.to_str())
+                .unwrap_or("run")
+                .to_owned(),
+            (None, None) => "demo".to_owned(),
+        };
+        let dir = args.runs.join(&name);
+        std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        let (story, character_path) = match (&args.story, &args.character) {
+            (Some(story), Some(character)) => (story.clone(), character.clone()),
+            _ => {
+                // The bundled story becomes a file like any other.
+                let (story, character) = (dir.join("story.jsonl"), dir.join("character.toml"));
+                write_whole(&story, DEMO_STORY.as_bytes())?;
+                write_whole(&character, DEMO_CHARACTER.as_bytes())?;
+                (story, character)
+            }
+        };
+        if !story.exists() {
+            misuse!(
+                "{} does not exist; --story names a story file or folder (docs/story-format.md)",
+                story.display()
+            );
+        }
+        let character = Character::load(&character_path)
+            .map_err(|error| anyhow::Error::new(crate::ui::Misuse(error.to_string())))?;
+        Ok(Run {
+            ui,
+            dir,
+            name,
+            story,
+            character_path,
+            character,
+            size: args.size.clone(),
+            base: args.base.clone(),
+            set: args.set.clone(),
+            key: String::new(),
+            done: Vec::new(),
+        })
+    }
+
+    /// Runs `work` unless its result is there; `inputs` and the stages before decide.
+    fn stage(
+        &mut self,
+        number: u32,
+        name: &'static str,
+        inputs: Value,
+        work: impl FnOnce(&Self, &Path) -> Result<Value>,
+    ) -> Result<()> {
+        let stage = Stage::new(
+            &self.dir,
+            name,
+            json!({ "before": self.key, "inputs": inputs }),
+        );
+        let cached = stage.is_cached();
+        let mut outcome = Value::Null;
+        if cached {
+            self.ui.note(format_args!("[{number}/8] {name}: cached"));
+        } else {
+            self.ui.note(format_args!("[{number}/8] {name}"));
+            let started = std::time::Instant::now();
+            stage.begin()?;
+            outcome = work(self, &stage.dir).with_context(|| format!("stage {name}"))?;
+            stage.finish()?;
+            self.ui.note(format_args!(
+                "[{number}/8] {name}: done in {}",
+                crate::ui::clock(started.elapsed())
+            ));
+        }
+        self.key = stage.key;
+        self.done
+            .push(json!({ "stage": name, "cached": cached, "dir": stage.dir, "outcome": outcome }));
+        Ok(())
+    }
+
+    fn doctor(&mut self) -> Result<()> {
+        // What a machine has may change between two starts: never cached, and nothing depends on it.
+        self.ui.note("[1/8] doctor");
+        let machine = super::doctor::machine(&self.dir);
+        self.ui.note(format_args!("      {}", machine.describe()));
+        self.done
+            .push(json!({ "stage": "doctor", "cached": false, "outcome": machine }));
+        Ok(())
+    }
+
+    /// The base model: fetched, or for the tiny size a tokenizer trained on the story and weights from a seed.
+    fn fetch(&mut self) -> Result<()> {
+        let base = self
+            .base
+            .clone()
+            .or_else(|| sizes::hub_id(&self.size).map(str::to_owned));
+        let inputs = match &base {
+            Some(base) => json!({ "base": base }),
+            None => {
+                json!({ "size": self.size, "story": hash_path(&self.story)?, "character": hash_path(&self.character_path)?, "seed": SEED })
+            }
+        };
+        self.stage(2, "fetch", inputs, |run, dir| {
+            let folder = dir.join("model");
+            match base {
+                Some(base) if Path::new(&base).is_dir() => link_folder(Path::new(&base), &folder)?,
+                Some(base) => {
+                    fetch::fetch(&base, "main", &folder, &run.ui)?;
+                }
+                None => make_tiny(run, &folder)?,
+            }
+            Ok(json!({ "model": folder }))
+        })
+    }
+
+    fn corpus(&mut self) -> Result<()> {
+        let inputs = json!({ "story": hash_path(&self.story)?, "character": hash_path(&self.character_path)?, "seed": SEED });
+        self.stage(3, "corpus", inputs, |run, dir| {
+            let tokenizer = Tokenizer::load(&run.base_model())?.with_pattern(WordPattern::Qwen2)?;
+            let tasks = [Task::PtEverything, Task::SftCyrene];
+            let request = BuildRequest { source: SourceKind::Story, root: &run.story, character: &run.character, tasks: &tasks, languages: None, out: dir };
+            let report = corpus_command::build(&request, &tokenizer, &run.ui)?;
+            let split = run.split()?;
+            split.save(&dir.join("split.json"), true)?;
+            for (task, dataset) in &report.datasets {
+                run.ui.note(format_args!("      {task}: {} rows, {} tokens", dataset.n_rows(), dataset.n_tokens()));
+            }
+            run.ui.note(format_args!("      {} scenes held out, {} to train on, {} set aside", split.held_out.len(), split.train.len(), split.contaminated.len()));
+            Ok(json!({ "tokens": report.n_tokens(), "held_out": split.held_out.len(), "train": split.train.len() }))
+        })
+    }
+
+    fn cpt(&mut self) -> Result<()> {
+        let mut recipe = self.recipe(
+            if self.size == sizes::TINY {
+                "tiny-cpt"
+            } else {
+                "cpt"
+            },
+            "cpt",
+        )?;
+        recipe.base = "../fetch/model".to_owned();
+        self.point_to_corpus(&mut recipe, "pt/everything");
+        let inputs = json!({ "recipe": recipe });
+        self.stage(4, "cpt", inputs, |run, dir| {
+            let summary = train::train(&recipe, dir, dir, false, &run.ui)?;
+            write_persona(run, &summary.result)?;
+            Ok(serde_json::to_value(&summary)?)
+        })
+    }
+
+    fn sft(&mut self) -> Result<()> {
+        let mut recipe = self.recipe(
+            if self.size == sizes::TINY {
+                "tiny-sft"
+            } else {
+                "sft"
+            },
+            "sft",
+        )?;
+        recipe.base = "../cpt/model".to_owned();
+        self.point_to_corpus(&mut recipe, "sft/cyrene");
+        let inputs = json!({ "recipe": recipe });
+        self.stage(5, "sft", inputs, |run, dir| {
+            let summary = train::train(&recipe, dir, dir, false, &run.ui)?;
+            let merged = dir.join("model");
+            if summary.result != merged {
+                merge::merge(&dir.join(&recipe.base), &summary.result, &merged)?;
+            }
+            write_persona(run, &merged)?;
+            Ok(serde_json::to_value(&summary)?)
+        })
+    }
+
+    fn eval(&mut self) -> Result<()> {
+        self.stage(
+            6,
+            "eval",
+            json!({ "seed": SEED, "profile": "Adopted" }),
+            |run, dir| {
+                let folder = run.dir.join("sft/model");
+                let evaluation = eval_command::Evaluation {
+                    folder: &folder,
+                    split: &run.dir.join("corpus/split.json"),
+                    out: dir,
+                    n_replies: 4,
+                    seed: SEED,
+                    profile: "Adopted",
+                };
+                let model = Model::load(&folder, DType::F32)?;
+                let base = Model::load(&run.base_model(), DType::F32)?;
+                let report = eval_command::evaluate(&evaluation, model, Some(base), &run.ui)?;
+                for line in eval_command::describe(&report, dir).lines() {
+                    run.ui.note(format_args!("      {line}"));
+                }
+                Ok(json!({ "red_flag": report.red_flag, "report": dir.join("report.html") }))
+            },
+        )
+    }
+
+    fn export(&mut self) -> Result<()> {
+        self.stage(
+            7,
+            "export",
+            json!({ "format": "fp8-block", "division": "f32" }),
+            |run, _| {
+                let (from, to) = (run.dir.join("sft/model"), run.fp8());
+                if to.exists() {
+                    std::fs::remove_dir_all(&to)
+                        .with_context(|| format!("removing {}", to.display()))?;
+                }
+                export::fp8(&from, &to, Layout::CompressedTensors, Division::F32)?;
+                let (before, after) = (merge::folder_bytes(&from)?, merge::folder_bytes(&to)?);
+                run.ui.note(format_args!(
+                    "      {} -> {}",
+                    crate::ui::size(before),
+                    crate::ui::size(after)
+                ));
+                Ok(json!({ "folder": to, "source_bytes": before, "bytes": after }))
+            },
+        )
+    }
+
+    /// The held-out split of the story: the same whenever it is asked for.
+    fn split(&self) -> Result<corpus::Split> {
+        let options = SplitOptions {
+            seed: SEED,
+            ..SplitOptions::default()
+        };
+        Ok(corpus::make_split(&SplitRequest {
+            source: SourceKind::Story,
+            root: &self.story,
+            character: &self.character,
+            options,
+        })?)
+    }
+
+    fn base_model(&self) -> PathBuf {
+        self.dir.join("fetch/model")
+    }
+
+    fn fp8(&self) -> PathBuf {
+        self.dir.join("export/fp8-block")
+    }
+
+    /// A bundled recipe with this run's `--set stage.key=value` changes.
+    fn recipe(&self, name: &str, stage: &str) -> Result<Recipe> {
+        let text =
+            super::recipe::bundled(name).with_context(|| format!("no bundled recipe {name}"))?;
+        let mut set = Vec::new();
+        for change in &self.set {
+            match change.split_once('.') {
+                Some(("cpt" | "sft", _)) => set.extend(
+                    change
+                        .strip_prefix(stage)
+                        .and_then(|rest| rest.strip_prefix('.'))
+                        .map(str::to_owned),
+                ),
+                _ => misuse!("--set {change}: expected cpt.KEY=VALUE or sft.KEY=VALUE"),
+            }
+        }
+        Recipe::parse(text, name, &set)
+    }
+
+    fn point_to_corpus(&self, recipe: &mut Recipe, task: &str) {
+        recipe.data.split = Some("../corpus/split.json".into());
+        recipe.data.sources = vec![Source {
+            path: Path::new("../corpus").join(task),
+            weight: recipe
+                .data
+                .sources
+                .first()
+                .map_or(1.0, |source| source.weight),
+        }];
+    }
+}
+
+/// A byte-level BPE trained on the story's texts and a model from a seed.
+fn make_tiny(run: &Run, folder: &Path) -> Result<()> {
+    let texts = training_texts(run, &folder.with_file_name("texts"))?;
+    let tokenizer = Tokenizer::train(texts.iter().map(String::as_str), TINY_VOCABULARY)?;
+    let config = Config::from_json(&sizes::tiny_config(tokenizer.vocab_size(), tokenizer.eos()))?;
+    let model = Model::init(config, SEED, DType::F32)?;
+    run.ui.note(format_args!(
+        "      {} parameters from seed {SEED}, {} tokens trained on {} texts",
+        model.config().n_params(),
+        tokenizer.vocab_size(),
+        texts.len()
+    ));
+    model.save(folder, None)?;
+    tokenizer.save(folder, &ChatTemplate::history_stable()?)?;
+    let generation = json!({ "eos_token_id": tokenizer.end_ids(), "do_sample": true, "temperature": 0.5, "top_p": 0.8, "top_k": 20 });
+    write_whole(
+        &folder.join("generation_config.json"),
+        &serde_json::to_vec_pretty(&generation)?,
+    )
+}
+
+/// The story's texts without those of held-out scenes: a tokenizer that had seen them would know their words.
+fn training_texts(run: &Run, scratch: &Path) -> Result<Vec<String>> {
+    let request = BuildRequest {
+        source: SourceKind::Story,
+        root: &run.story,
+        character: &run.character,
+        tasks: &[Task::PtEverything],
+        languages: None,
+        out: scratch,
+    };
+    // Counts only decide where long documents are cut, and here nobody looks at the cuts.
+    corpus::build(&request, &|text| text.chars().count(), &|_| {})?;
+    let rows = corpus::rows::load(
+        &scratch.join(Task::PtEverything.name()),
+        Some(&run.split()?),
+    )?;
+    std::fs::remove_dir_all(scratch).with_context(|| format!("removing {}", scratch.display()))?;
+    let train = rows
+        .into_iter()
+        .filter(|row| row.side == corpus::Side::Train);
+    Ok(train
+        .flat_map(|row| row.messages)
+        .map(|message| message.content)
+        .collect())
+}
+
+/// Who speaks, beside the weights.
+fn write_persona(run: &Run, folder: &Path) -> Result<()> {
+    let n_params = Config::load(folder)?.n_params();
+    let character = &run.character;
+    let mut persona = Persona::default();
+    for language in character.languages() {
+        let code = language.code().to_owned();
+        persona
+            .name
+            .insert(code.clone(), character.name_in(language).to_owned());
+        persona
+            .system
+            .insert(code.clone(), character.system_in(language).to_owned());
+        if let Some(greeting) = character.greeting.get(language) {
+            persona.greeting.insert(code, greeting.to_owned());
+        }
+    }
+    if run.size == sizes::TINY {
+        let millions = n_params as f64 / 1e6;
+        persona.note.insert("en".into(), format!("A demo model of {millions:.1} million parameters: it imitates the story's wording and understands nothing."));
+        persona.note.insert("chs".into(), format!("这是一个只有 {millions:.1} 百万参数的演示模型：它模仿故事里的词句，并不理解任何事。"));
+    }
+    write_whole(&folder.join(PERSONA), &serde_json::to_vec_pretty(&persona)?)
+}
+
+/// Makes the files of `from` visible in `to`: hard links where the file system has them, else copies.
+fn link_folder(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir_all(to).with_context(|| format!("making {}", to.display()))?;
+    for entry in std::fs::read_dir(from).with_context(|| format!("reading {}", from.display()))? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_file()
+            && !target.exists()
+            && std::fs::hard_link(entry.path(), &target).is_err()
+        {
+            std::fs::copy(entry.path(), &target)
+                .with_context(|| format!("copying {}", entry.path().display()))?;
+        }
+    }
+    Ok(())
+}

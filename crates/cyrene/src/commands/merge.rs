@@ -1,0 +1,88 @@
+//! `cyrene merge`: W + scale · B A, written as a folder like the base's.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use kernel::DType;
+use model::Model;
+
+use crate::cli::Merge;
+use crate::load::PERSONA;
+use crate::ui::{Ui, size};
+use crate::{load, misuse};
+
+pub fn run(args: &Merge, ui: &Ui) -> Result<()> {
+    if args.out.exists() {
+        misuse!(
+            "{} exists; choose another --out or move it away",
+            args.out.display()
+        );
+    }
+    merge(&args.base, &args.adapter, &args.out)?;
+    let bytes = folder_bytes(&args.out)?;
+    ui.result(
+        &serde_json::json!({ "folder": args.out, "bytes": bytes }),
+        || format!("{} in {}", size(bytes), args.out.display()),
+    )
+}
+
+/// Merges in f32 and writes each tensor in the base's number type.
+///
+/// # Errors
+/// What the readers and the writer say.
+pub fn merge(base: &Path, adapter: &Path, out: &Path) -> Result<()> {
+    load::folder(base)?;
+    load::folder(adapter)?;
+    let mut model =
+        Model::load(base, DType::F32).with_context(|| format!("loading {}", base.display()))?;
+    model
+        .load_adapter(adapter)
+        .with_context(|| format!("loading adapter {}", adapter.display()))?;
+    model.merge_lora().context("merging the adapter")?;
+    model
+        .save(out, None)
+        .with_context(|| format!("writing {}", out.display()))?;
+    copy_companions(base, out)
+}
+
+/// Copies what a model's folder holds beside weights and configuration: tokenizer, template, generation settings, persona.
+///
+/// # Errors
+/// Names the file that cannot be copied.
+pub fn copy_companions(from: &Path, to: &Path) -> Result<()> {
+    const NAMES: [&str; 9] = [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "vocab.json",
+        "merges.txt",
+        "generation_config.json",
+        "preprocessor_config.json",
+        "video_preprocessor_config.json",
+        PERSONA,
+    ];
+    for name in NAMES {
+        let source = from.join(name);
+        if source.exists() && !to.join(name).exists() {
+            let bytes =
+                std::fs::read(&source).with_context(|| format!("reading {}", source.display()))?;
+            crate::stage::write_whole(&to.join(name), &bytes)?;
+        }
+    }
+    Ok(())
+}
+
+/// Sum of the sizes of a folder's files.
+///
+/// # Errors
+/// The folder cannot be read.
+pub fn folder_bytes(dir: &Path) -> Result<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))? {
+        let meta = entry?.metadata()?;
+        if meta.is_file() {
+            bytes += meta.len();
+        }
+    }
+    Ok(bytes)
+}

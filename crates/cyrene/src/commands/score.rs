@@ -1,0 +1,42 @@
+//! `cyrene score`: log-probabilities of given ids, one document a line, as training and evaluation compute them.
+
+use anyhow::{Context, Result};
+use model::{Batch, Saved};
+use serde::Deserialize;
+
+use crate::cli::Score;
+use crate::ui::Ui;
+use crate::{jsonl, load, misuse};
+
+#[derive(Deserialize)]
+struct Row {
+    input_ids: Vec<u32>,
+}
+
+pub fn run(args: &Score, ui: &Ui) -> Result<()> {
+    let rows: Vec<Row> = jsonl::read(&args.ids, "{\"input_ids\":[...]}")?;
+    if let Some(at) = rows.iter().position(|row| row.input_ids.is_empty()) {
+        misuse!("{}: document {} has no ids", args.ids.display(), at + 1);
+    }
+    let model = load::model(&args.model)?;
+    let mut saved = Saved::default();
+    let mut bar = ui.bar("score", rows.len() as u64);
+    for (at, row) in rows.iter().enumerate() {
+        let mut targets_t: Vec<i32> = row.input_ids[1..].iter().map(|&id| id as i32).collect();
+        targets_t.push(-1);
+        let batch = Batch {
+            tokens_t: &row.input_ids,
+            targets_t: &targets_t,
+            cu_seqlens: &[0, row.input_ids.len() as u32],
+        };
+        let mut nll_t = model
+            .nll(&mut saved, &batch)
+            .with_context(|| format!("document {} of {}", at + 1, args.ids.display()))?;
+        nll_t.pop();
+        let logprobs: Vec<f32> = nll_t.iter().map(|nll| -nll).collect();
+        ui.line(&serde_json::json!({ "logprobs": logprobs }).to_string())?;
+        bar.set(at as u64 + 1, "");
+    }
+    bar.finish();
+    Ok(())
+}

@@ -1,0 +1,163 @@
+//! `cyrene serve`: the API and the chat page over a model's folder. The port opens first; `/health` says `loading` until the weights are in.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use model::Config;
+use serve::{AppState, Character, Limits, Setup};
+
+use crate::cli::{Address, ModelArgs, Serve};
+use crate::load::{self, Persona};
+use crate::ui::Ui;
+use crate::{interrupt, misuse, speak};
+
+pub fn run(args: &Serve, ui: &Ui) -> Result<()> {
+    let api_keys = match &args.api_key_file {
+        None => Vec::new(),
+        Some(path) => {
+            let text = match std::fs::read_to_string(path) {
+                Ok(text) => text,
+                Err(error) => misuse!(
+                    "cannot read {}: {error}; expected one key a line",
+                    path.display()
+                ),
+            };
+            let keys: Vec<String> = text
+                .lines()
+                .map(str::trim)
+                .filter(|line| !line.is_empty())
+                .map(str::to_owned)
+                .collect();
+            if keys.is_empty() {
+                misuse!("{} holds no key; expected one a line", path.display());
+            }
+            keys
+        }
+    };
+    serve(
+        &Serving {
+            model: &args.model,
+            address: &args.address,
+            name: args.name.as_deref(),
+            profile: &args.profile,
+            max_sequences: args.max_sequences,
+            context: args.context,
+            api_keys,
+        },
+        ui,
+    )
+}
+
+/// What to serve where.
+pub struct Serving<'a> {
+    pub model: &'a ModelArgs,
+    pub address: &'a Address,
+    pub name: Option<&'a str>,
+    pub profile: &'a str,
+    pub max_sequences: usize,
+    pub context: Option<usize>,
+    pub api_keys: Vec<String>,
+}
+
+/// Serves until Ctrl-C. Prints the page's address on stdout when the port is open.
+///
+/// # Errors
+/// A folder that cannot be served, a port in use, weights that cannot be read.
+pub fn serve(serving: &Serving<'_>, ui: &Ui) -> Result<()> {
+    let folder = &serving.model.model;
+    load::folder(folder)?;
+    load::device(&serving.model.device.device)?;
+    let (tokenizer, template) = load::speech(folder)?;
+    let persona = Persona::read(folder)?.unwrap_or_default();
+    let setup = Setup {
+        model: serving
+            .name
+            .map_or_else(|| folder_name(folder), str::to_owned),
+        tokenizer,
+        template,
+        profiles: speak::profiles(serving.profile)?,
+        character: character(persona),
+        n_params: Config::load(folder)?.n_params(),
+        api_keys: serving.api_keys.clone(),
+        limits: Limits::default(),
+    };
+    let state = AppState::new(setup);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("starting the server's threads")?;
+    runtime.block_on(async {
+        let listener = serve::bind(&serving.address.host, serving.address.port).await?;
+        let address = listener.local_addr()?;
+        let url = format!("http://{address}/chat");
+        ui.result(&serde_json::json!({ "url": url, "host": address.ip().to_string(), "port": address.port() }), || url.clone())?;
+        if !address.ip().is_loopback() {
+            ui.note("this server can be reached from other machines; --api-key-file asks them for a key");
+        }
+        let loader = state.clone();
+        let serving_model = Opening { folder: folder.clone(), adapter: serving.model.adapter.clone(), dtype: load::dtype(serving.model.dtype), max_sequences: serving.max_sequences, context: serving.context };
+        let loading = tokio::task::spawn_blocking(move || -> Result<()> {
+            loader.set_engine(serving_model.open()?);
+            Ok(())
+        });
+        let server = serve::run(listener, serve::app(state), stopped());
+        tokio::pin!(server);
+        tokio::select! {
+            loaded = loading => loaded.context("the loading thread ended")??,
+            ended = &mut server => return Ok(ended?),
+        }
+        ui.note("ready; Ctrl-C ends");
+        Ok(server.await?)
+    })
+}
+
+/// What the loading thread needs.
+struct Opening {
+    folder: std::path::PathBuf,
+    adapter: Option<std::path::PathBuf>,
+    dtype: kernel::DType,
+    max_sequences: usize,
+    context: Option<usize>,
+}
+
+impl Opening {
+    fn open(self) -> Result<engine::EngineHandle> {
+        let mut model = model::Model::load(&self.folder, self.dtype)
+            .with_context(|| format!("loading {}", self.folder.display()))?;
+        if let Some(adapter) = &self.adapter {
+            model
+                .load_adapter(adapter)
+                .with_context(|| format!("loading adapter {}", adapter.display()))?;
+        }
+        speak::engine(model, self.max_sequences, self.context)
+    }
+}
+
+/// Completes after the first Ctrl-C.
+async fn stopped() {
+    let flag = interrupt::flag();
+    while !flag.load(Ordering::SeqCst) {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+fn character(persona: Persona) -> Character {
+    Character {
+        name: load::english(&persona.name).unwrap_or_default().to_owned(),
+        system_prompt: load::english(&persona.system).map(str::to_owned),
+        names: persona.name,
+        greeting: persona.greeting,
+        note: persona.note,
+    }
+}
+
+fn folder_name(folder: &Path) -> String {
+    let full = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    full.file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or("cyrene")
+        .to_owned()
+}

@@ -1,0 +1,279 @@
+//! `cyrene train`: a recipe to a trained model, with progress, Ctrl-C that saves, and the same command to go on.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use corpus::split::Split;
+use kernel::DType;
+use model::Model;
+use text::Tokenizer;
+use train::metrics::{AlertLine, ValidationLine};
+use train::{DataConfig, Document, Job, Progress, Start, StepReport, Summary};
+
+use super::merge::copy_companions;
+use crate::cli::Train as Args;
+use crate::dataset::{self, Encoding, Row};
+use crate::recipe::{Recipe, Storage};
+use crate::stage::{hash_bytes, write_whole};
+use crate::ui::{Bar, Ui};
+use crate::{interrupt, load, misuse};
+
+pub fn run(args: &Args, ui: &Ui) -> Result<()> {
+    load::device(&args.device.device)?;
+    let recipe = Recipe::load(&args.recipe, &args.set)?;
+    let name = args
+        .recipe
+        .file_stem()
+        .and_then(|stem| stem.to_str())
+        .unwrap_or("run");
+    let out = args
+        .out
+        .clone()
+        .unwrap_or_else(|| Path::new("runs").join(name));
+    let folder = args.recipe.parent().unwrap_or(Path::new(""));
+    let summary = train(&recipe, folder, &out, args.force, ui)?;
+    ui.result(&summary, || describe(&summary))
+}
+
+/// Runs `recipe`, whose paths are relative to `folder`, into `out`.
+///
+/// # Errors
+/// A recipe that cannot be done (exit code 2), or whatever training reports.
+pub fn train(recipe: &Recipe, folder: &Path, out: &Path, force: bool, ui: &Ui) -> Result<Summary> {
+    // 1. the data, in ids
+    let base = base_folder(&recipe.base, folder)?;
+    let tokenizer = base
+        .join("tokenizer.json")
+        .exists()
+        .then(|| Tokenizer::load(&base))
+        .transpose()?
+        .map(Arc::new);
+    let data = rows(recipe, folder, tokenizer.as_deref())?;
+
+    // 2. the job
+    let resolved = recipe.resolved()?;
+    std::fs::create_dir_all(out).with_context(|| format!("making {}", out.display()))?;
+    let job = Job {
+        seed: recipe.seed,
+        data: DataConfig {
+            row_tokens: recipe.data.row_tokens,
+            packing: recipe.data.packing,
+        },
+        tuner: recipe.tuner.clone(),
+        optimizer: recipe.optimizer.clone(),
+        batch: recipe.batch.clone(),
+        run: recipe.run.clone(),
+        train: data.train,
+        source_weights: recipe
+            .data
+            .sources
+            .iter()
+            .map(|source| source.weight)
+            .collect(),
+        validation: data.held_out,
+        tokenizer,
+        out_dir: out.to_owned(),
+        base_name: recipe.base.clone(),
+        origin: serde_json::json!({
+            "recipe_sha256": hash_bytes(resolved.as_bytes()),
+            "version": env!("CARGO_PKG_VERSION"),
+            "device": "cpu",
+        }),
+        force,
+        stop: interrupt::flag(),
+    };
+    let dtype = match recipe.dtype {
+        Storage::F32 => DType::F32,
+        Storage::Bf16 => DType::Bf16,
+    };
+    let model = Model::load(&base, dtype).with_context(|| format!("loading {}", base.display()))?;
+
+    // 3. train, then put beside the weights what belongs to them
+    let mut drawing = Drawing { ui: *ui, bar: None };
+    let (_, summary) = train::run(model, &job, &mut drawing)?;
+    if let Some(bar) = drawing.bar {
+        bar.finish();
+    }
+    write_whole(&out.join("recipe.toml"), resolved.as_bytes())?;
+    copy_companions(&base, &summary.result)?;
+    Ok(summary)
+}
+
+/// Documents of a recipe, by side.
+pub struct Data {
+    pub train: Vec<Document>,
+    pub held_out: Vec<Document>,
+}
+
+/// Reads and encodes the sources of a recipe.
+///
+/// # Errors
+/// A missing source or split, or a row that cannot be used, with file and line.
+pub fn rows(recipe: &Recipe, folder: &Path, tokenizer: Option<&Tokenizer>) -> Result<Data> {
+    let split = recipe
+        .data
+        .split
+        .as_ref()
+        .map(|path| Split::load(&folder.join(path)))
+        .transpose()?;
+    let encoding = Encoding {
+        stage: recipe.stage,
+        loss_scale: recipe.data.loss_scale,
+        tokenizer,
+    };
+    let mut data = Data {
+        train: Vec::new(),
+        held_out: Vec::new(),
+    };
+    let mut seen = std::collections::HashSet::new();
+    for (source_idx, source) in recipe.data.sources.iter().enumerate() {
+        for (at, row) in dataset::source(&folder.join(&source.path), split.as_ref(), encoding)?
+            .into_iter()
+            .enumerate()
+        {
+            let held_out = match split {
+                Some(_) => row.held_out,
+                None => drawn(recipe.seed, source_idx, at) < recipe.data.validation_share,
+            };
+            let key = held_out.then(|| row.encoded.input_ids.clone());
+            let document = document(row, source_idx as u32);
+            match key {
+                // A source named twice to weigh more is held out once.
+                Some(ids) => {
+                    if seen.insert(ids) {
+                        data.held_out.push(document);
+                    }
+                }
+                None => data.train.push(document),
+            }
+        }
+    }
+    Ok(data)
+}
+
+fn document(row: Row, source: u32) -> Document {
+    Document {
+        encoded: row.encoded,
+        source,
+        language: row.language,
+        bytes: row.bytes,
+    }
+}
+
+/// A number in [0, 1) for a row, from the seed alone.
+fn drawn(seed: u64, source_idx: usize, row: usize) -> f64 {
+    let digest = hash_bytes(format!("{seed} {source_idx} {row}").as_bytes());
+    let bits = u64::from_str_radix(&digest[..13], 16).unwrap_or(0);
+    bits as f64 / (1u64 << 52) as f64
+}
+
+/// The folder of a recipe's base: a path relative to the recipe, or a Hub id that was fetched.
+///
+/// # Errors
+/// [`crate::ui::Misuse`] if it is neither.
+pub fn base_folder(base: &str, folder: &Path) -> Result<PathBuf> {
+    let path = folder.join(base);
+    if path.is_dir() {
+        return Ok(path);
+    }
+    let fetched = super::fetch::default_folder(base);
+    if base.split('/').count() == 2 && fetched.is_dir() {
+        return Ok(fetched);
+    }
+    misuse!(
+        "base `{base}` is neither a folder ({}) nor a fetched model ({}); `cyrene fetch {base}` gets one from the Hub",
+        path.display(),
+        fetched.display()
+    );
+}
+
+/// Draws a run on stderr.
+struct Drawing {
+    ui: Ui,
+    bar: Option<Bar>,
+}
+
+impl Progress for Drawing {
+    fn started(&mut self, start: &Start) {
+        let account = &start.account;
+        self.ui.note(format_args!(
+            "{} documents, {} trained tokens an epoch in {} rows, {} held out; {} of {} steps to go, {} values trained",
+            account.documents,
+            account.trained_labels_per_epoch,
+            account.rows_per_epoch,
+            account.held_out_labels,
+            start.total_steps - start.resumed_step,
+            start.total_steps,
+            start.trainable,
+        ));
+        if start.resumed_step > 0 {
+            self.ui
+                .note(format_args!("going on from step {}", start.resumed_step));
+        }
+        if account.documents_without_label > 0 {
+            self.ui.note(format_args!(
+                "{} documents carry no loss and were left out",
+                account.documents_without_label
+            ));
+        }
+        self.bar = Some(self.ui.bar("train", start.total_steps));
+    }
+
+    fn step(&mut self, report: &StepReport) {
+        let line = &report.line;
+        if let Some(bar) = &mut self.bar {
+            let message = format!(
+                "loss {:.3} · lr {:.1e} · {:.0} tok/s",
+                line.loss, line.lr, line.tokens_per_s
+            );
+            bar.set_with_eta(
+                line.step,
+                &message,
+                Duration::from_secs_f64(report.eta_s.max(0.0)),
+            );
+        }
+    }
+
+    fn validation(&mut self, lines: &[ValidationLine]) {
+        if let Some(all) = lines.first() {
+            let gap = all
+                .gap
+                .map_or(String::new(), |gap| format!(", gap {:+.1} %", 100.0 * gap));
+            let bits = all
+                .bits_per_byte
+                .map_or(String::new(), |bits| format!(", {bits:.3} bits a byte"));
+            self.ui.note(format_args!(
+                "step {}: held-out loss {:.4}{bits}{gap}",
+                all.step, all.loss
+            ));
+        }
+    }
+
+    fn alert(&mut self, alert: &AlertLine) {
+        self.ui.note(format_args!(
+            "{}: {}",
+            alert.level.to_uppercase(),
+            alert.text
+        ));
+    }
+
+    fn checkpoint(&mut self, folder: &Path) {
+        tracing::debug!(folder = %folder.display(), "checkpoint");
+    }
+}
+
+fn describe(summary: &Summary) -> String {
+    let loss = summary.train.as_ref().map_or(f64::NAN, |line| line.loss);
+    let held_out = summary
+        .validation
+        .first()
+        .map_or(String::new(), |line| format!(", held-out {:.4}", line.loss));
+    format!(
+        "{} steps in {}, last loss {loss:.4}{held_out}: {}",
+        summary.steps,
+        crate::ui::clock(Duration::from_secs_f64(summary.seconds)),
+        summary.result.display()
+    )
+}

@@ -1,0 +1,235 @@
+//! Rows of JSON lines as training and evaluation take them: ids, labels, language, scene, and the side of the split.
+//!
+//! Three kinds of rows: `{"messages":[...]}`, `{"text":...}`, `{"input_ids":[...],"labels":[...]}`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use corpus::split::{Side, Split};
+use rayon::prelude::*;
+use serde::Deserialize;
+use text::labels::{self, Encoded};
+use text::{Message, Role, Tokenizer};
+
+use crate::recipe::{LossScale, StageKind};
+use crate::{jsonl, misuse};
+
+/// A row as it stands in a file.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Raw {
+    messages: Option<Vec<Message>>,
+    text: Option<String>,
+    input_ids: Option<Vec<u32>>,
+    labels: Option<Vec<i32>>,
+}
+
+/// A row in token ids.
+#[derive(Debug, Clone)]
+pub struct Row {
+    pub encoded: Encoded,
+    /// UTF-8 bytes behind the trained targets; 0 for rows that came as ids.
+    pub bytes: usize,
+    /// What the model is to say, as text; empty for rows that came as ids.
+    pub text: String,
+    /// The messages, for rows that have them.
+    pub messages: Vec<Message>,
+    pub language: Option<String>,
+    /// Scene that the row comes from, where a manifest says so.
+    pub scene: Option<String>,
+    /// Held out by the split.
+    pub held_out: bool,
+}
+
+/// How rows become ids.
+#[derive(Clone, Copy)]
+pub struct Encoding<'a> {
+    pub stage: StageKind,
+    pub loss_scale: LossScale,
+    /// Rows of `input_ids` need none.
+    pub tokenizer: Option<&'a Tokenizer>,
+}
+
+/// The JSON-lines files that a path of a recipe means: itself, or a folder's files in name order.
+///
+/// # Errors
+/// [`crate::ui::Misuse`] if there is nothing of the kind.
+pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
+    if path.is_file() {
+        return Ok(vec![path.to_owned()]);
+    }
+    if !path.is_dir() {
+        misuse!(
+            "{} does not exist; expected a .jsonl file or a folder of them (`cyrene corpus build` makes them)",
+            path.display()
+        );
+    }
+    let mut files: Vec<PathBuf> = std::fs::read_dir(path)
+        .and_then(|entries| {
+            entries
+                .map(|entry| Ok(entry?.path()))
+                .collect::<std::io::Result<_>>()
+        })
+        .with_context(|| format!("reading {}", path.display()))?;
+    files.retain(|file| {
+        file.extension()
+            .is_some_and(|extension| extension == "jsonl")
+    });
+    files.sort();
+    if files.is_empty() {
+        misuse!("{} holds no .jsonl file", path.display());
+    }
+    Ok(files)
+}
+
+/// Rows of one file, in order. The language is the file's name where it is a language code.
+///
+/// # Errors
+/// [`crate::ui::Misuse`] names file and line of a row that cannot be used.
+pub fn read(path: &Path, encoding: Encoding<'_>) -> Result<Vec<Row>> {
+    let raw: Vec<Raw> = jsonl::read(
+        path,
+        "{\"messages\":[...]}, {\"text\":...} or {\"input_ids\":[...],\"labels\":[...]}",
+    )?;
+    let stem = path
+        .file_stem()
+        .and_then(|stem| stem.to_str())
+        .unwrap_or("");
+    let language = corpus::Language::from_code(stem).map(|language| language.code().to_owned());
+    raw.into_par_iter()
+        .enumerate()
+        .map(|(at, raw)| {
+            let mut row = encode(raw, encoding)
+                .with_context(|| format!("row {} of {}", at + 1, path.display()))?;
+            row.language = language.clone();
+            Ok(row)
+        })
+        .collect()
+}
+
+/// One row in token ids.
+///
+/// # Errors
+/// [`crate::ui::Misuse`]: no known kind of row, ids without labels of the same length, or a row that needs a tokenizer and has none.
+pub fn encode(raw: Raw, encoding: Encoding<'_>) -> Result<Row> {
+    let mut row = Row {
+        encoded: Encoded {
+            input_ids: Vec::new(),
+            labels: Vec::new(),
+        },
+        bytes: 0,
+        text: String::new(),
+        messages: Vec::new(),
+        language: None,
+        scene: None,
+        held_out: false,
+    };
+    if let Some(input_ids) = raw.input_ids {
+        let labels = match raw.labels {
+            Some(labels) => labels,
+            None => misuse!("`input_ids` without `labels`"),
+        };
+        if labels.len() != input_ids.len() {
+            misuse!(
+                "{} input_ids but {} labels; they must be equally many",
+                input_ids.len(),
+                labels.len()
+            );
+        }
+        row.encoded = Encoded { input_ids, labels };
+        return Ok(row);
+    }
+    let Some(tokenizer) = encoding.tokenizer else {
+        misuse!("a row of text, but the base model's folder has no tokenizer.json");
+    };
+    (row.encoded, row.text) = match (raw.messages, raw.text) {
+        (Some(messages), None) => {
+            let says: Vec<&str> = messages
+                .iter()
+                .filter(|message| message.role == Role::Assistant)
+                .map(|message| message.content.as_str())
+                .collect();
+            let text = says.join("\n");
+            let encoded = match encoding.stage {
+                StageKind::Cpt => {
+                    let whole: Vec<&str> = messages
+                        .iter()
+                        .map(|message| message.content.as_str())
+                        .collect();
+                    labels::pt(tokenizer, &whole.join("\n"))?
+                }
+                StageKind::Sft => {
+                    labels::sft(tokenizer, &messages, loss_scale(encoding.loss_scale))?
+                }
+            };
+            row.messages = messages;
+            (encoded, text)
+        }
+        (None, Some(text)) => match encoding.stage {
+            StageKind::Cpt => (labels::pt(tokenizer, &text)?, text),
+            StageKind::Sft => misuse!("a row of `text` in an sft stage; it needs `messages`"),
+        },
+        _ => misuse!("expected one of `messages`, `text` or `input_ids`"),
+    };
+    row.bytes = labels::text_bytes(tokenizer, &row.encoded);
+    Ok(row)
+}
+
+fn loss_scale(scale: LossScale) -> labels::LossScale {
+    match scale {
+        LossScale::IgnoreEmptyThink => labels::LossScale::IgnoreEmptyThink,
+        LossScale::Default => labels::LossScale::Default,
+        LossScale::LastRound => labels::LossScale::LastRound,
+    }
+}
+
+/// Rows of one source of a recipe: a file or folder. Rows that `corpus build` wrote carry their scene, and with a split their side;
+/// rows of a scene that the split set aside as contaminated are left out.
+///
+/// # Errors
+/// [`crate::ui::Misuse`] or what `corpus` says: a missing path, a row that cannot be used, a split of another story.
+pub fn source(path: &Path, split: Option<&Split>, encoding: Encoding<'_>) -> Result<Vec<Row>> {
+    let files = files(path)?;
+    let was_built = std::path::absolute(path)?
+        .ancestors()
+        .skip(1)
+        .any(|dir| dir.join(corpus::manifest::FILE_NAME).exists());
+    if !was_built {
+        let mut rows = Vec::new();
+        for file in &files {
+            rows.extend(read(file, encoding)?);
+        }
+        return Ok(rows);
+    }
+    let rows =
+        corpus::rows::load(path, split).with_context(|| format!("reading {}", path.display()))?;
+    rows.into_par_iter()
+        .filter(|row| row.side != Side::Contaminated)
+        .map(|row| {
+            let messages = row
+                .messages
+                .into_iter()
+                .map(|message| Message::new(role(message.role), message.content))
+                .collect();
+            let raw = Raw {
+                messages: Some(messages),
+                text: None,
+                input_ids: None,
+                labels: None,
+            };
+            let mut encoded =
+                encode(raw, encoding).with_context(|| format!("a row of scene {}", row.scene))?;
+            encoded.language = row.language.map(|language| language.code().to_owned());
+            encoded.scene = Some(row.scene);
+            encoded.held_out = row.side == Side::HeldOut;
+            Ok(encoded)
+        })
+        .collect()
+}
+
+fn role(role: corpus::Role) -> Role {
+    match role {
+        corpus::Role::System => Role::System,
+        corpus::Role::User => Role::User,
+        corpus::Role::Assistant => Role::Assistant,
+    }
+}

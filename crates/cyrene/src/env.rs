@@ -1,0 +1,13 @@
+//! Every environment variable the program reads.
+
+/// Another host that speaks the Hub's protocol; default is the Hub itself.
+pub const HF_ENDPOINT: &str = "HF_ENDPOINT";
+/// Token for gated or private repositories.
+pub const HF_TOKEN: &str = "HF_TOKEN";
+/// Log filter, as `tracing-subscriber` reads it; `--verbose` is the short way.
+pub const CYRENE_LOG: &str = "CYRENE_LOG";
+
+/// The value, unless unset, empty or not UTF-8.
+pub fn get(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}

@@ -1,0 +1,150 @@
+//! Opening what a command line names: a model with its adapter, the tokenizer and template beside it, the persona stored with the weights.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use kernel::DType;
+use model::Model;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use text::{ChatTemplate, Tokenizer};
+
+use crate::cli::{DTypeArg, ModelArgs};
+use crate::misuse;
+use crate::ui::Misuse;
+
+/// Who speaks, stored as `persona.json` beside the weights, so that training, evaluation and serving say the same system prompt.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Persona {
+    /// Shown name by language code.
+    pub name: BTreeMap<String, String>,
+    /// System prompt by language code, as in training.
+    pub system: BTreeMap<String, String>,
+    /// First line of a chat by language code.
+    pub greeting: BTreeMap<String, String>,
+    /// A plain sentence on what this model is, by language code.
+    #[serde(default)]
+    pub note: BTreeMap<String, String>,
+}
+
+/// Name of the persona's file.
+pub const PERSONA: &str = "persona.json";
+
+impl Persona {
+    /// Reads `folder/persona.json`; `None` if there is none.
+    ///
+    /// # Errors
+    /// The file is there and cannot be read.
+    pub fn read(folder: &Path) -> Result<Option<Persona>> {
+        let path = folder.join(PERSONA);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let text = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        let persona =
+            serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))?;
+        Ok(Some(persona))
+    }
+}
+
+/// The English text of a map by language code, else any.
+pub fn english(by_language: &BTreeMap<String, String>) -> Option<&str> {
+    by_language
+        .get("en")
+        .or_else(|| by_language.values().next())
+        .map(String::as_str)
+}
+
+/// Checks `--device`.
+///
+/// # Errors
+/// [`Misuse`] for a device that this build does not drive.
+pub fn device(name: &str) -> Result<kernel::Device> {
+    name.parse()
+        .map_err(|error: kernel::Error| anyhow::Error::new(Misuse(error.to_string())))
+}
+
+pub fn dtype(arg: DTypeArg) -> DType {
+    match arg {
+        DTypeArg::F32 => DType::F32,
+        DTypeArg::Bf16 => DType::Bf16,
+    }
+}
+
+/// The model that the arguments name, with its adapter attached.
+///
+/// # Errors
+/// [`Misuse`] for a folder that does not exist; otherwise what the checkpoint's reader says.
+pub fn model(args: &ModelArgs) -> Result<Model> {
+    device(&args.device.device)?;
+    folder(&args.model)?;
+    let mut model = Model::load(&args.model, dtype(args.dtype))
+        .with_context(|| format!("loading {}", args.model.display()))?;
+    if let Some(adapter) = &args.adapter {
+        folder(adapter)?;
+        model
+            .load_adapter(adapter)
+            .with_context(|| format!("loading adapter {}", adapter.display()))?;
+    }
+    Ok(model)
+}
+
+/// Checks that a folder named on the command line is there.
+///
+/// # Errors
+/// [`Misuse`] if it is not.
+pub fn folder(path: &Path) -> Result<()> {
+    if !path.is_dir() {
+        misuse!(
+            "{} is no folder; expected a Hugging Face folder (config.json, *.safetensors) or a PEFT adapter",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+/// Tokenizer and chat template of a model's folder. A folder without a template gets the project's history-stable one.
+///
+/// # Errors
+/// No tokenizer, or one that cannot be read.
+pub fn speech(dir: &Path) -> Result<(Tokenizer, ChatTemplate)> {
+    let tokenizer = Tokenizer::load(dir)
+        .with_context(|| format!("loading the tokenizer of {}", dir.display()))?;
+    let has_template = dir.join("chat_template.jinja").exists();
+    let template = if has_template {
+        ChatTemplate::load(dir)
+    } else {
+        ChatTemplate::history_stable()
+    };
+    Ok((
+        tokenizer,
+        template.with_context(|| format!("loading the chat template of {}", dir.display()))?,
+    ))
+}
+
+/// Ids that end a reply where no tokenizer says: `generation_config.json`, else `config.json`.
+pub fn end_ids_of_config(dir: &Path, model: &Model) -> Vec<u32> {
+    let generation = std::fs::read(dir.join("generation_config.json")).ok();
+    let generation: Option<serde_json::Value> =
+        generation.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let read = |value: &serde_json::Value| -> Vec<u32> {
+        let ids = match value {
+            serde_json::Value::Array(list) => {
+                list.iter().filter_map(serde_json::Value::as_u64).collect()
+            }
+            other => other.as_u64().into_iter().collect::<Vec<_>>(),
+        };
+        ids.into_iter()
+            .filter_map(|id| u32::try_from(id).ok())
+            .collect()
+    };
+    let from_generation = generation
+        .map(|config| read(&config["eos_token_id"]))
+        .unwrap_or_default();
+    if !from_generation.is_empty() {
+        return from_generation;
+    }
+    let raw = model.config().raw();
+    let text = raw.get("text_config").unwrap_or(raw);
+    read(&text["eos_token_id"])
+}

@@ -1,0 +1,593 @@
+//! A recipe: one TOML file that says what to train, on what, and how. Unknown keys are refused with the nearest known one named.
+//!
+//! [`KEYS`] is the one list of keys with their defaults and meanings: `cyrene recipe` prints it, the check for unknown keys reads it,
+//! and a test holds it against the structs.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+use train::job::{BatchConfig, OptimizerConfig, Packing, RunConfig, TunerConfig};
+
+use crate::misuse;
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    pub stage: StageKind,
+    pub base: String,
+    #[serde(default = "default_seed")]
+    pub seed: u64,
+    #[serde(default)]
+    pub dtype: Storage,
+    pub data: Data,
+    #[serde(default)]
+    pub tuner: TunerConfig,
+    #[serde(default)]
+    pub optimizer: OptimizerConfig,
+    #[serde(default)]
+    pub batch: BatchConfig,
+    #[serde(default)]
+    pub run: RunConfig,
+}
+
+/// What kind of rows `{"messages":...}` become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StageKind {
+    Cpt,
+    Sft,
+}
+
+/// Storage of weights and activations while training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Storage {
+    #[default]
+    F32,
+    Bf16,
+}
+
+/// `[data]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    #[serde(default = "default_row_tokens")]
+    pub row_tokens: usize,
+    #[serde(default = "default_packing")]
+    pub packing: Packing,
+    pub sources: Vec<Source>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<PathBuf>,
+    #[serde(default = "default_validation_share")]
+    pub validation_share: f64,
+    #[serde(default)]
+    pub loss_scale: LossScale,
+}
+
+/// One entry of `data.sources`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    pub path: PathBuf,
+    #[serde(default = "one")]
+    pub weight: f64,
+}
+
+/// Which tokens of a conversation carry loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossScale {
+    #[default]
+    IgnoreEmptyThink,
+    Default,
+    LastRound,
+}
+
+fn default_seed() -> u64 {
+    7
+}
+
+fn default_row_tokens() -> usize {
+    train::job::DataConfig::default().row_tokens
+}
+
+fn default_packing() -> Packing {
+    train::job::DataConfig::default().packing
+}
+
+fn default_validation_share() -> f64 {
+    0.02
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+/// A key of the recipe: dotted path, default (or an example where there is none) as TOML, meaning.
+pub struct Key {
+    pub path: &'static str,
+    pub value: &'static str,
+    /// Must be given; `value` is then an example.
+    pub required: bool,
+    /// Absent by default; `value` is then an example, printed as a comment.
+    pub optional: bool,
+    pub doc: &'static str,
+}
+
+const fn key(path: &'static str, value: &'static str, doc: &'static str) -> Key {
+    Key {
+        path,
+        value,
+        required: false,
+        optional: false,
+        doc,
+    }
+}
+
+const fn required(path: &'static str, value: &'static str, doc: &'static str) -> Key {
+    Key {
+        path,
+        value,
+        required: true,
+        optional: false,
+        doc,
+    }
+}
+
+const fn optional(path: &'static str, value: &'static str, doc: &'static str) -> Key {
+    Key {
+        path,
+        value,
+        required: false,
+        optional: true,
+        doc,
+    }
+}
+
+/// Every key there is.
+pub const KEYS: &[Key] = &[
+    required(
+        "stage",
+        "\"cpt\"",
+        "cpt: loss on all text; sft: loss on what the assistant says",
+    ),
+    required(
+        "base",
+        "\"Qwen/Qwen3.5-4B-Base\"",
+        "model to start from: a Hugging Face folder (relative to this file) or a Hub id that `cyrene fetch` got",
+    ),
+    key(
+        "seed",
+        "7",
+        "order of documents, adapter initialisation, dropout",
+    ),
+    key(
+        "dtype",
+        "\"f32\"",
+        "storage of weights and activations: f32 or bf16; sums are f32 either way",
+    ),
+    key(
+        "data.row_tokens",
+        "5120",
+        "tokens of a packed row; longer documents are split at sentence ends, nothing is cut off",
+    ),
+    key(
+        "data.packing",
+        "\"binpack\"",
+        "binpack: fullest rows; sequential: in order",
+    ),
+    required(
+        "data.sources",
+        "[{ path = \"corpora/pt/amphoreus\", weight = 3 }, { path = \"corpora/pt/amphoreus/chs.jsonl\", weight = 1 }]",
+        "JSON-lines files or folders of them; a weight of n is n passes an epoch, reshuffled each time",
+    ),
+    optional(
+        "data.split",
+        "\"corpora/split.json\"",
+        "scenes held out for validation, as `cyrene corpus split` wrote them",
+    ),
+    key(
+        "data.validation_share",
+        "0.02",
+        "without data.split: share of the documents held out by seed; 0 for none",
+    ),
+    key(
+        "data.loss_scale",
+        "\"ignore_empty_think\"",
+        "sft: ignore_empty_think, default (the empty think block carries loss too) or last_round",
+    ),
+    key(
+        "tuner.kind",
+        "\"full\"",
+        "full: every weight of the text model; lora: low-rank adapters beside frozen linear layers",
+    ),
+    optional(
+        "tuner.rank",
+        "16",
+        "lora: rank of A [rank, in] and B [out, rank]; default 16",
+    ),
+    optional(
+        "tuner.alpha",
+        "32",
+        "lora: the adapter's output is scaled by alpha / rank; default 32",
+    ),
+    optional(
+        "tuner.dropout",
+        "0.0",
+        "lora: share of the adapter's inputs zeroed while training; default 0",
+    ),
+    optional(
+        "tuner.targets",
+        "[]",
+        "lora: names of layers (q_proj, in_proj_qkv, ...); empty means every linear layer but the head",
+    ),
+    key(
+        "optimizer.lr",
+        "2e-5",
+        "AdamW: highest learning rate, reached when the warmup ends",
+    ),
+    key("optimizer.min_lr", "2e-6", "learning rate at the end"),
+    key(
+        "optimizer.schedule",
+        "\"cosine\"",
+        "cosine, linear or constant",
+    ),
+    key(
+        "optimizer.warmup_ratio",
+        "0.1",
+        "share of all steps that warm up",
+    ),
+    optional(
+        "optimizer.warmup_steps",
+        "20",
+        "warmup in steps; overrides warmup_ratio",
+    ),
+    key(
+        "optimizer.betas",
+        "[0.9, 0.95]",
+        "decay of the first and second moment",
+    ),
+    key(
+        "optimizer.eps",
+        "1e-8",
+        "added to the root of the second moment",
+    ),
+    key(
+        "optimizer.weight_decay",
+        "0.1",
+        "decoupled; norms, biases and dt_bias are spared",
+    ),
+    key(
+        "optimizer.grad_clip",
+        "1.0",
+        "global gradient norm above which gradients are scaled down; 0: never",
+    ),
+    key("batch.rows", "3", "rows of a micro-batch"),
+    key(
+        "batch.accumulate",
+        "8",
+        "micro-batches of an optimizer step; a last step may be smaller",
+    ),
+    key(
+        "run.epochs",
+        "1",
+        "passes over the sources, each as often as its weight says",
+    ),
+    optional("run.steps", "1200", "optimizer steps; overrides epochs"),
+    key(
+        "run.validate_every",
+        "50",
+        "steps between validations; 0: only at the start and the end",
+    ),
+    key(
+        "run.validate_at_start",
+        "true",
+        "held-out loss of the untrained model as step 0",
+    ),
+    key(
+        "run.save_every_minutes",
+        "10.0",
+        "minutes between checkpoints; 0: none by the clock",
+    ),
+    key(
+        "run.save_every",
+        "0",
+        "steps between checkpoints; 0: none by count",
+    ),
+    key(
+        "run.keep_last",
+        "2",
+        "newest checkpoints kept beside the best; 0: all",
+    ),
+    key(
+        "run.save_best",
+        "true",
+        "a checkpoint whenever the held-out loss is the lowest so far",
+    ),
+    key(
+        "run.save_dtype",
+        "\"base\"",
+        "number type of the result: base (as the base has it), bf16 or f32",
+    ),
+    key(
+        "run.result",
+        "\"last\"",
+        "weights the run ends with: last, or best (lowest held-out loss)",
+    ),
+];
+
+impl Recipe {
+    /// Reads a recipe file and applies `--set key=value` changes.
+    ///
+    /// # Errors
+    /// [`crate::ui::Misuse`] for a missing file, broken TOML, unknown keys or values of the wrong type, with line and key.
+    pub fn load(path: &Path, set: &[String]) -> Result<Self> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) => misuse!(
+                "cannot read recipe {}: {error}; `cyrene recipe` prints one to start from",
+                path.display()
+            ),
+        };
+        Self::parse(&text, &path.display().to_string(), set)
+    }
+
+    /// As `load`, from text; `name` stands in messages for the file.
+    ///
+    /// # Errors
+    /// As `load`.
+    pub fn parse(text: &str, name: &str, set: &[String]) -> Result<Self> {
+        let mut table: Table = match text.parse() {
+            Ok(table) => table,
+            Err(error) => misuse!("{name} is not TOML: {error}"),
+        };
+        for change in set {
+            apply(&mut table, change)?;
+        }
+        refuse_unknown(&table, text, name)?;
+        match table.try_into() {
+            Ok(recipe) => Ok(recipe),
+            Err(error) => misuse!("{name}: {error}"),
+        }
+    }
+
+    /// The recipe with every default filled in, as TOML.
+    ///
+    /// # Errors
+    /// None in practice: every value has a TOML form.
+    pub fn resolved(&self) -> Result<String> {
+        toml::to_string(self).context("writing the recipe as TOML")
+    }
+}
+
+/// Sets a dotted key to a TOML value (a bare word is taken as a string).
+fn apply(table: &mut Table, change: &str) -> Result<()> {
+    let Some((path, text)) = change.split_once('=') else {
+        misuse!("--set {change}: expected KEY=VALUE, e.g. optimizer.lr=1e-5");
+    };
+    let value = match format!("v = {text}").parse::<Table>() {
+        Ok(mut parsed) => parsed.remove("v").unwrap_or(Value::Boolean(false)),
+        Err(_) => Value::String(text.to_owned()),
+    };
+    let mut table = table;
+    let mut parts = path.trim().split('.').peekable();
+    while let Some(part) = parts.next() {
+        if parts.peek().is_none() {
+            // An integer stands for a float where the key wants one; serde's f64 accepts it.
+            table.insert(part.to_owned(), value);
+            return Ok(());
+        }
+        let entry = table
+            .entry(part.to_owned())
+            .or_insert_with(|| Value::Table(Table::new()));
+        let Value::Table(inner) = entry else {
+            misuse!("--set {change}: `{part}` is not a table");
+        };
+        table = inner;
+    }
+    Ok(())
+}
+
+fn refuse_unknown(table: &Table, text: &str, name: &str) -> Result<()> {
+    let known: Vec<&str> = KEYS.iter().map(|key| key.path).collect();
+    let tables: Vec<&str> = known
+        .iter()
+        .filter_map(|path| path.split_once('.').map(|(table, _)| table))
+        .collect();
+    let check = |path: String| -> Result<()> {
+        if known.contains(&path.as_str()) {
+            return Ok(());
+        }
+        let last = path.rsplit('.').next().unwrap_or(&path);
+        let line = text
+            .lines()
+            .position(|line| line.trim_start().trim_start_matches('[').starts_with(last));
+        let place = line.map_or(String::new(), |at| format!(":{}", at + 1));
+        let near = nearest(&path, known.iter().chain(&tables).copied());
+        misuse!(
+            "unknown key `{path}` in {name}{place}; did you mean `{near}`? (`cyrene recipe` lists every key)"
+        );
+    };
+    for (key, value) in table {
+        match value {
+            Value::Table(inner) if tables.contains(&key.as_str()) => {
+                for inner_key in inner.keys() {
+                    check(format!("{key}.{inner_key}"))?;
+                }
+            }
+            _ => check(key.clone())?,
+        }
+    }
+    Ok(())
+}
+
+/// The candidate with the fewest edits to `word`.
+fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> &'a str {
+    candidates
+        .min_by_key(|candidate| edits(word, candidate))
+        .unwrap_or("")
+}
+
+/// Levenshtein distance.
+fn edits(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, cb) in b.iter().enumerate() {
+            let change = diagonal + usize::from(ca != *cb);
+            diagonal = row[j + 1];
+            row[j + 1] = change.min(row[j] + 1).min(row[j + 1] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// Every key with its default and meaning, as a recipe that can be edited and run.
+pub fn reference() -> String {
+    let mut out = String::from(
+        "# Every key of a recipe. Keys behind `#` are absent by default; the value shown is an example.\n",
+    );
+    let mut table = "";
+    for key in KEYS {
+        let (in_table, name) = key.path.split_once('.').unwrap_or(("", key.path));
+        if in_table != table {
+            out.push_str(&format!("\n[{in_table}]\n"));
+            table = in_table;
+        }
+        let mark = if key.optional { "# " } else { "" };
+        let need = if key.required { " (required)" } else { "" };
+        out.push_str(&format!(
+            "# {}{need}\n{mark}{name} = {}\n",
+            key.doc, key.value
+        ));
+    }
+    out
+}
+
+/// A recipe file with the meaning of each key it sets behind the key.
+pub fn explain(text: &str) -> String {
+    let mut table = String::new();
+    let mut out = String::new();
+    for line in text.lines() {
+        if let Some(name) = line
+            .trim()
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'))
+        {
+            table = format!("{name}.");
+        }
+        let name = line.split('=').next().unwrap_or("").trim();
+        let path = format!("{table}{name}");
+        if let Some(key) = KEYS
+            .iter()
+            .find(|key| key.path == path && line.contains('='))
+        {
+            out.push_str(&format!("# {}\n", key.doc));
+        }
+        out.push_str(line);
+        out.push('\n');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn minimal() -> Recipe {
+        Recipe::parse(
+            "stage = \"cpt\"\nbase = \"b\"\n[data]\nsources = [{ path = \"rows.jsonl\" }]\n",
+            "r.toml",
+            &[],
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn reference_states_the_defaults_that_the_structs_have() {
+        let mut printed = Recipe::parse(&reference(), "reference", &[]).unwrap();
+        let defaults = minimal();
+        printed.base = defaults.base.clone();
+        printed.data.sources = defaults.data.sources.clone();
+        assert_eq!(printed, defaults);
+    }
+
+    #[test]
+    fn every_key_of_the_structs_is_documented() {
+        let resolved: Table = minimal().resolved().unwrap().parse().unwrap();
+        refuse_unknown(&resolved, "", "resolved").unwrap();
+    }
+
+    #[test]
+    fn every_documented_key_is_accepted() {
+        let lora = reference()
+            .replace("\n# ", "\n#")
+            .replace("kind = \"full\"", "kind = \"lora\"");
+        let all: String = lora
+            .lines()
+            .map(|line| match line.strip_prefix('#') {
+                Some(rest)
+                    if KEYS.iter().any(|key| {
+                        key.optional
+                            && rest.starts_with(&format!(
+                                "{} = ",
+                                key.path.rsplit('.').next().unwrap()
+                            ))
+                    }) =>
+                {
+                    format!("{rest}\n")
+                }
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        let recipe = Recipe::parse(&all, "all", &[]).unwrap();
+        assert_eq!(recipe.run.steps, Some(1200));
+        assert_eq!(
+            recipe.data.split.as_deref(),
+            Some(Path::new("corpora/split.json"))
+        );
+        assert!(matches!(recipe.tuner, TunerConfig::Lora { rank: 16, .. }));
+    }
+
+    #[test]
+    fn unknown_key_names_line_and_nearest() {
+        let text = "stage = \"cpt\"\nbase = \"b\"\n[data]\nsources = []\n[optimizer]\nlearning_rte = 1\nwarmup_ration = 0.1\n";
+        let error =
+            Recipe::parse(&text.replace("learning_rte = 1\n", ""), "r.toml", &[]).unwrap_err();
+        assert!(error.is::<crate::ui::Misuse>());
+        assert_eq!(
+            error.to_string(),
+            "unknown key `optimizer.warmup_ration` in r.toml:6; did you mean `optimizer.warmup_ratio`? (`cyrene recipe` lists every key)"
+        );
+    }
+
+    #[test]
+    fn set_overrides_and_refuses_unknown() {
+        let text = "stage = \"cpt\"\nbase = \"b\"\n[data]\nsources = []\n";
+        let recipe = Recipe::parse(
+            text,
+            "r",
+            &[
+                "optimizer.lr=1e-3".into(),
+                "batch.rows=2".into(),
+                "base=other".into(),
+            ],
+        )
+        .unwrap();
+        assert_eq!(
+            (recipe.optimizer.lr, recipe.batch.rows, recipe.base.as_str()),
+            (1e-3, 2, "other")
+        );
+        assert!(
+            Recipe::parse(text, "r", &["batch.row=2".into()])
+                .unwrap_err()
+                .to_string()
+                .contains("did you mean `batch.rows`")
+        );
+    }
+}

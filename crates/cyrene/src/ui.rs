@@ -1,0 +1,211 @@
+//! What the user sees: results on stdout, progress and logs on stderr, errors with their chain of causes.
+
+use std::fmt::Display;
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use crate::env;
+
+/// The command line or a file the user wrote asks for something that cannot be: exit code 2.
+#[derive(Debug)]
+pub struct Misuse(pub String);
+
+impl Display for Misuse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Misuse {}
+
+/// `Err(Misuse)` with a formatted text.
+#[macro_export]
+macro_rules! misuse {
+    ($($arg:tt)*) => { return Err(anyhow::Error::new($crate::ui::Misuse(format!($($arg)*)))) };
+}
+
+/// Where output goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Ui {
+    json: bool,
+}
+
+impl Ui {
+    pub fn new(json: bool) -> Self {
+        Ui { json }
+    }
+
+    /// Whether the user asked for JSON on stdout.
+    pub fn json(&self) -> bool {
+        self.json
+    }
+
+    /// A command's result: `value` as one JSON document, or `text` for people.
+    ///
+    /// # Errors
+    /// A closed or full stdout.
+    pub fn result<T: Serialize>(
+        &self,
+        value: &T,
+        text: impl FnOnce() -> String,
+    ) -> anyhow::Result<()> {
+        if self.json {
+            self.line(&serde_json::to_string(value)?)
+        } else {
+            let text = text();
+            if text.is_empty() {
+                Ok(())
+            } else {
+                self.line(&text)
+            }
+        }
+    }
+
+    /// One line on stdout, flushed.
+    ///
+    /// # Errors
+    /// A closed or full stdout.
+    pub fn line(&self, text: &str) -> anyhow::Result<()> {
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{text}")?;
+        out.flush()?;
+        Ok(())
+    }
+
+    /// Text on stdout without a line end, flushed: a reply as it comes.
+    ///
+    /// # Errors
+    /// A closed or full stdout.
+    pub fn text(&self, text: &str) -> anyhow::Result<()> {
+        let mut out = std::io::stdout().lock();
+        write!(out, "{text}")?;
+        out.flush()?;
+        Ok(())
+    }
+
+    /// A line of news on stderr.
+    pub fn note(&self, text: impl Display) {
+        // A lost note must not end a long job.
+        let _ = writeln!(std::io::stderr().lock(), "{text}");
+    }
+
+    /// An error and its causes on stderr; with `--json`, one JSON object.
+    pub fn error(&self, error: &anyhow::Error) {
+        let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+        if self.json {
+            self.note(serde_json::json!({ "error": causes.join(": ") }));
+            return;
+        }
+        self.note(format_args!("error: {}", causes[0]));
+        for cause in &causes[1..] {
+            self.note(format_args!("  because {cause}"));
+        }
+    }
+
+    /// A progress bar with an ETA; on a stderr that is no terminal, a line every ten seconds.
+    pub fn bar(&self, label: &str, total: u64) -> Bar {
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+        let style = ProgressStyle::with_template(
+            "{prefix:>10} {bar:32} {percent:>3}% {pos}/{len} {msg} ETA {eta}",
+        );
+        bar.set_style(
+            style
+                .unwrap_or_else(|_| ProgressStyle::default_bar())
+                .progress_chars("█▌·"),
+        );
+        bar.set_prefix(label.to_owned());
+        Bar {
+            bar,
+            label: label.to_owned(),
+            total,
+            plain: !std::io::stderr().is_terminal(),
+            started: Instant::now(),
+            said: Instant::now(),
+        }
+    }
+}
+
+/// A running progress bar.
+pub struct Bar {
+    bar: ProgressBar,
+    label: String,
+    total: u64,
+    plain: bool,
+    started: Instant,
+    said: Instant,
+}
+
+impl Bar {
+    pub fn set(&mut self, position: u64, message: &str) {
+        let done = position.max(1) as f64;
+        let left = self
+            .started
+            .elapsed()
+            .mul_f64((self.total.saturating_sub(position)) as f64 / done);
+        self.set_with_eta(position, message, left);
+    }
+
+    /// As `set`, for a caller who knows the remaining time better (validation counted in).
+    pub fn set_with_eta(&mut self, position: u64, message: &str, left: Duration) {
+        if !self.plain {
+            self.bar.set_position(position);
+            self.bar.set_message(message.to_owned());
+            return;
+        }
+        if self.said.elapsed() >= Duration::from_secs(10) {
+            self.said = Instant::now();
+            let line = format!(
+                "{} {position}/{} {message} ETA {}",
+                self.label,
+                self.total,
+                clock(left)
+            );
+            let _ = writeln!(std::io::stderr().lock(), "{line}");
+        }
+    }
+
+    pub fn finish(self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// `1:02:03` or `2:03`.
+pub fn clock(time: Duration) -> String {
+    let seconds = time.as_secs();
+    match seconds / 3600 {
+        0 => format!("{}:{:02}", seconds / 60, seconds % 60),
+        hours => format!("{hours}:{:02}:{:02}", seconds / 60 % 60, seconds % 60),
+    }
+}
+
+/// `1.4 GB`, `320 MB`, `12 kB`.
+pub fn size(bytes: u64) -> String {
+    let bytes = bytes as f64;
+    match bytes {
+        b if b >= 1e9 => format!("{:.1} GB", b / 1e9),
+        b if b >= 1e6 => format!("{:.0} MB", b / 1e6),
+        b => format!("{:.0} kB", b / 1e3),
+    }
+}
+
+/// Sends the libraries' logs to stderr.
+pub fn init_logs(verbose: bool) {
+    let filter = env::get(env::CYRENE_LOG)
+        .unwrap_or_else(|| if verbose { "debug" } else { "warn" }.to_owned());
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
+}
+
+/// Whether the reader of stdout has gone: not worth a message.
+pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,620 @@
+//! The program from outside: exit codes, errors that name the thing and the remedy, runs that survive a kill.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+fn cyrene(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_cyrene"))
+        .args(args)
+        .output()
+        .unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Runs and expects an exit code and words of the error.
+fn fails(args: &[&str], code: i32, words: &[&str]) {
+    let output = cyrene(args);
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {text}");
+    for word in words {
+        assert!(text.contains(word), "{args:?}: no `{word}` in: {text}");
+    }
+}
+
+fn succeeds(args: &[&str]) -> String {
+    let output = cyrene(args);
+    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The demo's tokenizer, untrained model and data sets, made once for all tests.
+fn demo() -> &'static Path {
+    static DEMO: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
+    let (_, path) = DEMO.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        succeeds(&[
+            "live",
+            "--demo",
+            "--until",
+            "corpus",
+            "--runs",
+            dir.path().to_str().unwrap(),
+        ]);
+        let run = dir.path().join("demo");
+        (dir, run)
+    });
+    path
+}
+
+fn model() -> String {
+    demo().join("fetch/model").to_str().unwrap().to_owned()
+}
+
+/// A copy of the demo's model that a test may damage.
+fn copied_model(dir: &Path) -> PathBuf {
+    let copy = dir.join("model");
+    std::fs::create_dir(&copy).unwrap();
+    for entry in std::fs::read_dir(model()).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
+    }
+    copy
+}
+
+fn write_recipe(dir: &Path, more: &str) -> PathBuf {
+    let rows: String = (0..40)
+        .map(|i| json!({ "text": format!("Page {i} of the tide book. The water came to the {i}th step and went.") }).to_string() + "\n")
+        .collect();
+    std::fs::write(dir.join("rows.jsonl"), rows).unwrap();
+    let recipe = dir.join("recipe.toml");
+    let text = format!(
+        "stage = \"cpt\"\nbase = \"{}\"\n[data]\nrow_tokens = 48\nvalidation_share = 0.2\nsources = [{{ path = \"rows.jsonl\" }}]\n\
+         [batch]\nrows = 1\naccumulate = 2\n[optimizer]\nlr = 1e-3\n{more}",
+        model().replace('\\', "/"),
+    );
+    std::fs::write(&recipe, text).unwrap();
+    recipe
+}
+
+#[test]
+fn misuse_is_2_and_failure_is_1() {
+    let dir = tempfile::tempdir().unwrap();
+    fails(&["no-such-command"], 2, &["unrecognized subcommand"]);
+    fails(
+        &["score", "--model", "nowhere", "--ids", "nothing.jsonl"],
+        2,
+        &["nothing.jsonl"],
+    );
+    fails(
+        &["generate", "--model", "nowhere", "--prompt", "x"],
+        2,
+        &["nowhere", "Hugging Face folder"],
+    );
+    fails(
+        &[
+            "generate",
+            "--model",
+            &model(),
+            "--prompt",
+            "x",
+            "--device",
+            "cuda",
+        ],
+        2,
+        &["cuda", "--device cpu"],
+    );
+    fails(
+        &[
+            "generate",
+            "--model",
+            &model(),
+            "--prompt",
+            "x",
+            "--profile",
+            "Wild",
+        ],
+        2,
+        &["Wild", "Adopted"],
+    );
+    let empty = dir.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    fails(
+        &[
+            "generate",
+            "--model",
+            empty.to_str().unwrap(),
+            "--prompt",
+            "x",
+        ],
+        1,
+        &["config.json"],
+    );
+}
+
+#[test]
+fn unknown_recipe_key_names_line_and_near_miss() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = write_recipe(dir.path(), "warmup_ration = 0.1\n");
+    fails(
+        &["train", recipe.to_str().unwrap()],
+        2,
+        &[
+            "optimizer.warmup_ration",
+            "recipe.toml:12",
+            "optimizer.warmup_ratio",
+        ],
+    );
+    let recipe = write_recipe(dir.path(), "");
+    fails(
+        &[
+            "train",
+            recipe.to_str().unwrap(),
+            "--set",
+            "optimizer.lr=fast",
+        ],
+        2,
+        &["lr"],
+    );
+    fails(
+        &["train", "no-such-recipe.toml"],
+        2,
+        &["no-such-recipe.toml"],
+    );
+}
+
+#[test]
+fn damaged_checkpoints_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = copied_model(dir.path());
+    let weights = copy.join("model.safetensors");
+    let bytes = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
+    fails(
+        &[
+            "generate",
+            "--model",
+            copy.to_str().unwrap(),
+            "--prompt",
+            "x",
+        ],
+        1,
+        &["model.safetensors"],
+    );
+
+    let config = copy.join("config.json");
+    let mut json: Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    json["model_type"] = "llama".into();
+    std::fs::write(&config, json.to_string()).unwrap();
+    fails(
+        &[
+            "generate",
+            "--model",
+            copy.to_str().unwrap(),
+            "--prompt",
+            "x",
+        ],
+        1,
+        &["llama", "qwen3_5"],
+    );
+}
+
+#[test]
+fn token_beyond_the_vocabulary_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let ids = dir.path().join("ids.jsonl");
+    std::fs::write(&ids, "{\"input_ids\":[1,2,3]}\n{\"input_ids\":[1,99999]}\n").unwrap();
+    fails(
+        &["score", "--model", &model(), "--ids", ids.to_str().unwrap()],
+        1,
+        &["99999", "document 2"],
+    );
+    std::fs::write(&ids, "{\"input_ids\":[1,2,3]}\n{\"input_ids\":[1,\n").unwrap();
+    fails(
+        &["score", "--model", &model(), "--ids", ids.to_str().unwrap()],
+        2,
+        &["ids.jsonl:2"],
+    );
+
+    let recipe = write_recipe(dir.path(), "");
+    std::fs::write(
+        dir.path().join("rows.jsonl"),
+        "{\"input_ids\":[1,99999],\"labels\":[-100,99999]}\n",
+    )
+    .unwrap();
+    fails(
+        &[
+            "train",
+            recipe.to_str().unwrap(),
+            "--out",
+            dir.path().join("o").to_str().unwrap(),
+            "--set",
+            "data.validation_share=0",
+        ],
+        1,
+        &["99999"],
+    );
+}
+
+#[test]
+fn rows_without_a_trainable_token_stop_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = write_recipe(dir.path(), "");
+    std::fs::write(
+        dir.path().join("rows.jsonl"),
+        "{\"input_ids\":[1,2,3],\"labels\":[-100,-100,-100]}\n",
+    )
+    .unwrap();
+    fails(
+        &[
+            "train",
+            recipe.to_str().unwrap(),
+            "--out",
+            dir.path().join("o").to_str().unwrap(),
+            "--set",
+            "data.validation_share=0",
+        ],
+        1,
+        &["token to train on"],
+    );
+}
+
+#[test]
+fn scores_are_log_probabilities_of_the_next_ids() {
+    let dir = tempfile::tempdir().unwrap();
+    let ids = dir.path().join("ids.jsonl");
+    std::fs::write(
+        &ids,
+        "{\"input_ids\":[10,20,30,40]}\n{\"input_ids\":[10,20]}\n{\"input_ids\":[7]}\n",
+    )
+    .unwrap();
+    let out = succeeds(&["score", "--model", &model(), "--ids", ids.to_str().unwrap()]);
+    let rows: Vec<Value> = out
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let lengths: Vec<usize> = rows
+        .iter()
+        .map(|row| row["logprobs"].as_array().unwrap().len())
+        .collect();
+    assert_eq!(lengths, [3, 1, 0]);
+    assert_eq!(
+        rows[0]["logprobs"][0], rows[1]["logprobs"][0],
+        "the same ids, the same bits"
+    );
+    assert!(
+        rows[0]["logprobs"][0].as_f64().unwrap() < -5.0,
+        "an untrained model is near uniform"
+    );
+}
+
+#[test]
+fn greedy_generation_agrees_with_scores() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = succeeds(&[
+        "generate",
+        "--model",
+        &model(),
+        "--prompt",
+        "The tide",
+        "--greedy",
+        "--max-tokens",
+        "5",
+        "--json",
+    ]);
+    let reply: Value = serde_json::from_str(&out).unwrap();
+    let out = succeeds(&[
+        "generate",
+        "--model",
+        &model(),
+        "--prompt",
+        "The tide",
+        "--greedy",
+        "--max-tokens",
+        "5",
+        "--json",
+    ]);
+    assert_eq!(reply, serde_json::from_str::<Value>(&out).unwrap());
+    assert_eq!(
+        reply["ids"].as_array().unwrap().len(),
+        reply["logprobs"].as_array().unwrap().len()
+    );
+    let ids = dir.path().join("ids.jsonl");
+    std::fs::write(&ids, json!({ "input_ids": reply["ids"] }).to_string()).unwrap();
+    succeeds(&["score", "--model", &model(), "--ids", ids.to_str().unwrap()]);
+}
+
+#[test]
+fn encode_masks_what_carries_no_loss() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = dir.path().join("rows.jsonl");
+    std::fs::write(&rows, json!({ "messages": [{ "role": "user", "content": "Hello" }, { "role": "assistant", "content": "Mind the tide." }] }).to_string()).unwrap();
+    let encode = |stage: &str| -> Value {
+        let out = succeeds(&[
+            "corpus",
+            "encode",
+            "--stage",
+            stage,
+            "--tokenizer",
+            &model(),
+            rows.to_str().unwrap(),
+        ]);
+        serde_json::from_str(out.trim()).unwrap()
+    };
+    let (sft, cpt) = (encode("sft"), encode("cpt"));
+    let masked = |row: &Value| {
+        row["labels"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|label| **label == json!(-100))
+            .count()
+    };
+    assert_eq!(
+        sft["labels"].as_array().unwrap().len(),
+        sft["input_ids"].as_array().unwrap().len()
+    );
+    assert!(masked(&sft) > 5);
+    assert_eq!(
+        masked(&cpt),
+        1,
+        "in pre-training only the first token has nothing before it"
+    );
+}
+
+/// Losses of the training lines of a run, with everything that must repeat.
+fn losses(out: &Path) -> Vec<(Value, Value, Value)> {
+    let text = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    text.lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .filter(|line| line.get("grad_norm").is_some() || line.get("split").is_some())
+        .map(|line| {
+            (
+                line["step"].clone(),
+                line["loss"].clone(),
+                line["grad_norm"].clone(),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn killed_run_continues_with_the_same_losses() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = write_recipe(
+        dir.path(),
+        "[run]\nsteps = 14\nsave_every = 3\nvalidate_every = 5\n",
+    );
+    let (whole, broken) = (dir.path().join("whole"), dir.path().join("broken"));
+    succeeds(&[
+        "train",
+        recipe.to_str().unwrap(),
+        "--out",
+        whole.to_str().unwrap(),
+    ]);
+
+    // Killed as soon as a checkpoint lies there and the run has gone on beyond it.
+    let mut child = Command::new(env!("CARGO_BIN_EXE_cyrene"))
+        .args([
+            "train",
+            recipe.to_str().unwrap(),
+            "--out",
+            broken.to_str().unwrap(),
+        ])
+        .stderr(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    for _ in 0..6000 {
+        let far = broken.join("checkpoints/step-3").exists()
+            || broken.join("checkpoints/step-6").exists();
+        if far || child.try_wait().unwrap().is_some() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // SIGKILL on Unix, TerminateProcess on Windows.
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(
+        !broken.join("model").exists(),
+        "the run was to be killed before its end"
+    );
+
+    let output = cyrene(&[
+        "train",
+        recipe.to_str().unwrap(),
+        "--out",
+        broken.to_str().unwrap(),
+    ]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("going on from step"),
+        "{}",
+        stderr(&output)
+    );
+    assert_eq!(losses(&whole), losses(&broken));
+    let weights = |run: &Path| std::fs::read(run.join("model/model.safetensors")).unwrap();
+    assert!(
+        weights(&whole) == weights(&broken),
+        "the same weights, bit for bit"
+    );
+
+    // Another recipe in the same folder is refused.
+    fails(
+        &[
+            "train",
+            recipe.to_str().unwrap(),
+            "--out",
+            broken.to_str().unwrap(),
+            "--set",
+            "optimizer.lr=5e-4",
+        ],
+        1,
+        &["optimizer.lr", "--force"],
+    );
+}
+
+#[test]
+fn lora_run_merges_and_exports() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = write_recipe(
+        dir.path(),
+        "[tuner]\nkind = \"lora\"\nrank = 4\nalpha = 8\n[run]\nsteps = 4\n",
+    );
+    let run = dir.path().join("run");
+    succeeds(&[
+        "train",
+        recipe.to_str().unwrap(),
+        "--out",
+        run.to_str().unwrap(),
+    ]);
+    let adapter = run.join("adapter");
+    assert!(
+        adapter.join("adapter_config.json").exists()
+            && adapter.join("adapter_model.safetensors").exists()
+    );
+
+    let (merged, fp8) = (dir.path().join("merged"), dir.path().join("fp8"));
+    succeeds(&[
+        "merge",
+        "--base",
+        &model(),
+        "--adapter",
+        adapter.to_str().unwrap(),
+        "--out",
+        merged.to_str().unwrap(),
+    ]);
+    fails(
+        &[
+            "merge",
+            "--base",
+            &model(),
+            "--adapter",
+            adapter.to_str().unwrap(),
+            "--out",
+            merged.to_str().unwrap(),
+        ],
+        2,
+        &["exists"],
+    );
+    succeeds(&[
+        "export",
+        "--model",
+        merged.to_str().unwrap(),
+        "--format",
+        "fp8-block",
+        "--out",
+        fp8.to_str().unwrap(),
+    ]);
+
+    // Adapter, merged weights and FP8 weights say nearly the same.
+    let ids = dir.path().join("ids.jsonl");
+    std::fs::write(
+        &ids,
+        json!({ "input_ids": (100..140).collect::<Vec<u32>>() }).to_string(),
+    )
+    .unwrap();
+    let score = |args: &[&str]| -> Vec<f64> {
+        let mut all = vec!["score", "--ids", ids.to_str().unwrap()];
+        all.extend(args);
+        let row: Value = serde_json::from_str(succeeds(&all).trim()).unwrap();
+        row["logprobs"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|x| x.as_f64().unwrap())
+            .collect()
+    };
+    let with_adapter = score(&["--model", &model(), "--adapter", adapter.to_str().unwrap()]);
+    let with_merged = score(&["--model", merged.to_str().unwrap()]);
+    let with_fp8 = score(&["--model", fp8.to_str().unwrap()]);
+    let farthest = |a: &[f64], b: &[f64]| {
+        a.iter()
+            .zip(b)
+            .map(|(x, y)| (x - y).abs())
+            .fold(0.0, f64::max)
+    };
+    assert!(farthest(&with_adapter, &with_merged) < 1e-3);
+    assert!(farthest(&with_merged, &with_fp8) < 0.2);
+    assert!(
+        farthest(&with_merged, &score(&["--model", &model()])) > 1e-6,
+        "training changed something"
+    );
+}
+
+#[test]
+fn live_prints_cached_when_nothing_changed() {
+    let runs = demo().parent().unwrap().to_str().unwrap();
+    let output = cyrene(&["live", "--demo", "--until", "corpus", "--runs", runs]);
+    assert!(output.status.success());
+    let text = stderr(&output);
+    assert!(
+        text.contains("fetch: cached") && text.contains("corpus: cached"),
+        "{text}"
+    );
+}
+
+#[test]
+fn port_in_use_is_said() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    fails(
+        &["serve", "--model", &model(), "--port", &port],
+        1,
+        &[&port, "in use"],
+    );
+}
+
+/// A file-size limit stands in for a full disk: writing fails half-way, and nothing may lie under its final name.
+#[cfg(unix)]
+#[test]
+fn full_disk_leaves_nothing_half_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("export");
+    let script = format!(
+        "trap '' XFSZ; ulimit -f 64; exec '{}' export --model '{}' --format fp8-block --out '{}'",
+        env!("CARGO_BIN_EXE_cyrene"),
+        model(),
+        out.display(),
+    );
+    let output = Command::new("bash").args(["-c", &script]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("export"), "{}", stderr(&output));
+    assert!(!out.join("model.safetensors").exists());
+    // With room again the same command goes through.
+    succeeds(&[
+        "export",
+        "--model",
+        &model(),
+        "--format",
+        "fp8-block",
+        "--out",
+        out.to_str().unwrap(),
+        "--force",
+    ]);
+}
+
+#[test]
+fn doctor_predicts_memory_and_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = write_recipe(dir.path(), "[run]\nsteps = 10\n");
+    let report: Value =
+        serde_json::from_str(&succeeds(&["doctor", recipe.to_str().unwrap(), "--json"])).unwrap();
+    assert_eq!(report["device"], "cpu");
+    assert!(report["memory_bytes"].as_u64().unwrap() > 1 << 30);
+    let stage = &report["stages"][0];
+    assert!(
+        stage["fits"].as_bool().unwrap()
+            && stage["tokens"].as_u64().unwrap() > 0
+            && stage["eta_s"].as_f64().unwrap() > 0.0
+    );
+    // Four copies of the weights (weight, gradient, two moments) at the least.
+    assert!(stage["peak_bytes"].as_u64().unwrap() > 16 * 4_000_000);
+}
