@@ -211,15 +211,11 @@ impl Generation {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Update, ApiError>>> {
         for index in 0..self.choices.len() {
-            loop {
-                let Some(events) = &mut self.choices[index].events else {
-                    break;
-                };
+            while let Some(events) = &mut self.choices[index].events {
                 let Poll::Ready(event) = events.poll_recv(context) else {
                     break;
                 };
-                let update = self.take(index, event);
-                match update {
+                match self.take(index, event) {
                     Ok(update) if update.finish.is_none() && update.delta.is_empty() => {}
                     update => return Poll::Ready(Some(update)),
                 }

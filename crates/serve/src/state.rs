@@ -75,7 +75,9 @@ pub struct AppState {
 struct Inner {
     setup: Setup,
     key_hashes: Vec<[u8; 32]>,
-    banned_when_not_thinking: Vec<u32>,
+    /// Added tokens that a reply may not contain, and those of them that thinking is written with.
+    added_ids: Vec<u32>,
+    thinking_ids: Vec<u32>,
     engine: OnceLock<EngineHandle>,
     started: Instant,
     next_id: Mutex<u64>,
@@ -87,15 +89,23 @@ impl AppState {
     /// A state without an engine: `/health` says `loading` until [`AppState::set_engine`].
     pub fn new(setup: Setup) -> Self {
         let key_hashes = setup.api_keys.iter().map(|key| hash(key)).collect();
-        let banned_when_not_thinking = ["<think>", "</think>"]
+        let tokenizer = &setup.tokenizer;
+        let ends = tokenizer.end_ids();
+        let added_ids = text::ADDED_TOKENS
             .iter()
-            .filter_map(|token| setup.tokenizer.id(token))
+            .filter_map(|(name, _)| tokenizer.id(name))
+            .filter(|id| !ends.contains(id))
+            .collect();
+        let thinking_ids = ["<think>", "</think>"]
+            .iter()
+            .filter_map(|name| tokenizer.id(name))
             .collect();
         AppState {
             inner: Arc::new(Inner {
                 setup,
                 key_hashes,
-                banned_when_not_thinking,
+                added_ids,
+                thinking_ids,
                 engine: OnceLock::new(),
                 started: Instant::now(),
                 next_id: Mutex::new(0),
@@ -123,9 +133,15 @@ impl AppState {
         self.engine().ok_or(ApiError::Loading)
     }
 
-    /// Ids of the thinking marks, never drawn while thinking is off.
-    pub(crate) fn banned_when_not_thinking(&self) -> &[u32] {
-        &self.inner.banned_when_not_thinking
+    /// Ids that are never drawn in a reply: added tokens that end nothing, the thinking marks among them unless `thinking`.
+    pub(crate) fn banned_ids(&self, thinking: bool) -> Vec<u32> {
+        let allowed = if thinking {
+            self.inner.thinking_ids.as_slice()
+        } else {
+            &[]
+        };
+        let ids = self.inner.added_ids.iter().copied();
+        ids.filter(|id| !allowed.contains(id)).collect()
     }
 
     pub(crate) fn uptime_s(&self) -> u64 {

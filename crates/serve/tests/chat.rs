@@ -1,7 +1,5 @@
 //! `/v1/chat/completions` as a client sees it.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 mod common;
 
 use axum::http::{StatusCode, header};

@@ -1,7 +1,5 @@
 //! Everything beside chat: completions, models, health, metrics, keys, the page, and what is refused before a handler sees it.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 mod common;
 
 use axum::body::Body;

@@ -1,7 +1,5 @@
 //! Over a real socket: clients that leave, ports that are taken, and stopping.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 mod common;
 
 use std::time::Duration;

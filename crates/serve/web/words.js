@@ -61,10 +61,10 @@ const WORDS = {
     unofficial: 'AI · 非官方',
     retry: '立即重试',
     ok: '就绪',
-    busy: (queue) => `忙碌:${queue.running} 路生成中,${queue.waiting} 个排队`,
+    busy: (queue) => `忙碌：${queue.running} 路生成中，${queue.waiting} 个排队`,
     loading: '模型加载中',
-    stopped: '引擎已停止,请重启服务',
-    unreachable: (seconds) => `连不上服务,${seconds} 秒后重试`,
+    stopped: '引擎已停止，请重启服务',
+    unreachable: (seconds) => `连不上服务，${seconds} 秒后重试`,
     connecting: '连接中',
     movie: '影院模式',
     movieHint: '一次只显示一行',
@@ -84,33 +84,33 @@ const WORDS = {
     undoHint: '收回上一句话和它的回复',
     edit: '修改',
     editHint: '修改上一句话并重新发送',
-    editing: '正在修改上一句话:回车重新发送,Esc 放弃修改。',
+    editing: '正在修改上一句话：回车重新发送，Esc 放弃修改。',
     copy: '复制',
     copyHint: '复制最后一个回复',
     copied: '已复制。',
     export: '导出',
     exportHint: '把对话存成 JSON 文件',
     clear: '清空',
-    clearQuestion: '要忘掉这段对话吗?别处没有备份。',
+    clearQuestion: '要忘掉这段对话吗？别处没有备份。',
     inputLabel: '你要说的话',
     inputHint: '说点什么吧……',
     send: '发送',
     stop: '停止',
     profile: '采样方案',
     shade: '熟悉度明暗',
-    shadeHint: '变淡的行对模型来说要么过于熟悉(可能是原文),要么出乎意料;与真假无关',
+    shadeHint: '变淡的行对模型来说要么过于熟悉（可能是原文），要么出乎意料；与真假无关',
     expected: (ppl) => `困惑度 ${ppl}`,
     you: '你',
     empty: '还没有说过话。',
-    silent: '(没有说话)',
-    failed: (text) => `没有回复:${text}`,
+    silent: '（没有说话）',
+    failed: (text) => `没有回复：${text}`,
     again: '再试一次',
     keyTitle: '这个服务需要密钥',
     keyLabel: 'API 密钥',
     keySave: '使用',
-    small: (size) => `这是一个 ${size}参数的演示模型:它只会模仿故事的用词,什么也不理解。`,
-    large: (size) => `这是一个 ${size}参数、在一个故事上训练的语言模型:它会出错,也不是角色本人。`,
-    unknown: '这是一个在一个故事上训练的语言模型:它会出错,也不是角色本人。',
+    small: (size) => `这是一个 ${size}参数的演示模型：它只会模仿故事的用词，什么也不理解。`,
+    large: (size) => `这是一个 ${size}参数、在一个故事上训练的语言模型：它会出错，也不是角色本人。`,
+    unknown: '这是一个在一个故事上训练的语言模型：它会出错，也不是角色本人。',
     private: '服务器不保存任何对话。',
   },
 };
@@ -155,22 +155,20 @@ export function translatePage() {
   }
 }
 
-// The text of a map by language code: this language, else English, else any.
+// The text of a map by language code: this language, else `fallback`, else English, else any.
 export function localized(map, fallback = '') {
   const texts = map ?? {};
-  for (const code of [...CODES[current], 'en', ...Object.keys(texts)]) {
-    if (texts[code]) return texts[code];
-  }
-  return fallback;
+  const own = CODES[current].find((code) => texts[code]);
+  if (own) return texts[own];
+  return fallback || texts.en || Object.values(texts)[0] || '';
 }
 
 // What kind of thing speaks here, plainly.
 export function modelSentence(info) {
-  const own = localized(info.note);
-  if (own) return `${own} ${word('private')}`;
   const n = info.n_params;
-  const sentence = n > 0 ? word(n < SMALL_MODEL ? 'small' : 'large', size(n)) : word('unknown');
-  return `${sentence} ${word('private')}`;
+  const sized = n > 0 ? word(n < SMALL_MODEL ? 'small' : 'large', size(n)) : word('unknown');
+  const sentence = localized(info.note) || sized;
+  return sentence + (current === 'zh' ? '' : ' ') + word('private');
 }
 
 function size(n) {

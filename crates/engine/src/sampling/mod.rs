@@ -194,7 +194,12 @@ fn candidates(logits: &[f32], sampling: &Sampling) -> Result<Vec<Candidate>> {
         })
         .collect();
     if !sampling.banned.is_empty() {
-        candidates.retain(|candidate| !sampling.banned.contains(&candidate.id));
+        // Both are in order, so one walk finds them all.
+        let mut banned = sampling.banned.clone();
+        banned.sort_unstable();
+        banned.dedup();
+        let mut next = banned.iter().peekable();
+        candidates.retain(|candidate| next.next_if_eq(&&candidate.id).is_none());
     }
     if candidates.iter().all(|c| c.logit == f32::NEG_INFINITY) {
         return Err(Error::NoCandidates);
@@ -227,7 +232,7 @@ mod tests {
     #[test]
     fn banned_ids_are_never_drawn() {
         let sampling = Sampling {
-            banned: vec![1],
+            banned: vec![1, 1, 7],
             vocab_limit: Some(3),
             ..Sampling::default()
         };
@@ -247,7 +252,7 @@ mod tests {
     #[test]
     fn banning_everything_is_an_error() {
         let sampling = Sampling {
-            banned: vec![0, 1],
+            banned: vec![1, 0],
             ..Sampling::default()
         };
         let result = draw(&[0.0, 1.0], &Counts::new(), &sampling, 0, 0);

@@ -79,12 +79,7 @@ fn options(fields: &Fields, state: &AppState) -> Result<Options, ApiError> {
         }
         options.top_logprobs = n as usize;
     }
-    if !thinking(fields)? {
-        options
-            .sampling
-            .banned
-            .extend(state.banned_when_not_thinking());
-    }
+    options.sampling.banned = state.banned_ids(thinking(fields)?);
     if let Some(format) = fields.object("response_format")? {
         match format.string("type")? {
             None | Some("text") => {}
@@ -312,10 +307,13 @@ mod tests {
         let tokenizer = &state.setup().tokenizer;
         let marks = ["<think>", "</think>"].map(|mark| tokenizer.id(mark).unwrap());
         let off = options(&fields(json!({})), &state).unwrap();
-        assert_eq!(off.sampling.banned, marks);
+        assert!(marks.iter().all(|id| off.sampling.banned.contains(id)));
+        let ends = tokenizer.end_ids();
+        assert!(!ends.iter().any(|id| off.sampling.banned.contains(id)));
         let on = json!({"chat_template_kwargs": {"enable_thinking": true}});
         let on = options(&fields(on), &state).unwrap();
-        assert!(on.sampling.banned.is_empty());
+        assert!(!marks.iter().any(|id| on.sampling.banned.contains(id)));
+        assert_eq!(on.sampling.banned.len() + 2, off.sampling.banned.len());
     }
 
     #[test]
