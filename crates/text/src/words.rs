@@ -95,8 +95,10 @@ const CACHE_WORDS: usize = 1 << 16;
 /// Longer words hardly come twice.
 const CACHE_WORD_BYTES: usize = 64;
 
+type IdsByWord = HashMap<Box<str>, Box<[u32]>>;
+
 thread_local! {
-    static CACHE: RefCell<HashMap<u64, HashMap<Box<str>, Box<[u32]>>>> = RefCell::default();
+    static CACHE: RefCell<HashMap<u64, IdsByWord>> = RefCell::default();
 }
 
 /// A handle to the ids of words met before, in the thread that asks; `key` tells vocabularies apart.
