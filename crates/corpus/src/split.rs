@@ -2,7 +2,7 @@
 //! A scene and whatever repeats one of its texts are one component and are never parted, so validation cannot be
 //! passed by memory alone.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result};
 use crate::language::Language;
 use crate::output;
+use crate::similar;
 
 /// Characters from which on a text ties the scenes that hold it; shorter ones are formulas ("Yes, my lord.").
 pub const TYING_CHARACTERS: usize = 12;
@@ -150,12 +151,10 @@ impl Splitter {
         Splitter { units, parents }
     }
 
-    /// Ties the units that share a text of one language; `texts` are (unit, text).
-    pub fn tie<'a>(&mut self, texts: impl Iterator<Item = (usize, &'a str)>) {
-        let mut first: HashMap<&str, usize> = HashMap::new();
-        for (unit, text) in texts.filter(|(_, text)| ties(text)) {
-            let other = *first.entry(text).or_insert(unit);
-            let (a, b) = (self.root(unit), self.root(other));
+    /// Ties pairs of units, as [`ties`] gives them.
+    pub fn tie(&mut self, pairs: impl IntoIterator<Item = (usize, usize)>) {
+        for (a, b) in pairs {
+            let (a, b) = (self.root(a), self.root(b));
             // The smaller place is the root, so that the order of ties does not matter.
             self.parents[a.max(b)] = a.min(b);
         }
@@ -275,19 +274,60 @@ impl<'a> Component<'a> {
     }
 }
 
+/// Pairs of units that share a text of one language or say nearly the same in it; `texts` are (unit, text).
+pub(crate) fn ties(texts: &[(usize, &str)]) -> Vec<(usize, usize)> {
+    let mut first: HashMap<&str, usize> = HashMap::new();
+    let mut pairs = similar::near_duplicates(texts);
+    for (unit, text) in texts.iter().filter(|(_, text)| is_long(text)) {
+        let other = *first.entry(text).or_insert(*unit);
+        if other != *unit {
+            pairs.push((other, *unit));
+        }
+    }
+    pairs
+}
+
 /// Whether a text is long enough to tie the scenes that hold it.
-fn ties(text: &str) -> bool {
+fn is_long(text: &str) -> bool {
     text.chars().nth(TYING_CHARACTERS - 1).is_some()
 }
 
-/// Fails if a text of twelve characters or more of one language stands on both sides; `texts` are (scene, text).
-pub(crate) fn guard<'a>(
+/// Held-out scenes that are mostly training text in one language, as places in `ids`.
+/// `ids` are the scenes, `texts` are (place in `ids`, text).
+pub(crate) fn copies(
     split: &Split,
     language: Language,
-    texts: impl Iterator<Item = (&'a str, &'a str)>,
+    ids: &[&str],
+    texts: &[(usize, &str)],
+) -> HashSet<usize> {
+    let of_side = |side| -> Vec<(usize, &str)> {
+        let on_side: Vec<bool> = ids.iter().map(|id| split.side(id) == Some(side)).collect();
+        let on_side = texts.iter().filter(|(unit, _)| on_side[*unit]);
+        on_side.copied().collect()
+    };
+    similar::copies(language, &of_side(Side::HeldOut), &of_side(Side::Train))
+}
+
+/// Moves scenes from the held-out to the contaminated ones.
+pub(crate) fn set_aside<'a>(split: &mut Split, scenes: impl IntoIterator<Item = &'a str>) {
+    for scene in scenes {
+        if split.held_out.remove(scene) {
+            split.contaminated.insert(scene.to_owned());
+        }
+    }
+}
+
+/// Fails if a text of twelve characters or more of one language stands on both sides.
+/// `ids` are the scenes, `texts` are (place in `ids`, text).
+pub(crate) fn guard(
+    split: &Split,
+    language: Language,
+    ids: &[&str],
+    texts: &[(usize, &str)],
 ) -> Result<()> {
     let mut sides: HashMap<&str, (Side, &str)> = HashMap::new();
-    for (scene, text) in texts.filter(|(_, text)| ties(text)) {
+    for (unit, text) in texts.iter().filter(|(_, text)| is_long(text)) {
+        let scene = ids[*unit];
         let side = match split.side(scene) {
             Some(side @ (Side::Train | Side::HeldOut)) => side,
             _ => continue,
@@ -300,7 +340,7 @@ pub(crate) fn guard<'a>(
                 (other_scene, scene)
             };
             return Err(Error::Leak {
-                text: text.to_owned(),
+                text: (*text).to_owned(),
                 language: language.code(),
                 held_out: held_out.to_owned(),
                 train: train.to_owned(),
@@ -364,15 +404,12 @@ mod tests {
     fn shared_text_keeps_scenes_together() {
         for seed in 0..20 {
             let mut tied = splitter();
-            tied.tie(
-                [
-                    (3, "twelve chars"),
-                    (4, "short"),
-                    (150, "twelve chars"),
-                    (9, "short"),
-                ]
-                .into_iter(),
-            );
+            tied.tie(ties(&[
+                (3, "twelve chars"),
+                (4, "short"),
+                (150, "twelve chars"),
+                (9, "short"),
+            ]));
             let split = finish(tied, seed);
             assert_eq!(split.side("s003"), split.side("s150"));
         }
@@ -381,7 +418,8 @@ mod tests {
     #[test]
     fn component_too_large_for_the_share_stays_in_training() {
         let mut tied = splitter();
-        tied.tie((0..60).map(|i| (i, "we are vanquished")));
+        let texts: Vec<_> = (0..60).map(|i| (i, "we are vanquished")).collect();
+        tied.tie(ties(&texts));
         let split = finish(tied, 7);
         assert_eq!(split.side("s000"), Some(Side::Train));
         assert!(!split.held_out.is_empty());
@@ -392,12 +430,34 @@ mod tests {
         let mut split = finish(splitter(), 7);
         split.held_out = BTreeSet::from(["a".to_owned()]);
         split.train = BTreeSet::from(["b".to_owned()]);
-        let texts = |text| [("a", text), ("b", text)].into_iter();
-        assert!(guard(&split, Language::En, texts("eleven char")).is_ok());
-        let error = guard(&split, Language::En, texts("twelve chars")).unwrap_err();
+        let guard = |text| guard(&split, Language::En, &["a", "b"], &[(0, text), (1, text)]);
+        assert!(guard("eleven char").is_ok());
+        let error = guard("twelve chars").unwrap_err();
         assert!(error.to_string().starts_with(
             "the text `twelve chars` (en) stands in a (held out) and in b (training)"
         ));
+    }
+
+    #[test]
+    fn held_out_copy_of_training_text_is_set_aside() {
+        let mut split = finish(splitter(), 7);
+        split.held_out = BTreeSet::from(["a".to_owned(), "c".to_owned()]);
+        split.train = BTreeSet::from(["b".to_owned()]);
+        let told = "The tide turned before the bell had rung, and nobody on the quay looked up from the nets.";
+        let retold = format!("They say: {told} So it was.");
+        let texts = [
+            (0, told),
+            (1, &retold),
+            (
+                2,
+                "Something new and long enough, told by nobody before this day, ever.",
+            ),
+        ];
+        let ids = ["a", "b", "c"];
+        let copies = copies(&split, Language::En, &ids, &texts);
+        set_aside(&mut split, copies.into_iter().map(|place| ids[place]));
+        assert_eq!(split.side("a"), Some(Side::Contaminated));
+        assert_eq!(split.side("c"), Some(Side::HeldOut));
     }
 
     #[test]

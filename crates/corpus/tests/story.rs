@@ -8,7 +8,8 @@
 use std::path::{Path, PathBuf};
 
 use corpus::{
-    BuildRequest, Character, Error, Language, Side, SourceKind, Split, SplitOptions, Task,
+    BuildRequest, Character, Error, Language, Side, SourceKind, Split, SplitOptions, SplitRequest,
+    Task,
 };
 
 const STORY: &str = r#"{"campaign":"sea","scenario":"1","scene":"sea/1","lines":[{"kind":"narration","text":{"en":"The tide <i>turns</i>.","chs":"潮水转了。"}},{"kind":"dialogue","speaker_id":"bo","speaker_name":{"en":"Bo","chs":"波"},"text":{"en":"Where is the boat?","chs":"船在哪里？"}},{"kind":"dialogue","speaker_id":"me","speaker_name":{"en":"Sam","chs":"山姆"},"text":{"en":"I lost it."}},{"kind":"dialogue","speaker_id":"ada","speaker_name":{"en":"Ada","chs":"艾达"},"text":{"en":"(Of course you did.)","chs":"（当然了。）"}},{"kind":"option","text":{"en":"Say sorry"}},{"kind":"dialogue","speaker_id":"ada","speaker_name":{"en":"Ada"},"text":{"en":"Never mind, $name|!"},"variables":true},{"kind":"dialogue","speaker_id":"bo","speaker_name":{"en":"Bo"},"text":{"en":"Hm."}}]}
@@ -415,4 +416,39 @@ fn task_name_near_miss_is_named() {
     assert_eq!(Task::parse("sft/character").unwrap(), Task::SftCyrene);
     let error = Task::parse("pt/amphoreu").unwrap_err().to_string();
     assert!(error.ends_with("did you mean `pt/amphoreus`?"), "{error}");
+}
+
+#[test]
+fn bundled_story_builds_and_splits_for_its_heroine() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let character = Character::load(&root.join("characters/ovelle.toml")).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let request = BuildRequest {
+        source: SourceKind::Story,
+        root: &root.join("demo/story.jsonl"),
+        character: &character,
+        tasks: &[Task::PtEverything, Task::SftCyrene],
+        languages: None,
+        out: out.path(),
+    };
+    let report = corpus::build(&request, &|text| text.chars().count(), &|_| {}).unwrap();
+    for dataset in report.datasets.values() {
+        assert_eq!(dataset.files.len(), 3);
+        assert_eq!(dataset.warnings, []);
+        assert!(
+            dataset
+                .files
+                .iter()
+                .all(|f| f.holes.is_empty() && f.n_rows == dataset.files[0].n_rows)
+        );
+    }
+    let split = corpus::make_split(&SplitRequest {
+        source: request.source,
+        root: request.root,
+        character: &character,
+        options: SplitOptions::default(),
+    })
+    .unwrap();
+    let rows = corpus::rows::load(&out.path().join("sft/cyrene"), Some(&split)).unwrap();
+    assert!(rows.iter().any(|r| r.side == Side::HeldOut));
 }

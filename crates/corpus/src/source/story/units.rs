@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 
+use rayon::prelude::*;
+
 use crate::character::Character;
 use crate::error::Result;
 use crate::language::Language;
@@ -11,42 +13,54 @@ use crate::split::{self, Split, SplitOptions, Splitter, Unit};
 /// Splits a story.
 pub(crate) fn split(story: &Story, character: &Character, options: SplitOptions) -> Split {
     let mut splitter = Splitter::new(units(story, character));
-    for language in Language::ALL {
-        let scenes = story.scenes.iter().enumerate().flat_map(|(idx, scene)| {
-            scene
-                .lines
-                .iter()
-                .filter_map(move |line| Some((idx, line.text.get(language)?.trim())))
-        });
-        let texts = story.texts.iter().enumerate().filter_map(|(idx, text)| {
-            Some((story.scenes.len() + idx, text.text.get(language)?.trim()))
-        });
-        splitter.tie(scenes.chain(texts));
-    }
-    splitter.finish(
+    let ties: Vec<_> = Language::ALL
+        .par_iter()
+        .map(|language| split::ties(&texts(story, *language)))
+        .collect();
+    splitter.tie(ties.into_iter().flatten());
+    let mut split = splitter.finish(
         options,
         story.sha256.clone(),
         character.origin.sha256.clone(),
-    )
+    );
+    let ids = ids(story);
+    let copies: Vec<_> = Language::ALL
+        .par_iter()
+        .map(|language| split::copies(&split, *language, &ids, &texts(story, *language)))
+        .collect();
+    let copies = copies.into_iter().flatten().map(|place| ids[place]);
+    split::set_aside(&mut split, copies);
+    split
 }
 
 /// # Errors
 /// A text of twelve characters or more stands on both sides.
 pub(crate) fn guard(story: &Story, split: &Split) -> Result<()> {
-    for language in Language::ALL {
-        let scenes = story.scenes.iter().flat_map(|scene| {
-            scene
-                .lines
-                .iter()
-                .filter_map(move |line| Some((scene.id.as_str(), line.text.get(language)?.trim())))
-        });
-        let texts = story
-            .texts
-            .iter()
-            .filter_map(|text| Some((text.id.as_str(), text.text.get(language)?.trim())));
-        split::guard(split, language, scenes.chain(texts))?;
-    }
-    Ok(())
+    let ids = ids(story);
+    Language::ALL
+        .into_par_iter()
+        .map(|language| split::guard(split, language, &ids, &texts(story, language)))
+        .collect()
+}
+
+/// Ids of the units: first the scenes, then the texts.
+fn ids(story: &Story) -> Vec<&str> {
+    let scenes = story.scenes.iter().map(|s| s.id.as_str());
+    scenes
+        .chain(story.texts.iter().map(|t| t.id.as_str()))
+        .collect()
+}
+
+/// (unit, text) of everything that a language has.
+fn texts(story: &Story, language: Language) -> Vec<(usize, &str)> {
+    let scenes = story.scenes.iter().enumerate().flat_map(|(idx, scene)| {
+        let lines = scene.lines.iter();
+        lines.filter_map(move |line| Some((idx, line.text.get(language)?.trim())))
+    });
+    let texts = story.texts.iter().enumerate().filter_map(|(idx, text)| {
+        Some((story.scenes.len() + idx, text.text.get(language)?.trim()))
+    });
+    scenes.chain(texts).collect()
 }
 
 fn units(story: &Story, character: &Character) -> Vec<Unit> {

@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::path::Path;
 
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
@@ -11,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::json::JsonFile;
 use crate::error::{Error, Result};
+use crate::fold::Fold;
 use crate::language::Language;
 
 /// The hash of a text: an exact integer. What is written as a text is no hash and names nothing.
@@ -86,7 +86,7 @@ impl TextMapFiles {
     }
 }
 
-type Texts<'a> = HashMap<TextHash, &'a RawValue, BuildHasherDefault<FoldHasher>>;
+type Texts<'a> = HashMap<TextHash, &'a RawValue, Fold>;
 
 pub(crate) struct TextMap<'a> {
     texts: Texts<'a>,
@@ -230,27 +230,6 @@ fn parse_key(key: &str) -> Option<i128> {
     }
     // The last character must be a digit: an underscore stands between two.
     after_digit.then_some(if negative { -value } else { value })
-}
-
-/// Hashes are well mixed already; one multiplication spreads them over the table.
-#[derive(Default)]
-pub(crate) struct FoldHasher(u64);
-
-impl Hasher for FoldHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_i128(i128::from(*byte));
-        }
-    }
-
-    fn write_i128(&mut self, value: i128) {
-        let mixed = (self.0 ^ value as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        self.0 = mixed ^ (mixed >> 32);
-    }
 }
 
 #[cfg(test)]

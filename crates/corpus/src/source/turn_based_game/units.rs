@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::documents::{text_hash, voice_scene};
@@ -42,14 +43,32 @@ pub(crate) fn split(
         hash.update(name);
         hash.update(table);
     }
-    for language in Language::ALL {
-        let files = TextMapFiles::read(tree, language)?;
-        hash.update(files.sha256());
-        let texts = units.texts_of(&files)?;
-        splitter.tie(texts.iter().map(|(unit, text)| (*unit, &text[..])));
+    let ties = Language::ALL
+        .par_iter()
+        .map(|language| {
+            let files = TextMapFiles::read(tree, *language)?;
+            let ties = split::ties(&as_slices(&units.texts_of(&files)?));
+            Ok((files.sha256(), ties))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    for (sha256, ties) in ties {
+        hash.update(sha256);
+        splitter.tie(ties);
     }
     let source = hex(&hash.finalize());
-    Ok(splitter.finish(options, source, character.origin.sha256.clone()))
+    let mut split = splitter.finish(options, source, character.origin.sha256.clone());
+    let ids = units.ids();
+    let copies = Language::ALL
+        .par_iter()
+        .map(|language| {
+            let files = TextMapFiles::read(tree, *language)?;
+            let texts = units.texts_of(&files)?;
+            Ok(split::copies(&split, *language, &ids, &as_slices(&texts)))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let copies = copies.into_iter().flatten().map(|place| ids[place]);
+    split::set_aside(&mut split, copies);
+    Ok(split)
 }
 
 /// # Errors
@@ -57,15 +76,22 @@ pub(crate) fn split(
 pub(crate) fn guard(tree: &Path, rules: &GameRules, split: &Split) -> Result<()> {
     let tables = Tables::read(tree, &[Task::PtEverything])?;
     let units = Units::new(&tables, rules);
-    for language in Language::ALL {
-        let files = TextMapFiles::read(tree, language)?;
-        let texts = units.texts_of(&files)?;
-        let texts = texts
-            .iter()
-            .map(|(unit, text)| (units.units[*unit].id.as_str(), &text[..]));
-        split::guard(split, language, texts)?;
-    }
-    Ok(())
+    let ids = units.ids();
+    Language::ALL
+        .par_iter()
+        .map(|language| {
+            let files = TextMapFiles::read(tree, *language)?;
+            let texts = units.texts_of(&files)?;
+            split::guard(split, *language, &ids, &as_slices(&texts))
+        })
+        .collect()
+}
+
+fn as_slices<'t>(texts: &'t [(usize, Cow<'_, str>)]) -> Vec<(usize, &'t str)> {
+    texts
+        .iter()
+        .map(|(unit, text)| (*unit, &text[..]))
+        .collect()
 }
 
 impl Units {
@@ -142,6 +168,10 @@ impl Units {
         }
         units.add_wiki(tables);
         units
+    }
+
+    fn ids(&self) -> Vec<&str> {
+        self.units.iter().map(|u| u.id.as_str()).collect()
     }
 
     fn add_wiki(&mut self, tables: &Tables) {
