@@ -144,12 +144,14 @@ fn arrows(root: &Path, faults: &mut Vec<String>) -> Result<()> {
         };
         for dependency in package["dependencies"].as_array().into_iter().flatten() {
             let target = dependency["name"].as_str().unwrap_or_default();
+            // Tests may need more: serve's make themselves a tiny model.
+            if !dependency["kind"].is_null() {
+                continue;
+            }
             if ours.contains(&target) && !allowed.contains(&target) {
                 faults.push(format!("crate {name} must not depend on {target}"));
             }
-            let normal = dependency["kind"].is_null();
             if let Some((_, homes)) = HOMES.iter().find(|(known, _)| *known == target)
-                && normal
                 && !homes.contains(&name)
             {
                 faults.push(format!(

@@ -8,10 +8,10 @@ use anyhow::{Context, Result};
 use corpus::split::{Side, Split};
 use rayon::prelude::*;
 use serde::Deserialize;
-use text::labels::{self, Encoded};
+use text::labels::{self, Encoded, LossScale};
 use text::{Message, Role, Tokenizer};
 
-use crate::recipe::{LossScale, StageKind};
+use crate::recipe::StageKind;
 use crate::{jsonl, misuse};
 
 /// A row as it stands in a file.
@@ -157,9 +157,7 @@ pub fn encode(raw: Raw, encoding: Encoding<'_>) -> Result<Row> {
                         .collect();
                     labels::pt(tokenizer, &whole.join("\n"))?
                 }
-                StageKind::Sft => {
-                    labels::sft(tokenizer, &messages, loss_scale(encoding.loss_scale))?
-                }
+                StageKind::Sft => labels::sft(tokenizer, &messages, encoding.loss_scale)?,
             };
             row.messages = messages;
             (encoded, text)
@@ -172,14 +170,6 @@ pub fn encode(raw: Raw, encoding: Encoding<'_>) -> Result<Row> {
     };
     row.bytes = labels::text_bytes(tokenizer, &row.encoded);
     Ok(row)
-}
-
-fn loss_scale(scale: LossScale) -> labels::LossScale {
-    match scale {
-        LossScale::IgnoreEmptyThink => labels::LossScale::IgnoreEmptyThink,
-        LossScale::Default => labels::LossScale::Default,
-        LossScale::LastRound => labels::LossScale::LastRound,
-    }
 }
 
 /// Rows of one source of a recipe: a file or folder. Rows that `corpus build` wrote carry their scene, and with a split their side;

@@ -11,6 +11,7 @@ use text::{ChatTemplate, Tokenizer};
 
 use crate::cli::{DTypeArg, ModelArgs};
 use crate::misuse;
+use crate::stage::write_whole;
 use crate::ui::Misuse;
 
 /// Who speaks, stored as `persona.json` beside the weights, so that training, evaluation and serving say the same system prompt.
@@ -28,7 +29,7 @@ pub struct Persona {
 }
 
 /// Name of the persona's file.
-pub const PERSONA: &str = "persona.json";
+const PERSONA: &str = "persona.json";
 
 impl Persona {
     /// Reads `folder/persona.json`; `None` if there is none.
@@ -44,6 +45,14 @@ impl Persona {
         let persona =
             serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))?;
         Ok(Some(persona))
+    }
+
+    /// Writes `folder/persona.json`.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        write_whole(&folder.join(PERSONA), &serde_json::to_vec_pretty(self)?)
     }
 }
 
@@ -120,6 +129,18 @@ pub fn speech(dir: &Path) -> Result<(Tokenizer, ChatTemplate)> {
         tokenizer,
         template.with_context(|| format!("loading the chat template of {}", dir.display()))?,
     ))
+}
+
+/// Copies what a model's folder holds beside weights and configuration: tokenizer, template, generation settings, persona.
+///
+/// # Errors
+/// Names the file that cannot be copied.
+pub fn copy_companions(from: &Path, to: &Path) -> Result<()> {
+    model::checkpoint::copy_companions(from, to)?;
+    match Persona::read(from)? {
+        Some(persona) => persona.write(to),
+        None => Ok(()),
+    }
 }
 
 /// Ids that end a reply where no tokenizer says: `generation_config.json`, else `config.json`.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use text::labels::LossScale;
 use toml::{Table, Value};
 use train::job::{BatchConfig, OptimizerConfig, Packing, RunConfig, TunerConfig};
 
@@ -74,16 +75,6 @@ pub struct Source {
     pub path: PathBuf,
     #[serde(default = "one")]
     pub weight: f64,
-}
-
-/// Which tokens of a conversation carry loss.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LossScale {
-    #[default]
-    IgnoreEmptyThink,
-    Default,
-    LastRound,
 }
 
 fn default_seed() -> u64 {

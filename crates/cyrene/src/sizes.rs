@@ -27,7 +27,7 @@ pub fn names() -> String {
     format!("{TINY}, {}", released.join(", "))
 }
 
-/// `config.json` of a model of about five million parameters for a vocabulary of `vocab_size`:
+/// `config.json` of a model of about four million parameters for a vocabulary of `vocab_size`:
 /// Qwen3.5's architecture, four layers (three linear, one full attention), head dims and widths that divide by the FP8 block.
 pub fn tiny_config(vocab_size: usize, end_id: u32) -> Value {
     json!({

@@ -1,4 +1,5 @@
 //! The program from outside: exit codes, errors that name the thing and the remedy, runs that survive a kill.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

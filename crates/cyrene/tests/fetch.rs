@@ -1,4 +1,5 @@
 //! `cyrene fetch` against a local server that speaks the Hub's protocol: listing, ranges, pinned commit, damaged and cut downloads.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};

@@ -41,7 +41,7 @@ pub fn samples(
                     .labels
                     .iter()
                     .skip(1)
-                    .map(|&label| if label >= 0 { label as i32 } else { -1 }),
+                    .map(|&label| if label >= 0 { label } else { -1 }),
             );
             targets_t.resize(tokens_t.len(), -1);
             cu_seqlens.push(tokens_t.len() as u32);

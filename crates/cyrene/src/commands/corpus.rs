@@ -4,12 +4,13 @@ use anyhow::{Context, Result};
 use corpus::{
     BuildReport, BuildRequest, Character, Language, SourceKind, SplitOptions, SplitRequest, Task,
 };
+use text::labels::LossScale;
 use text::{Tokenizer, WordPattern};
 
 use crate::cli::{self, Corpus, CorpusBuild, CorpusEncode, CorpusSplit, CountWith, TrainStage};
 use crate::dataset::{self, Encoding};
 use crate::misuse;
-use crate::recipe::{LossScale, StageKind};
+use crate::recipe::StageKind;
 use crate::ui::{Misuse, Ui};
 
 pub fn run(command: Corpus, ui: &Ui) -> Result<()> {

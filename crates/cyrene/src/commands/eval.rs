@@ -13,12 +13,13 @@ use eval::report::{Baseline, Reply, Report, StageReport};
 use eval::score::{self, Score};
 use eval::{Sample, Side};
 use model::Model;
+use text::labels::LossScale;
 use text::{Message, RenderOptions, Role};
 
 use crate::cli::Eval;
 use crate::dataset::{self, Encoding, Row};
 use crate::load::Persona;
-use crate::recipe::{LossScale, StageKind};
+use crate::recipe::StageKind;
 use crate::stage::hash_path;
 use crate::ui::Ui;
 use crate::{load, misuse, speak};

@@ -7,7 +7,7 @@ use kernel::DType;
 use model::Model;
 use model::quant::fp8_block::{Division, Layout, Options};
 
-use super::merge::{copy_companions, folder_bytes};
+use super::merge::folder_bytes;
 use crate::cli::{DTypeArg, Export, ExportFormat};
 use crate::ui::{Ui, size};
 use crate::{load, misuse};
@@ -65,7 +65,7 @@ pub fn fp8(from: &Path, to: &Path, layout: Layout, division: Division) -> Result
     };
     model::quant::fp8_block::export(from, to, &options)
         .with_context(|| format!("quantizing {} to {}", from.display(), to.display()))?;
-    copy_companions(from, to)
+    load::copy_companions(from, to)
 }
 
 fn division(arg: DTypeArg) -> Division {
@@ -82,5 +82,5 @@ fn hf(from: &Path, to: &Path) -> Result<()> {
     model
         .save(to, Some(DType::Bf16))
         .with_context(|| format!("writing {}", to.display()))?;
-    copy_companions(from, to)
+    load::copy_companions(from, to)
 }

@@ -12,7 +12,7 @@ use text::{ChatTemplate, Tokenizer, WordPattern};
 
 use super::{corpus as corpus_command, eval as eval_command, export, fetch, merge, serve, train};
 use crate::cli::{DTypeArg, Live, ModelArgs, StageName};
-use crate::load::{self, PERSONA, Persona};
+use crate::load::{self, Persona};
 use crate::recipe::{Recipe, Source};
 use crate::stage::{Stage, hash_path, write_whole};
 use crate::ui::Ui;
@@ -21,7 +21,7 @@ use crate::{misuse, sizes};
 const DEMO_STORY: &str = include_str!("../../../../demo/story.jsonl");
 const DEMO_CHARACTER: &str = include_str!("../../../../characters/ovelle.toml");
 /// Tokens of the tiny model's vocabulary, the 33 added ones among them.
-const TINY_VOCABULARY: usize = 4096;
+const TINY_VOCABULARY: usize = 2048;
 /// Seed of everything in a run that a recipe does not seed.
 const SEED: u64 = 7;
 
@@ -33,7 +33,7 @@ pub fn run(args: &Live, ui: &Ui) -> Result<()> {
     } else {
         args.until
     };
-    let stages: [(StageName, fn(&mut Run) -> Result<()>); 7] = [
+    let stages: [(StageName, Work); 7] = [
         (StageName::Doctor, Run::doctor),
         (StageName::Fetch, Run::fetch),
         (StageName::Corpus, Run::corpus),
@@ -82,6 +82,9 @@ pub fn run(args: &Live, ui: &Ui) -> Result<()> {
         ui,
     )
 }
+
+/// One stage's work.
+type Work = fn(&mut Run) -> Result<()>;
 
 /// A run's folder, what it is made from, and how far it is.
 struct Run {
@@ -383,7 +386,10 @@ impl Run {
 /// A byte-level BPE trained on the story's texts and a model from a seed.
 fn make_tiny(run: &Run, folder: &Path) -> Result<()> {
     let texts = training_texts(run, &folder.with_file_name("texts"))?;
-    let tokenizer = Tokenizer::train(texts.iter().map(String::as_str), TINY_VOCABULARY)?;
+    let tokenizer = Tokenizer::train(
+        texts.iter().map(String::as_str),
+        TINY_VOCABULARY - text::ADDED_TOKENS.len(),
+    )?;
     let config = Config::from_json(&sizes::tiny_config(tokenizer.vocab_size(), tokenizer.eos()))?;
     let model = Model::init(config, SEED, DType::F32)?;
     run.ui.note(format_args!(
@@ -449,7 +455,7 @@ fn write_persona(run: &Run, folder: &Path) -> Result<()> {
         persona.note.insert("en".into(), format!("A demo model of {millions:.1} million parameters: it imitates the story's wording and understands nothing."));
         persona.note.insert("chs".into(), format!("这是一个只有 {millions:.1} 百万参数的演示模型：它模仿故事里的词句，并不理解任何事。"));
     }
-    write_whole(&folder.join(PERSONA), &serde_json::to_vec_pretty(&persona)?)
+    persona.write(folder)
 }
 
 /// Makes the files of `from` visible in `to`: hard links where the file system has them, else copies.

@@ -7,7 +7,6 @@ use kernel::DType;
 use model::Model;
 
 use crate::cli::Merge;
-use crate::load::PERSONA;
 use crate::ui::{Ui, size};
 use crate::{load, misuse};
 
@@ -42,34 +41,7 @@ pub fn merge(base: &Path, adapter: &Path, out: &Path) -> Result<()> {
     model
         .save(out, None)
         .with_context(|| format!("writing {}", out.display()))?;
-    copy_companions(base, out)
-}
-
-/// Copies what a model's folder holds beside weights and configuration: tokenizer, template, generation settings, persona.
-///
-/// # Errors
-/// Names the file that cannot be copied.
-pub fn copy_companions(from: &Path, to: &Path) -> Result<()> {
-    const NAMES: [&str; 9] = [
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "chat_template.jinja",
-        "vocab.json",
-        "merges.txt",
-        "generation_config.json",
-        "preprocessor_config.json",
-        "video_preprocessor_config.json",
-        PERSONA,
-    ];
-    for name in NAMES {
-        let source = from.join(name);
-        if source.exists() && !to.join(name).exists() {
-            let bytes =
-                std::fs::read(&source).with_context(|| format!("reading {}", source.display()))?;
-            crate::stage::write_whole(&to.join(name), &bytes)?;
-        }
-    }
-    Ok(())
+    load::copy_companions(base, out)
 }
 
 /// Sum of the sizes of a folder's files.

@@ -12,7 +12,6 @@ use text::Tokenizer;
 use train::metrics::{AlertLine, ValidationLine};
 use train::{DataConfig, Document, Job, Progress, Start, StepReport, Summary};
 
-use super::merge::copy_companions;
 use crate::cli::Train as Args;
 use crate::dataset::{self, Encoding, Row};
 use crate::recipe::{Recipe, Storage};
@@ -97,7 +96,7 @@ pub fn train(recipe: &Recipe, folder: &Path, out: &Path, force: bool, ui: &Ui) -
         bar.finish();
     }
     write_whole(&out.join("recipe.toml"), resolved.as_bytes())?;
-    copy_companions(&base, &summary.result)?;
+    load::copy_companions(&base, &summary.result)?;
     Ok(summary)
 }
 

@@ -46,7 +46,7 @@ mod tests {
             side,
             encoded: Encoded {
                 input_ids: vec![0; labels.len()],
-                labels: labels.iter().map(|&x| x as _).collect(),
+                labels: labels.to_vec(),
             },
             bytes: 0,
             text: String::new(),
