@@ -18,6 +18,7 @@ mod scene;
 mod similar;
 mod source;
 pub mod split;
+pub mod stats;
 mod task;
 
 pub use build::{

@@ -1,5 +1,6 @@
 //! Gives the rows of built data sets back, each with its language, its scene and the side of the split it is on.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
@@ -44,27 +45,42 @@ impl Row {
 /// # Errors
 /// The manifest is missing or does not fit the files, or the split does not know a scene.
 pub fn load(path: &Path, split: Option<&Split>) -> Result<Vec<Row>> {
-    let (out, dataset, files) = find(path)?;
+    let found = find(path)?;
     let mut rows = Vec::new();
-    for file in &files {
-        load_file(&out, &dataset, file, split, &mut rows)?;
+    for file in &found.files {
+        load_file(&found.out, &found.dataset, file, split, &mut rows)?;
     }
     Ok(rows)
 }
 
-/// The output folder, the data set and its files that `path` names.
-fn find(path: &Path) -> Result<(PathBuf, Dataset, Vec<DataFile>)> {
+/// A data set, or one file of it, as the manifest above it lists it.
+pub(crate) struct Found {
+    pub out: PathBuf,
+    pub dataset: Dataset,
+    pub files: Vec<DataFile>,
+}
+
+impl Found {
+    /// The tokens of every row by the files' keys.
+    pub fn token_counts(&self) -> Result<BTreeMap<String, Vec<u64>>> {
+        let path = self.out.join(&self.dataset.tokens_file);
+        let bytes = std::fs::read(&path).map_err(|source| Error::Read {
+            path: path.clone(),
+            source,
+        })?;
+        serde_json::from_slice(&bytes).map_err(|error| Error::Manifest {
+            path,
+            problem: format!("is no file of token counts ({error})"),
+        })
+    }
+}
+
+/// Finds the data set and the files that `path` names: the folder of a data set, or a file in it.
+pub(crate) fn find(path: &Path) -> Result<Found> {
     let absolute = std::path::absolute(path).map_err(|source| Error::Read {
         path: path.to_owned(),
         source,
     })?;
-    let not_built = || Error::Manifest {
-        path: path.to_owned(),
-        problem: format!(
-            "is no folder or file of a data set that was built here (no {} above it lists it)",
-            manifest::FILE_NAME
-        ),
-    };
     for out in absolute.ancestors().skip(1) {
         let Some(manifest) = Manifest::load(out)? else {
             continue;
@@ -83,11 +99,21 @@ fn find(path: &Path) -> Result<(PathBuf, Dataset, Vec<DataFile>)> {
                 .cloned()
                 .collect();
             if !files.is_empty() {
-                return Ok((out.to_owned(), dataset, files));
+                return Ok(Found {
+                    out: out.to_owned(),
+                    dataset,
+                    files,
+                });
             }
         }
     }
-    Err(not_built())
+    Err(Error::Manifest {
+        path: path.to_owned(),
+        problem: format!(
+            "is no folder or file of a data set that was built here (no {} above it lists it)",
+            manifest::FILE_NAME
+        ),
+    })
 }
 
 fn load_file(

@@ -452,3 +452,33 @@ fn bundled_story_builds_and_splits_for_its_heroine() {
     let rows = corpus::rows::load(&out.path().join("sft/cyrene"), Some(&split)).unwrap();
     assert!(rows.iter().any(|r| r.side == Side::HeldOut));
 }
+
+#[test]
+fn stats_passes_and_sample_say_what_a_mixture_shows() {
+    let setup = Setup::new(STORY);
+    setup.build(&[Task::PtEverything]).unwrap();
+    let folder = setup.out().join("pt/everything");
+    let stats = corpus::stats::stats(&folder).unwrap();
+    assert_eq!(stats.n_scenes, 5);
+    assert_eq!(
+        stats.files.iter().map(|f| f.n_rows).collect::<Vec<_>>(),
+        [1, 5]
+    );
+    let in_bins: u64 = stats.files[1].histogram.iter().map(|b| b.n_rows).sum();
+    assert_eq!(in_bins, 5);
+
+    let english = folder.join("en.jsonl");
+    let passes = corpus::stats::passes(&[(&folder, 3.0), (&english, 2.0)], None).unwrap();
+    assert_eq!(passes.n_scenes, 5);
+    assert_eq!(passes.same_language_most, 5.0);
+    assert_eq!(
+        passes.all_languages_most, 8.0,
+        "3 in Chinese and 5 in English"
+    );
+    assert_eq!(passes.n_above_limit, 5);
+
+    let peek = |seed| corpus::stats::peek(&folder, None, Some(Language::En), 3, seed).unwrap();
+    assert_eq!(peek(1), peek(1));
+    assert_eq!(peek(1).len(), 3);
+    assert!((2..9).any(|seed| peek(seed) != peek(1)));
+}
