@@ -64,6 +64,8 @@ pub struct Data {
     pub split: Option<PathBuf>,
     #[serde(default = "default_validation_share")]
     pub validation_share: f64,
+    #[serde(default = "default_validation_tokens")]
+    pub validation_tokens: usize,
     #[serde(default)]
     pub loss_scale: LossScale,
 }
@@ -91,6 +93,10 @@ fn default_packing() -> Packing {
 
 fn default_validation_share() -> f64 {
     0.02
+}
+
+fn default_validation_tokens() -> usize {
+    100_000
 }
 
 fn one() -> f64 {
@@ -184,6 +190,11 @@ pub const KEYS: &[Key] = &[
         "data.validation_share",
         "0.02",
         "without data.split: share of the documents held out by seed; 0 for none",
+    ),
+    key(
+        "data.validation_tokens",
+        "100000",
+        "held-out tokens scored during training, documents drawn by seed; `cyrene eval` scores all",
     ),
     key(
         "data.loss_scale",

@@ -35,6 +35,8 @@ pub struct Character {
     pub names: BTreeMap<String, String>,
     /// Used when a conversation brings no system message of its own.
     pub system_prompt: Option<String>,
+    /// The system prompt by language code, where training had one a language: the page sends that of its own language.
+    pub system_prompts: BTreeMap<String, String>,
     /// By language code (`chs` or `zh`, `en`, ..).
     pub greeting: BTreeMap<String, String>,
     /// A sentence about this model by language code, in place of the page's own.

@@ -71,6 +71,12 @@ function lastOf(role) {
   return state.messages.findLast((message) => message.role === role);
 }
 
+// The page's language decides which system prompt of the training she hears; without one the server's own holds.
+function systemMessage() {
+  const content = localized(state.info?.system_prompts);
+  return content ? { role: 'system', content } : null;
+}
+
 // What the model reads.
 function history() {
   return state.messages.map((message) => ({
@@ -120,7 +126,9 @@ async function send(text) {
 // Streams a new version of `message`, which goes to the end of the conversation if it is not there.
 async function reply(message) {
   const index = state.messages.indexOf(message);
-  const messages = index < 0 ? history() : history().slice(0, index);
+  const system = systemMessage();
+  const said = index < 0 ? history() : history().slice(0, index);
+  const messages = system ? [system, ...said] : said;
   const version = { content: '', lines: [], finish: null };
   message.versions.push(version);
   message.at = message.versions.length - 1;

@@ -453,7 +453,13 @@ fn write_persona(run: &Run, folder: &Path) -> Result<()> {
     if run.size == sizes::TINY {
         let millions = n_params as f64 / 1e6;
         persona.note.insert("en".into(), format!("A demo model of {millions:.1} million parameters: it imitates the story's wording and understands nothing."));
-        persona.note.insert("chs".into(), format!("这是一个只有 {millions:.1} 百万参数的演示模型：它模仿故事里的词句，并不理解任何事。"));
+        persona.note.insert(
+            "chs".into(),
+            format!(
+                "这是一个只有约 {:.0} 万参数的演示模型：它模仿故事里的词句，并不理解任何事。",
+                n_params as f64 / 1e4
+            ),
+        );
     }
     persona.write(folder)
 }

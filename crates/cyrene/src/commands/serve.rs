@@ -148,6 +148,7 @@ fn character(persona: Persona) -> Character {
     Character {
         name: load::english(&persona.name).unwrap_or_default().to_owned(),
         system_prompt: load::english(&persona.system).map(str::to_owned),
+        system_prompts: persona.system,
         names: persona.name,
         greeting: persona.greeting,
         note: persona.note,

@@ -149,7 +149,27 @@ pub fn rows(recipe: &Recipe, folder: &Path, tokenizer: Option<&Tokenizer>) -> Re
             }
         }
     }
+    data.held_out = sampled(data.held_out, recipe.data.validation_tokens, recipe.seed);
     Ok(data)
+}
+
+/// Documents drawn by seed until they hold `tokens`; all of them, in their order, if they hold no more.
+fn sampled(documents: Vec<Document>, tokens: usize, seed: u64) -> Vec<Document> {
+    let mut drawn: Vec<usize> = (0..documents.len()).collect();
+    drawn.sort_by_cached_key(|at| hash_bytes(format!("{seed} held out {at}").as_bytes()));
+    let mut left = tokens;
+    let mut kept = vec![false; documents.len()];
+    for at in drawn {
+        let length = documents[at].encoded.input_ids.len();
+        if length <= left {
+            left -= length;
+            kept[at] = true;
+        }
+    }
+    let pairs = documents.into_iter().zip(kept);
+    pairs
+        .filter_map(|(document, kept)| kept.then_some(document))
+        .collect()
 }
 
 fn document(row: Row, source: u32) -> Document {
@@ -275,4 +295,38 @@ fn describe(summary: &Summary) -> String {
         crate::ui::clock(Duration::from_secs_f64(summary.seconds)),
         summary.result.display()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use text::labels::Encoded;
+
+    #[test]
+    fn held_out_sample_fits_the_budget_and_follows_the_seed() {
+        let documents = |n: usize| -> Vec<Document> {
+            (0..n)
+                .map(|at| Document {
+                    encoded: Encoded {
+                        input_ids: vec![at as u32; 10],
+                        labels: vec![at as i32; 10],
+                    },
+                    source: 0,
+                    language: None,
+                    bytes: 0,
+                })
+                .collect()
+        };
+        let ids = |documents: Vec<Document>| -> Vec<u32> {
+            documents
+                .iter()
+                .map(|document| document.encoded.input_ids[0])
+                .collect()
+        };
+        assert_eq!(ids(sampled(documents(5), 50, 7)), [0, 1, 2, 3, 4]);
+        let some = ids(sampled(documents(50), 105, 7));
+        assert_eq!(some.len(), 10);
+        assert_eq!(some, ids(sampled(documents(50), 105, 7)));
+        assert_ne!(some, ids(sampled(documents(50), 105, 8)));
+    }
 }

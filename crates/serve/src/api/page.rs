@@ -61,6 +61,7 @@ async fn info(State(state): State<AppState>) -> Json<Value> {
         "model": setup.model,
         "greeting": character.greeting,
         "system_prompt": character.system_prompt,
+        "system_prompts": character.system_prompts,
         "n_params": setup.n_params,
         "note": character.note,
         "profiles": setup.profiles.list(),
