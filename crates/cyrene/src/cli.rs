@@ -236,6 +236,7 @@ pub enum LossScale {
 
 #[derive(Debug, Args)]
 pub struct Train {
+    /// A TOML file (`cyrene recipe` explains every key)
     pub recipe: PathBuf,
     /// Default is runs/<recipe name>
     #[arg(long)]
@@ -243,7 +244,7 @@ pub struct Train {
     /// Change a recipe key, e.g. optimizer.lr=1e-5
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Start over although the folder holds a run of another recipe
+    /// Go on from the folder's checkpoint although recipe or data changed
     #[arg(long)]
     pub force: bool,
     #[command(flatten)]
