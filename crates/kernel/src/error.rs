@@ -30,6 +30,51 @@ pub enum Error {
         value: i64,
         bound: usize,
     },
-    #[error("device `{asked}` is not available in this build; use --device cpu")]
+    #[error(
+        "{op}: `{arg}` lies on {got}, the first argument on {expected}; all must lie on one device"
+    )]
+    Device {
+        op: &'static str,
+        arg: &'static str,
+        expected: String,
+        got: String,
+    },
+    #[error("{op} on a GPU: {what}; use --device cpu")]
+    Unsupported { op: &'static str, what: String },
+    #[error("device `{asked}` is not there: no NVIDIA driver shows it; use --device cpu")]
     NoDevice { asked: String },
+    #[error(
+        "{device} has no room for {bytes} bytes more ({free} are free); use fewer rows a batch, shorter rows, or LoRA, and close other programs on the GPU"
+    )]
+    OutOfMemory {
+        device: String,
+        bytes: usize,
+        free: usize,
+    },
+    #[error(
+        "the GPU failed in {call}: {code} ({what}); if it happens again, `cyrene selftest` says which primitive is wrong, and --device cpu does without it"
+    )]
+    Cuda {
+        call: &'static str,
+        code: String,
+        what: String,
+    },
+    #[error("{file}.cu does not compile for compute capability {compute}: {log}")]
+    Compile {
+        file: &'static str,
+        compute: u32,
+        log: String,
+    },
+    #[error(
+        "the library NVRTC was not found; install it (pip install nvidia-cuda-nvrtc, or a CUDA toolkit) and put its folder on the library path, or use --device cpu"
+    )]
+    NoNvrtc,
+    #[error(
+        "the library cuBLASLt was not found; install it (pip install nvidia-cublas, or a CUDA toolkit) and put its folder on the library path, or use --device cpu"
+    )]
+    NoCublasLt,
+    #[error(
+        "cuBLASLt refused {product}: {status}; update the driver and cuBLASLt, or use --device cpu"
+    )]
+    CublasLt { status: String, product: String },
 }

@@ -6,10 +6,12 @@
 )]
 
 mod cpu;
+pub mod cuda;
 pub mod device;
 pub mod dtype;
 mod error;
 pub mod ops;
+pub mod selftest;
 pub mod tensor;
 
 pub use device::Device;

@@ -2,24 +2,29 @@
 
 use half::bf16;
 
+use crate::cuda::Buffer;
+use crate::device::Device;
 use crate::dtype::DType;
+use crate::{Error, Result};
 
 /// Dense, row-major, contiguous. Shapes are part of every op's doc as a suffix: `x_td` is [T, D].
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug)]
 pub struct Tensor {
     shape: Vec<usize>,
     storage: Storage,
 }
 
-/// The elements of a tensor, by type. Public so that readers and writers of files can match on it.
-#[derive(Debug, Clone, PartialEq)]
+/// The elements of a tensor, by place and type. Public so that readers and writers of files can match on it.
+#[derive(Debug)]
 pub enum Storage {
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
+    /// On a GPU; the buffer may be larger than the elements need.
+    Cuda(Buffer, DType),
 }
 
 impl Tensor {
-    /// All zeros.
+    /// All zeros, on the host.
     pub fn zeros(shape: &[usize], dtype: DType) -> Self {
         let n = shape.iter().product();
         let storage = match dtype {
@@ -32,12 +37,35 @@ impl Tensor {
         }
     }
 
+    /// All zeros, on `device`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`]
+    pub fn zeros_on(shape: &[usize], dtype: DType, device: Device) -> Result<Self> {
+        let mut tensor = Tensor::empty_on(device, dtype);
+        tensor.resize(shape)?;
+        tensor.fill_zero()?;
+        Ok(tensor)
+    }
+
+    /// No elements yet, on `device`: for [`Tensor::resize`].
+    pub fn empty_on(device: Device, dtype: DType) -> Self {
+        match device {
+            Device::Cpu => Tensor::zeros(&[0], dtype),
+            Device::Cuda(cuda) => Tensor {
+                shape: vec![0],
+                storage: Storage::Cuda(Buffer::empty(cuda), dtype),
+            },
+        }
+    }
+
     /// All NaN: what tests hand in as an output, so that an element nobody wrote is noticed.
     pub fn poison(shape: &[usize], dtype: DType) -> Self {
         let mut tensor = Tensor::zeros(shape, dtype);
         match &mut tensor.storage {
             Storage::F32(data) => data.fill(f32::NAN),
             Storage::Bf16(data) => data.fill(bf16::NAN),
+            Storage::Cuda(..) => unreachable!("made on the host"),
         }
         tensor
     }
@@ -72,6 +100,14 @@ impl Tensor {
         match self.storage {
             Storage::F32(_) => DType::F32,
             Storage::Bf16(_) => DType::Bf16,
+            Storage::Cuda(_, dtype) => dtype,
+        }
+    }
+
+    pub fn device(&self) -> Device {
+        match &self.storage {
+            Storage::F32(_) | Storage::Bf16(_) => Device::Cpu,
+            Storage::Cuda(buffer, _) => Device::Cuda(buffer.cuda()),
         }
     }
 
@@ -87,31 +123,93 @@ impl Tensor {
         &mut self.storage
     }
 
-    /// The elements, if they are f32. Panics otherwise: the caller stated the dtype when it made the tensor.
+    /// The elements, if they are f32 on the host. Panics otherwise: the caller stated place and dtype when it made the tensor.
     pub fn f32s(&self) -> &[f32] {
         match &self.storage {
             Storage::F32(data) => data,
-            Storage::Bf16(_) => panic!("f32s() of a bf16 tensor"),
+            _ => panic!("f32s() of a {} tensor on {}", self.dtype(), self.device()),
         }
     }
 
-    /// The elements, if they are f32. Panics otherwise.
+    /// The elements, if they are f32 on the host. Panics otherwise.
     pub fn f32s_mut(&mut self) -> &mut [f32] {
         match &mut self.storage {
             Storage::F32(data) => data,
-            Storage::Bf16(_) => panic!("f32s_mut() of a bf16 tensor"),
+            _ => panic!("f32s_mut() of a tensor that is not f32 on the host"),
         }
     }
 
-    /// A copy of the elements as f32, whatever the storage.
+    /// A copy of the elements as f32, from a tensor on the host. Panics for one on a GPU: see [`Tensor::read_f32`].
     pub fn to_f32_vec(&self) -> Vec<f32> {
         match &self.storage {
             Storage::F32(data) => data.clone(),
             Storage::Bf16(data) => data.iter().map(|x| x.to_f32()).collect(),
+            Storage::Cuda(..) => panic!("to_f32_vec() of a tensor on {}", self.device()),
         }
     }
 
-    /// The same values in another storage type (bf16: rounded to nearest even).
+    /// A copy of the elements as f32, wherever they are; waits for the work that makes them.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] if the GPU failed.
+    pub fn read_f32(&self) -> Result<Vec<f32>> {
+        match &self.storage {
+            Storage::Cuda(..) => Ok(self.to_device(Device::Cpu)?.to_f32_vec()),
+            _ => Ok(self.to_f32_vec()),
+        }
+    }
+
+    /// A copy on `device`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], or [`Error::Cuda`] if the GPU failed.
+    pub fn to_device(&self, device: Device) -> Result<Self> {
+        let mut copy = Tensor::empty_on(device, self.dtype());
+        copy.resize(&self.shape)?;
+        copy.copy_from(self)?;
+        Ok(copy)
+    }
+
+    /// Takes over the elements of a tensor of the same shape and dtype, across devices.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] or [`Error::DType`] where they differ; [`Error::Cuda`] if the GPU failed.
+    pub fn copy_from(&mut self, source: &Tensor) -> Result<()> {
+        const OP: &str = "copy";
+        crate::ops::check::shape(OP, "source", source, &self.shape)?;
+        if source.dtype() != self.dtype() {
+            return Err(Error::DType {
+                op: OP,
+                arg: "source",
+                expected: if self.dtype() == DType::F32 {
+                    "f32"
+                } else {
+                    "bf16"
+                },
+                got: source.dtype(),
+            });
+        }
+        let bytes = self.bytes();
+        match (&mut self.storage, &source.storage) {
+            (Storage::F32(to), Storage::F32(from)) => to.copy_from_slice(from),
+            (Storage::Bf16(to), Storage::Bf16(from)) => to.copy_from_slice(from),
+            (Storage::Cuda(to, _), Storage::F32(from)) => to.write(bytemuck::cast_slice(from))?,
+            (Storage::Cuda(to, _), Storage::Bf16(from)) => to.write(bytemuck::cast_slice(from))?,
+            (Storage::F32(to), Storage::Cuda(from, _)) => {
+                from.read(bytemuck::cast_slice_mut(to))?
+            }
+            (Storage::Bf16(to), Storage::Cuda(from, _)) => {
+                from.read(bytemuck::cast_slice_mut(to))?
+            }
+            (Storage::Cuda(to, _), Storage::Cuda(from, _)) => to.copy_from(from, bytes)?,
+            (Storage::F32(_), Storage::Bf16(_)) | (Storage::Bf16(_), Storage::F32(_)) => {
+                unreachable!("dtypes were compared")
+            }
+        }
+        Ok(())
+    }
+
+    /// The same values in another storage type (bf16: rounded to nearest even), on the host.
     pub fn to_dtype(&self, dtype: DType) -> Self {
         if dtype == self.dtype() {
             return self.clone();
@@ -133,20 +231,75 @@ impl Tensor {
     }
 
     /// Gives the tensor a new shape, keeping its allocation where it is large enough; the contents are unspecified.
-    pub fn resize(&mut self, shape: &[usize]) {
-        let n = shape.iter().product();
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] on a GPU; the tensor then has no elements.
+    pub fn resize(&mut self, shape: &[usize]) -> Result<()> {
+        let n: usize = shape.iter().product();
         match &mut self.storage {
             Storage::F32(data) => data.resize(n, 0.0),
             Storage::Bf16(data) => data.resize(n, bf16::ZERO),
+            Storage::Cuda(buffer, dtype) => {
+                let bytes = n * dtype.size();
+                if buffer.bytes() < bytes {
+                    let cuda = buffer.cuda();
+                    self.shape = vec![0];
+                    // The old memory goes first, so that both never exist at once.
+                    *buffer = Buffer::empty(cuda);
+                    *buffer = Buffer::new(cuda, bytes)?;
+                }
+            }
         }
         self.shape = shape.to_vec();
+        Ok(())
     }
 
     /// Sets every element to zero.
-    pub fn fill_zero(&mut self) {
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] if the GPU failed.
+    pub fn fill_zero(&mut self) -> Result<()> {
+        let bytes = self.bytes();
         match &mut self.storage {
             Storage::F32(data) => data.fill(0.0),
             Storage::Bf16(data) => data.fill(bf16::ZERO),
+            Storage::Cuda(buffer, _) => buffer.fill(0, bytes)?,
         }
+        Ok(())
+    }
+
+    /// Address on the GPU. Panics for a tensor on the host: ops compare devices first.
+    pub(crate) fn device_pointer(&self) -> u64 {
+        match &self.storage {
+            Storage::Cuda(buffer, _) => buffer.pointer(),
+            _ => panic!("device pointer of a tensor on the host"),
+        }
+    }
+}
+
+impl Clone for Tensor {
+    /// Panics for a tensor on a GPU, where a copy can fail: see [`Tensor::to_device`].
+    fn clone(&self) -> Self {
+        let storage = match &self.storage {
+            Storage::F32(data) => Storage::F32(data.clone()),
+            Storage::Bf16(data) => Storage::Bf16(data.clone()),
+            Storage::Cuda(..) => panic!("clone() of a tensor on {}", self.device()),
+        };
+        Tensor {
+            shape: self.shape.clone(),
+            storage,
+        }
+    }
+}
+
+impl PartialEq for Tensor {
+    /// Same shape, dtype and elements, both on the host; tensors on a GPU are never equal.
+    fn eq(&self, other: &Self) -> bool {
+        self.shape == other.shape
+            && match (&self.storage, &other.storage) {
+                (Storage::F32(a), Storage::F32(b)) => a == b,
+                (Storage::Bf16(a), Storage::Bf16(b)) => a == b,
+                _ => false,
+            }
     }
 }

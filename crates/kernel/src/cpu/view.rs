@@ -20,6 +20,7 @@ impl<'a> View<'a> {
         match tensor.storage() {
             Storage::F32(data) => View::F32(data),
             Storage::Bf16(data) => View::Bf16(data),
+            Storage::Cuda(..) => unreachable!("ops compare devices before they touch elements"),
         }
     }
 
@@ -82,6 +83,7 @@ impl<'a> ViewMut<'a> {
         match tensor.storage_mut() {
             Storage::F32(data) => ViewMut::F32(data),
             Storage::Bf16(data) => ViewMut::Bf16(data),
+            Storage::Cuda(..) => unreachable!("ops compare devices before they touch elements"),
         }
     }
 

@@ -1,6 +1,24 @@
 //! Shape and dtype checks that every op makes once, before it touches an element.
 
-use crate::{DType, Error, Result, Tensor};
+use crate::{DType, Device, Error, Result, Tensor};
+
+/// All arguments must lie on the device of `first`, which is returned.
+pub(crate) fn device(
+    op: &'static str,
+    first: &Tensor,
+    others: &[(&'static str, &Tensor)],
+) -> Result<Device> {
+    let device = first.device();
+    match others.iter().find(|(_, other)| other.device() != device) {
+        None => Ok(device),
+        Some((arg, other)) => Err(Error::Device {
+            op,
+            arg,
+            expected: device.to_string(),
+            got: other.device().to_string(),
+        }),
+    }
+}
 
 /// `arg` must have exactly this shape.
 pub(crate) fn shape(

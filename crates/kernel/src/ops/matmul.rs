@@ -5,7 +5,7 @@
 
 use super::check;
 use crate::cpu::{View, ViewMut};
-use crate::{Result, Tensor};
+use crate::{Device, Result, Tensor};
 
 /// y_to = x_ti w_oiᵀ. Shapes: y_to [..., O], x_ti [..., I], leading dimensions flattened to T; w_oi [O,I].
 /// The last dimensions may multiply up to O or I: heads [T,H,N] count as [T,H·N].
@@ -13,21 +13,7 @@ use crate::{Result, Tensor};
 /// # Errors
 /// [`crate::Error::Shape`] where shapes disagree.
 pub fn forward(y_to: &mut Tensor, x_ti: &Tensor, w_oi: &Tensor) -> Result<()> {
-    let dims = Dims::new(
-        "matmul::forward",
-        ("y_to", y_to),
-        ("x_ti", x_ti),
-        ("w_oi", w_oi),
-    )?;
-    cpu::forward(
-        ViewMut::of(y_to),
-        View::of(x_ti),
-        View::of(w_oi),
-        dims,
-        1.0,
-        Write::Assign,
-    );
-    Ok(())
+    forward_as("matmul::forward", y_to, x_ti, w_oi, 1.0, Write::Assign)
 }
 
 /// y_to += alpha · x_ti w_oiᵀ. Shapes as in [`forward`].
@@ -36,16 +22,7 @@ pub fn forward(y_to: &mut Tensor, x_ti: &Tensor, w_oi: &Tensor) -> Result<()> {
 /// As [`forward`].
 pub fn forward_residual(y_to: &mut Tensor, x_ti: &Tensor, w_oi: &Tensor, alpha: f32) -> Result<()> {
     const OP: &str = "matmul::forward_residual";
-    let dims = Dims::new(OP, ("y_to", y_to), ("x_ti", x_ti), ("w_oi", w_oi))?;
-    cpu::forward(
-        ViewMut::of(y_to),
-        View::of(x_ti),
-        View::of(w_oi),
-        dims,
-        alpha,
-        Write::Add,
-    );
-    Ok(())
+    forward_as(OP, y_to, x_ti, w_oi, alpha, Write::Add)
 }
 
 /// d_x_ti = alpha · d_y_to w_oi. Shapes as in [`forward`].
@@ -59,10 +36,7 @@ pub fn backward_input(
     alpha: f32,
 ) -> Result<()> {
     const OP: &str = "matmul::backward_input";
-    let dims = Dims::new(OP, ("d_y_to", d_y_to), ("d_x_ti", d_x_ti), ("w_oi", w_oi))?;
-    let (d_x, d_y) = (ViewMut::of(d_x_ti), View::of(d_y_to));
-    cpu::backward_input(d_x, d_y, View::of(w_oi), dims, alpha, Write::Assign);
-    Ok(())
+    backward_input_as(OP, d_x_ti, d_y_to, w_oi, alpha, Write::Assign)
 }
 
 /// d_x_ti += alpha · d_y_to w_oi. Shapes as in [`forward`].
@@ -76,10 +50,7 @@ pub fn backward_input_residual(
     alpha: f32,
 ) -> Result<()> {
     const OP: &str = "matmul::backward_input_residual";
-    let dims = Dims::new(OP, ("d_y_to", d_y_to), ("d_x_ti", d_x_ti), ("w_oi", w_oi))?;
-    let (d_x, d_y) = (ViewMut::of(d_x_ti), View::of(d_y_to));
-    cpu::backward_input(d_x, d_y, View::of(w_oi), dims, alpha, Write::Add);
-    Ok(())
+    backward_input_as(OP, d_x_ti, d_y_to, w_oi, alpha, Write::Add)
 }
 
 /// d_w_oi += alpha · d_y_toᵀ x_ti. Shapes as in [`forward`], d_w_oi f32.
@@ -95,13 +66,56 @@ pub fn backward_weight(
     const OP: &str = "matmul::backward_weight";
     let dims = Dims::new(OP, ("d_y_to", d_y_to), ("x_ti", x_ti), ("d_w_oi", d_w_oi))?;
     check::f32(OP, "d_w_oi", d_w_oi)?;
-    cpu::backward_weight(
-        d_w_oi.f32s_mut(),
-        View::of(d_y_to),
-        View::of(x_ti),
-        dims,
-        alpha,
-    );
+    match check::device(OP, d_w_oi, &[("d_y_to", d_y_to), ("x_ti", x_ti)])? {
+        Device::Cpu => cpu::backward_weight(
+            d_w_oi.f32s_mut(),
+            View::of(d_y_to),
+            View::of(x_ti),
+            dims,
+            alpha,
+        ),
+        Device::Cuda(cuda) => cuda::backward_weight(cuda, d_w_oi, d_y_to, x_ti, dims, alpha)?,
+    }
+    Ok(())
+}
+
+fn forward_as(
+    op: &'static str,
+    y_to: &mut Tensor,
+    x_ti: &Tensor,
+    w_oi: &Tensor,
+    alpha: f32,
+    write: Write,
+) -> Result<()> {
+    let dims = Dims::new(op, ("y_to", y_to), ("x_ti", x_ti), ("w_oi", w_oi))?;
+    match check::device(op, y_to, &[("x_ti", x_ti), ("w_oi", w_oi)])? {
+        Device::Cpu => {
+            let (x, w) = (View::of(x_ti), View::of(w_oi));
+            cpu::forward(ViewMut::of(y_to), x, w, dims, alpha, write);
+        }
+        Device::Cuda(cuda) => cuda::forward(cuda, y_to, x_ti, w_oi, dims, alpha, write)?,
+    }
+    Ok(())
+}
+
+fn backward_input_as(
+    op: &'static str,
+    d_x_ti: &mut Tensor,
+    d_y_to: &Tensor,
+    w_oi: &Tensor,
+    alpha: f32,
+    write: Write,
+) -> Result<()> {
+    let dims = Dims::new(op, ("d_y_to", d_y_to), ("d_x_ti", d_x_ti), ("w_oi", w_oi))?;
+    match check::device(op, d_x_ti, &[("d_y_to", d_y_to), ("w_oi", w_oi)])? {
+        Device::Cpu => {
+            let (d_x, d_y) = (ViewMut::of(d_x_ti), View::of(d_y_to));
+            cpu::backward_input(d_x, d_y, View::of(w_oi), dims, alpha, write);
+        }
+        Device::Cuda(cuda) => {
+            cuda::backward_input(cuda, d_x_ti, d_y_to, w_oi, dims, alpha, write)?;
+        }
+    }
     Ok(())
 }
 
@@ -477,6 +491,130 @@ pub(super) mod cpu {
             Write::Assign => 0.0,
             Write::Add => 1.0,
         }
+    }
+}
+
+/// Through cuBLASLt. Two f32 operands are multiplied in f32; where one is bf16 the other is rounded to bf16 first.
+mod cuda {
+    use super::{Dims, Write};
+    use crate::cuda::{Cuda, Gemm, Operand};
+    use crate::{DType, Result, Tensor};
+
+    pub(super) fn forward(
+        cuda: Cuda,
+        y: &mut Tensor,
+        x: &Tensor,
+        w: &Tensor,
+        dims: Dims,
+        alpha: f32,
+        write: Write,
+    ) -> Result<()> {
+        let Dims { t, i, o } = dims;
+        let (x, w, in_dtype) = operands(cuda, x, w)?;
+        cuda.gemm(&Gemm {
+            a: Operand {
+                pointer: x,
+                transposed: false,
+                stride: i,
+            },
+            b: Operand {
+                pointer: w,
+                transposed: true,
+                stride: i,
+            },
+            d: y.device_pointer(),
+            d_stride: o,
+            m: t,
+            n: o,
+            k: i,
+            alpha,
+            adds: write == Write::Add,
+            in_dtype,
+            out_dtype: y.dtype(),
+        })
+    }
+
+    pub(super) fn backward_input(
+        cuda: Cuda,
+        d_x: &mut Tensor,
+        d_y: &Tensor,
+        w: &Tensor,
+        dims: Dims,
+        alpha: f32,
+        write: Write,
+    ) -> Result<()> {
+        let Dims { t, i, o } = dims;
+        let (d_y, w, in_dtype) = operands(cuda, d_y, w)?;
+        cuda.gemm(&Gemm {
+            a: Operand {
+                pointer: d_y,
+                transposed: false,
+                stride: o,
+            },
+            b: Operand {
+                pointer: w,
+                transposed: false,
+                stride: i,
+            },
+            d: d_x.device_pointer(),
+            d_stride: i,
+            m: t,
+            n: i,
+            k: o,
+            alpha,
+            adds: write == Write::Add,
+            in_dtype,
+            out_dtype: d_x.dtype(),
+        })
+    }
+
+    pub(super) fn backward_weight(
+        cuda: Cuda,
+        d_w: &mut Tensor,
+        d_y: &Tensor,
+        x: &Tensor,
+        dims: Dims,
+        alpha: f32,
+    ) -> Result<()> {
+        let Dims { t, i, o } = dims;
+        let (d_y, x, in_dtype) = operands(cuda, d_y, x)?;
+        cuda.gemm(&Gemm {
+            a: Operand {
+                pointer: d_y,
+                transposed: true,
+                stride: o,
+            },
+            b: Operand {
+                pointer: x,
+                transposed: false,
+                stride: i,
+            },
+            d: d_w.device_pointer(),
+            d_stride: i,
+            m: o,
+            n: i,
+            k: t,
+            alpha,
+            adds: true,
+            in_dtype,
+            out_dtype: DType::F32,
+        })
+    }
+
+    /// Addresses of both operands in one dtype.
+    fn operands(cuda: Cuda, a: &Tensor, b: &Tensor) -> Result<(u64, u64, DType)> {
+        let (pa, pb) = (a.device_pointer(), b.device_pointer());
+        match (a.dtype(), b.dtype()) {
+            (DType::F32, DType::Bf16) => Ok((rounded(cuda, a)?, pb, DType::Bf16)),
+            (DType::Bf16, DType::F32) => Ok((pa, rounded(cuda, b)?, DType::Bf16)),
+            (dtype, _) => Ok((pa, pb, dtype)),
+        }
+    }
+
+    fn rounded(cuda: Cuda, x: &Tensor) -> Result<u64> {
+        let scratch = cuda.scratch(x.numel() * DType::Bf16.size())?;
+        crate::ops::copy::cuda::to_bf16(cuda, scratch, x)?;
+        Ok(scratch)
     }
 }
 

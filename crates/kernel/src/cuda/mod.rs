@@ -1,0 +1,339 @@
+//! One NVIDIA GPU: a context, one stream, compiled kernels, cuBLASLt plans, scratch memory.
+//!
+//! Everything is loaded at run time (driver, NVRTC, cuBLASLt), so the same binary runs where there is no GPU. All work goes to
+//! one stream in order, which is why scratch and uploaded tables can be reused from op to op without waiting.
+#![allow(
+    unsafe_code,
+    reason = "the driver is called through raw pointers; every call is checked and wrapped here"
+)]
+
+mod blas;
+mod buffer;
+mod module;
+mod timer;
+mod upload;
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use cudarc::driver::{result, sys};
+
+use crate::{Error, Result};
+
+pub(crate) use blas::{Gemm, Operand};
+pub(crate) use buffer::Buffer;
+pub use module::SOURCES;
+pub(crate) use module::{Args, Grid, sources};
+pub use module::{Source, compile};
+pub use timer::Timer;
+
+/// Handle to an opened GPU; cheap to copy, valid until the process ends.
+#[derive(Clone, Copy)]
+pub struct Cuda(&'static Context);
+
+pub(crate) struct Context {
+    ordinal: usize,
+    name: String,
+    /// 10 · major + minor.
+    compute: u32,
+    n_multiprocessors: u32,
+    shared_bytes_per_block: usize,
+    total_bytes: usize,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    state: Mutex<State>,
+}
+
+/// What grows while ops run.
+struct State {
+    modules: module::Modules,
+    uploads: upload::Uploads,
+    blas: Option<blas::Blas>,
+    scratch: Option<Buffer>,
+    /// Bytes of live buffers, and the most there ever were.
+    bytes: usize,
+    peak_bytes: usize,
+}
+
+// SAFETY: the handles are opaque names that the driver lets any thread use once the context is current there (`bind`); what
+// changes is behind the mutex.
+unsafe impl Send for Context {}
+// SAFETY: as above.
+unsafe impl Sync for Context {}
+
+static OPENED: Mutex<BTreeMap<usize, Cuda>> = Mutex::new(BTreeMap::new());
+static KERNEL_CACHE: OnceLock<PathBuf> = OnceLock::new();
+
+thread_local! {
+    static CURRENT: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+/// Where compiled kernels are kept between runs; the first call of a process counts. Without one they are compiled each time.
+pub fn set_kernel_cache(dir: PathBuf) {
+    let _ = KERNEL_CACHE.set(dir);
+}
+
+pub(crate) fn kernel_cache() -> Option<&'static PathBuf> {
+    KERNEL_CACHE.get()
+}
+
+/// Number of GPUs that the driver shows; 0 without a driver.
+pub fn device_count() -> usize {
+    // SAFETY: probes for the library by name; nothing else runs.
+    if !unsafe { sys::is_culib_present() } || result::init().is_err() {
+        return 0;
+    }
+    result::device::get_count().map_or(0, |n| n.max(0) as usize)
+}
+
+impl Cuda {
+    /// Opens GPU `ordinal`, once a process.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`] without a driver or without that GPU; [`Error::Cuda`] if it cannot be opened.
+    pub fn open(ordinal: usize) -> Result<Cuda> {
+        let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cuda) = opened.get(&ordinal) {
+            return Ok(*cuda);
+        }
+        if ordinal >= device_count() {
+            return Err(Error::NoDevice {
+                asked: format!("cuda:{ordinal}"),
+            });
+        }
+        let cuda = Cuda(Box::leak(Box::new(Context::new(ordinal)?)));
+        opened.insert(ordinal, cuda);
+        Ok(cuda)
+    }
+
+    pub fn ordinal(self) -> usize {
+        self.0.ordinal
+    }
+
+    /// Product name, as the driver says it.
+    pub fn name(self) -> &'static str {
+        &self.0.name
+    }
+
+    /// Compute capability as 10 · major + minor: 89 is 8.9.
+    pub fn compute(self) -> u32 {
+        self.0.compute
+    }
+
+    pub fn n_multiprocessors(self) -> u32 {
+        self.0.n_multiprocessors
+    }
+
+    /// Most dynamic shared memory a block may ask for.
+    pub fn shared_bytes_per_block(self) -> usize {
+        self.0.shared_bytes_per_block
+    }
+
+    pub fn total_bytes(self) -> usize {
+        self.0.total_bytes
+    }
+
+    /// Free memory now, other programs counted.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] if the GPU is gone.
+    pub fn free_bytes(self) -> Result<usize> {
+        self.bind()?;
+        let (free, _) = check("memory info", result::mem_get_info())?;
+        Ok(free)
+    }
+
+    /// Bytes of tensors, scratch and tables alive now, and the most since [`Cuda::reset_peak`].
+    pub fn allocated_bytes(self) -> (usize, usize) {
+        let state = self.state();
+        (state.bytes, state.peak_bytes)
+    }
+
+    pub fn reset_peak(self) {
+        let mut state = self.state();
+        state.peak_bytes = state.bytes;
+    }
+
+    /// Waits until all work is done.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] if any of it failed.
+    pub fn synchronize(self) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the stream lives as long as the process.
+        check("synchronize", unsafe {
+            result::stream::synchronize(self.0.stream)
+        })
+    }
+
+    /// Makes the context current on this thread.
+    pub(crate) fn bind(self) -> Result<()> {
+        if CURRENT.get() == Some(self.0.ordinal) {
+            return Ok(());
+        }
+        // SAFETY: the context is retained for the life of the process.
+        check("bind context", unsafe {
+            result::ctx::set_current(self.0.context)
+        })?;
+        CURRENT.set(Some(self.0.ordinal));
+        Ok(())
+    }
+
+    pub(crate) fn stream(self) -> sys::CUstream {
+        self.0.stream
+    }
+
+    fn state(self) -> MutexGuard<'static, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues a kernel of `source`.
+    pub(crate) fn launch(
+        self,
+        source: &'static Source,
+        kernel: &'static str,
+        grid: Grid,
+        args: Args,
+    ) -> Result<()> {
+        if grid.blocks.contains(&0) {
+            return Ok(());
+        }
+        self.bind()?;
+        let function = self
+            .state()
+            .modules
+            .function(self, source, kernel, grid.shared_bytes)?;
+        module::launch(self.0.stream, kernel, function, grid, args)
+    }
+
+    /// Device copy of a small table (tokens, boundaries), valid for the ops queued until 64 other tables came.
+    pub(crate) fn upload(self, table: &[u32]) -> Result<u64> {
+        self.bind()?;
+        let mut state = self.state();
+        let State { uploads, .. } = &mut *state;
+        uploads.get(self, table)
+    }
+
+    /// Scratch of at least `bytes`, contents unspecified, valid for the ops queued by the caller until the next call of any op.
+    pub(crate) fn scratch(self, bytes: usize) -> Result<u64> {
+        self.bind()?;
+        let old = {
+            let mut state = self.state();
+            match &state.scratch {
+                Some(buffer) if buffer.bytes() >= bytes => return Ok(buffer.pointer()),
+                _ => state.scratch.take(),
+            }
+        };
+        drop(old);
+        let buffer = Buffer::new(self, bytes.next_multiple_of(1 << 20))?;
+        let pointer = buffer.pointer();
+        self.state().scratch = Some(buffer);
+        Ok(pointer)
+    }
+
+    /// d = alpha · a bᵀ (+ d), see [`Gemm`].
+    pub(crate) fn gemm(self, gemm: &Gemm) -> Result<()> {
+        self.bind()?;
+        let mut state = self.state();
+        if state.blas.is_none() {
+            // Its workspace is a buffer, which counts itself under the same lock.
+            drop(state);
+            let blas = blas::Blas::new(self)?;
+            state = self.state();
+            state.blas = Some(blas);
+        }
+        match &mut state.blas {
+            Some(blas) => blas.run(self, gemm),
+            None => Ok(()),
+        }
+    }
+
+    fn count_bytes(self, change: isize) {
+        let mut state = self.state();
+        state.bytes = state.bytes.saturating_add_signed(change);
+        state.peak_bytes = state.peak_bytes.max(state.bytes);
+    }
+}
+
+impl Context {
+    fn new(ordinal: usize) -> Result<Context> {
+        use sys::CUdevice_attribute_enum as Attribute;
+        let device = check("open", result::device::get(ordinal as i32))?;
+        // SAFETY: `device` came from the driver.
+        let attribute = |which| {
+            check("query", unsafe {
+                result::device::get_attribute(device, which)
+            })
+        };
+        let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let shared = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        // SAFETY: as above; the primary context is kept until the process ends.
+        let (total_bytes, context) = unsafe {
+            (
+                check("query", result::device::total_mem(device))?,
+                check("open context", result::primary_ctx::retain(device))?,
+            )
+        };
+        // SAFETY: retained just now.
+        check("bind context", unsafe { result::ctx::set_current(context) })?;
+        CURRENT.set(Some(ordinal));
+        let stream = check(
+            "create stream",
+            result::stream::create(result::stream::StreamKind::NonBlocking),
+        )?;
+        Ok(Context {
+            ordinal,
+            name: check("query", result::device::get_name(device))?,
+            compute: (10 * major + minor) as u32,
+            n_multiprocessors: multiprocessors as u32,
+            shared_bytes_per_block: shared as usize,
+            total_bytes,
+            context,
+            stream,
+            state: Mutex::new(State {
+                modules: module::Modules::default(),
+                uploads: upload::Uploads::default(),
+                blas: None,
+                scratch: None,
+                bytes: 0,
+                peak_bytes: 0,
+            }),
+        })
+    }
+}
+
+impl fmt::Debug for Cuda {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cuda:{}", self.0.ordinal)
+    }
+}
+
+impl PartialEq for Cuda {
+    fn eq(&self, other: &Cuda) -> bool {
+        self.0.ordinal == other.0.ordinal
+    }
+}
+
+impl Eq for Cuda {}
+
+/// Turns a driver error into ours.
+fn check<T>(call: &'static str, outcome: std::result::Result<T, result::DriverError>) -> Result<T> {
+    outcome.map_err(|error| {
+        let text = |name: std::result::Result<&std::ffi::CStr, _>| {
+            name.map_or_else(
+                |_| format!("{:?}", error.0),
+                |s| s.to_string_lossy().into_owned(),
+            )
+        };
+        Error::Cuda {
+            call,
+            code: text(error.error_name()),
+            what: text(error.error_string()),
+        }
+    })
+}

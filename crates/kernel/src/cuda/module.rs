@@ -1,0 +1,328 @@
+//! Kernels: compiled with NVRTC for the GPU at hand, kept on disk, launched by name.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::PathBuf;
+
+use cudarc::driver::{result, sys};
+use cudarc::nvrtc;
+
+use super::{Cuda, check, kernel_cache};
+use crate::tensor::Tensor;
+use crate::{DType, Error, Result};
+
+/// What every kernel file begins with.
+pub(crate) const PRELUDE: &str = include_str!("prelude.cuh");
+
+/// A `.cu` file beside its op.
+#[derive(Debug)]
+pub struct Source {
+    pub name: &'static str,
+    pub text: &'static str,
+}
+
+macro_rules! sources {
+    ($($constant:ident $name:literal),* $(,)?) => {
+        $( pub(crate) static $constant: Source = Source {
+            name: $name,
+            text: include_str!(concat!("../ops/", $name, ".cu")),
+        }; )*
+
+        /// Every kernel file, for whoever compiles them all.
+        pub static SOURCES: &[&Source] = &[$( &$constant ),*];
+    };
+}
+pub(crate) mod sources {
+    use super::Source;
+    sources! {
+        COPY "copy",
+    }
+}
+pub use sources::SOURCES;
+
+impl Source {
+    /// Prelude and file, as the compiler gets them.
+    pub fn full_text(&self) -> String {
+        format!("{PRELUDE}\n#line 1 \"{}.cu\"\n{}", self.name, self.text)
+    }
+}
+
+/// Options that every kernel is compiled with, for compute capability 10 · major + minor.
+pub fn compile_options(compute: u32) -> Vec<String> {
+    // Capabilities from 9.0 on have instructions of their own behind the letter a.
+    let letter = if compute >= 90 { "a" } else { "" };
+    vec![
+        format!("--gpu-architecture=sm_{compute}{letter}"),
+        "--std=c++17".to_owned(),
+        "--fmad=true".to_owned(),
+        "--extra-device-vectorization".to_owned(),
+    ]
+}
+
+#[derive(Default)]
+pub(super) struct Modules {
+    modules: HashMap<&'static str, sys::CUmodule>,
+    functions: HashMap<(&'static str, &'static str), (sys::CUfunction, usize)>,
+}
+
+impl Modules {
+    /// The kernel, compiled and loaded on first use, allowed `shared_bytes` of dynamic shared memory.
+    pub fn function(
+        &mut self,
+        cuda: Cuda,
+        source: &'static Source,
+        kernel: &'static str,
+        shared_bytes: usize,
+    ) -> Result<sys::CUfunction> {
+        let key = (source.name, kernel);
+        if let Some((function, allowed)) = self.functions.get(&key)
+            && *allowed >= shared_bytes
+        {
+            return Ok(*function);
+        }
+        let module = match self.modules.get(source.name) {
+            Some(module) => *module,
+            None => {
+                let module = load(cuda, source)?;
+                self.modules.insert(source.name, module);
+                module
+            }
+        };
+        let name = CString::new(kernel).unwrap_or_default();
+        // SAFETY: the module stays loaded until the process ends.
+        let function = check(kernel, unsafe {
+            result::module::get_function(module, name)
+        })?;
+        if shared_bytes > 48 << 10 {
+            // SAFETY: the function is loaded.
+            check(kernel, unsafe {
+                result::function::set_function_attribute(
+                    function,
+                    sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                    shared_bytes as i32,
+                )
+            })?;
+        }
+        self.functions
+            .insert(key, (function, shared_bytes.max(48 << 10)));
+        Ok(function)
+    }
+}
+
+fn load(cuda: Cuda, source: &Source) -> Result<sys::CUmodule> {
+    let cached = cache_path(cuda, source);
+    if let Some(path) = &cached
+        && let Ok(image) = std::fs::read(path)
+        && let Ok(module) = load_image(&image)
+    {
+        return Ok(module);
+    }
+    let image = compile(source, cuda.compute())?;
+    if let Some(path) = &cached {
+        // A cache that cannot be written costs time at the next start, nothing else.
+        let _ = store(path, &image);
+    }
+    load_image(&image)
+}
+
+fn load_image(image: &[u8]) -> Result<sys::CUmodule> {
+    // SAFETY: the driver reads the image during the call and checks it.
+    check("load kernels", unsafe {
+        result::module::load_data(image.as_ptr().cast())
+    })
+}
+
+fn cache_path(cuda: Cuda, source: &Source) -> Option<PathBuf> {
+    let dir = kernel_cache()?;
+    let mut hasher = DefaultHasher::new();
+    source.full_text().hash(&mut hasher);
+    compile_options(cuda.compute()).hash(&mut hasher);
+    Some(dir.join(format!(
+        "{}-sm{}-{:016x}.cubin",
+        source.name,
+        cuda.compute(),
+        hasher.finish()
+    )))
+}
+
+/// Beside, then renamed, so that no half file is ever read.
+fn store(path: &PathBuf, image: &[u8]) -> std::io::Result<()> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    let beside = path.with_extension(format!("{}.tmp", std::process::id()));
+    std::fs::write(&beside, image)?;
+    std::fs::rename(&beside, path)
+}
+
+/// Machine code of a kernel file for a compute capability; needs NVRTC, no GPU.
+///
+/// # Errors
+/// [`Error::NoNvrtc`] without the library; [`Error::Compile`] with the compiler's messages.
+pub fn compile(source: &Source, compute: u32) -> Result<Vec<u8>> {
+    // SAFETY: probes for the library by name.
+    if !unsafe { nvrtc::sys::is_culib_present() } {
+        return Err(Error::NoNvrtc);
+    }
+    let failed = |log: String| Error::Compile {
+        file: source.name,
+        compute,
+        log,
+    };
+    let text =
+        CString::new(source.full_text()).map_err(|_| failed("a NUL in the file".to_owned()))?;
+    let program =
+        nvrtc::result::create_program(&text, None).map_err(|e| failed(format!("{e:?}")))?;
+    // SAFETY: `program` is alive until it is destroyed at the end; sizes are asked for before buffers are filled.
+    unsafe {
+        let outcome = nvrtc::result::compile_program(program, &compile_options(compute));
+        let image = match outcome {
+            Ok(()) => {
+                let mut size = 0;
+                let mut image = Vec::new();
+                let outcome = nvrtc::sys::nvrtcGetCUBINSize(program, &mut size)
+                    .result()
+                    .and_then(|()| {
+                        image.resize(size, 0u8);
+                        nvrtc::sys::nvrtcGetCUBIN(program, image.as_mut_ptr().cast()).result()
+                    });
+                outcome
+                    .map(|()| image)
+                    .map_err(|e| failed(format!("{e:?}")))
+            }
+            Err(error) => {
+                let log = nvrtc::result::get_program_log(program)
+                    .map(|log| log.iter().map(|c| *c as u8 as char).collect::<String>())
+                    .unwrap_or_default();
+                Err(failed(format!("{error:?}\n{}", log.trim_end_matches('\0'))))
+            }
+        };
+        let _ = nvrtc::result::destroy_program(program);
+        image
+    }
+}
+
+/// Blocks, threads and dynamic shared memory of a launch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Grid {
+    pub blocks: [u32; 3],
+    pub threads: u32,
+    pub shared_bytes: usize,
+}
+
+impl Grid {
+    /// `blocks` blocks in a row, no dynamic shared memory.
+    pub fn line(blocks: usize, threads: u32) -> Grid {
+        Grid {
+            blocks: [blocks as u32, 1, 1],
+            threads,
+            shared_bytes: 0,
+        }
+    }
+
+    /// One thread for each of `n` things.
+    pub fn each(n: usize, threads: u32) -> Grid {
+        Grid::line(n.div_ceil(threads as usize), threads)
+    }
+}
+
+/// Arguments of a kernel, in its order. Tensors go as `View` (pointer and dtype) or as a plain pointer.
+#[derive(Debug, Default)]
+pub(crate) struct Args {
+    /// 16 bytes each, the most that one argument takes.
+    slots: Vec<[u64; 2]>,
+}
+
+impl Args {
+    pub fn new() -> Args {
+        Args::default()
+    }
+
+    /// `View`, read only.
+    pub fn view(self, tensor: &Tensor) -> Args {
+        let is_bf16 = u64::from(tensor.dtype() == DType::Bf16);
+        self.slot([tensor.device_pointer(), is_bf16])
+    }
+
+    /// `View`, written.
+    pub fn view_mut(self, tensor: &mut Tensor) -> Args {
+        self.view(tensor)
+    }
+
+    /// `View` of f32 or bf16 memory that is no tensor, such as scratch.
+    pub fn view_at(self, pointer: u64, dtype: DType) -> Args {
+        self.slot([pointer, u64::from(dtype == DType::Bf16)])
+    }
+
+    /// `View` that is null where there is no tensor.
+    pub fn view_or_null(self, tensor: Option<&Tensor>) -> Args {
+        match tensor {
+            Some(tensor) => self.view(tensor),
+            None => self.slot([0, 0]),
+        }
+    }
+
+    pub fn pointer(self, pointer: u64) -> Args {
+        self.slot([pointer, 0])
+    }
+
+    /// `T*` of a kernel that fixes the dtype.
+    pub fn tensor(self, tensor: &Tensor) -> Args {
+        self.pointer(tensor.device_pointer())
+    }
+
+    pub fn tensor_mut(self, tensor: &mut Tensor) -> Args {
+        self.pointer(tensor.device_pointer())
+    }
+
+    /// `unsigned`
+    pub fn u32(self, value: usize) -> Args {
+        self.slot([value as u64 & 0xffff_ffff, 0])
+    }
+
+    /// `unsigned long long`
+    pub fn u64(self, value: u64) -> Args {
+        self.slot([value, 0])
+    }
+
+    pub fn i32(self, value: i32) -> Args {
+        self.slot([u64::from(value as u32), 0])
+    }
+
+    pub fn f32(self, value: f32) -> Args {
+        self.slot([u64::from(value.to_bits()), 0])
+    }
+
+    fn slot(mut self, slot: [u64; 2]) -> Args {
+        self.slots.push(slot);
+        self
+    }
+}
+
+pub(super) fn launch(
+    stream: sys::CUstream,
+    kernel: &'static str,
+    function: sys::CUfunction,
+    grid: Grid,
+    mut args: Args,
+) -> Result<()> {
+    let mut pointers: Vec<*mut c_void> = args
+        .slots
+        .iter_mut()
+        .map(|slot| std::ptr::from_mut(slot).cast())
+        .collect();
+    let [x, y, z] = grid.blocks;
+    // SAFETY: the caller's arguments match the kernel's parameters in number and size (each op's own launch code, checked by its
+    // comparison with the CPU); the driver copies them during the call.
+    check(kernel, unsafe {
+        result::launch_kernel(
+            function,
+            (x, y, z),
+            (grid.threads, 1, 1),
+            grid.shared_bytes as u32,
+            stream,
+            &mut pointers,
+        )
+    })
+}

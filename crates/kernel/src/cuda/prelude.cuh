@@ -1,0 +1,193 @@
+// What every kernel file begins with: types, loads and stores by run-time dtype, reductions, matrix instructions.
+// No header of the toolkit is needed, so NVRTC alone compiles it.
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef int i32;
+typedef long long i64;
+
+// ---- storage types
+
+struct bf16 {
+    u16 bits;
+};
+
+__device__ __forceinline__ float to_f32(float x) { return x; }
+__device__ __forceinline__ float to_f32(bf16 x) { return __uint_as_float((u32)x.bits << 16); }
+
+template <class T> __device__ __forceinline__ T from_f32(float x);
+template <> __device__ __forceinline__ float from_f32<float>(float x) { return x; }
+template <> __device__ __forceinline__ bf16 from_f32<bf16>(float x) {
+    bf16 y;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+    return y;
+}
+
+// Two bf16 in a word, `low` at the lower address.
+__device__ __forceinline__ u32 pack_bf16(float low, float high) {
+    u32 word;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+}
+__device__ __forceinline__ float low_bf16(u32 word) { return __uint_as_float(word << 16); }
+__device__ __forceinline__ float high_bf16(u32 word) { return __uint_as_float(word & 0xffff0000u); }
+
+// A tensor whose dtype is known at run time; the branch is the same for a whole launch.
+struct View {
+    void* data;
+    u32 is_bf16;
+    u32 unused;
+};
+
+__device__ __forceinline__ float load(View t, i64 i) {
+    return t.is_bf16 ? to_f32(((const bf16*)t.data)[i]) : ((const float*)t.data)[i];
+}
+__device__ __forceinline__ void store(View t, i64 i, float x) {
+    if (t.is_bf16) {
+        ((bf16*)t.data)[i] = from_f32<bf16>(x);
+    } else {
+        ((float*)t.data)[i] = x;
+    }
+}
+
+// Eight neighbours; `i` must be a multiple of 8 (allocations begin at multiples of 256 bytes).
+struct Eight {
+    float v[8];
+};
+__device__ __forceinline__ Eight load8(const bf16* data, i64 i) {
+    uint4 words = *(const uint4*)(data + i);
+    Eight x;
+    x.v[0] = low_bf16(words.x);
+    x.v[1] = high_bf16(words.x);
+    x.v[2] = low_bf16(words.y);
+    x.v[3] = high_bf16(words.y);
+    x.v[4] = low_bf16(words.z);
+    x.v[5] = high_bf16(words.z);
+    x.v[6] = low_bf16(words.w);
+    x.v[7] = high_bf16(words.w);
+    return x;
+}
+__device__ __forceinline__ Eight load8(const float* data, i64 i) {
+    float4 a = *(const float4*)(data + i);
+    float4 b = *(const float4*)(data + i + 4);
+    Eight x;
+    x.v[0] = a.x;
+    x.v[1] = a.y;
+    x.v[2] = a.z;
+    x.v[3] = a.w;
+    x.v[4] = b.x;
+    x.v[5] = b.y;
+    x.v[6] = b.z;
+    x.v[7] = b.w;
+    return x;
+}
+__device__ __forceinline__ void store8(bf16* data, i64 i, const Eight& x) {
+    uint4 words;
+    words.x = pack_bf16(x.v[0], x.v[1]);
+    words.y = pack_bf16(x.v[2], x.v[3]);
+    words.z = pack_bf16(x.v[4], x.v[5]);
+    words.w = pack_bf16(x.v[6], x.v[7]);
+    *(uint4*)(data + i) = words;
+}
+__device__ __forceinline__ void store8(float* data, i64 i, const Eight& x) {
+    *(float4*)(data + i) = make_float4(x.v[0], x.v[1], x.v[2], x.v[3]);
+    *(float4*)(data + i + 4) = make_float4(x.v[4], x.v[5], x.v[6], x.v[7]);
+}
+__device__ __forceinline__ Eight load8(View t, i64 i) {
+    return t.is_bf16 ? load8((const bf16*)t.data, i) : load8((const float*)t.data, i);
+}
+__device__ __forceinline__ void store8(View t, i64 i, const Eight& x) {
+    if (t.is_bf16) {
+        store8((bf16*)t.data, i, x);
+    } else {
+        store8((float*)t.data, i, x);
+    }
+}
+
+// ---- arithmetic
+
+__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
+__device__ __forceinline__ float silu(float x) { return x * sigmoid(x); }
+// d silu(x) / d x
+__device__ __forceinline__ float silu_slope(float x) {
+    float s = sigmoid(x);
+    return s * (1.0f + x * (1.0f - s));
+}
+// ln(1 + exp(x)), without overflow and without losing small values.
+__device__ __forceinline__ float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))); }
+
+// ---- reductions, in an order that does not depend on timing
+
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+    for (int offset = 16; offset > 0; offset >>= 1) x += __shfl_xor_sync(0xffffffffu, x, offset);
+    return x;
+}
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+    for (int offset = 16; offset > 0; offset >>= 1) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, offset));
+    return x;
+}
+// Sum over a block of at most 1024 threads, a multiple of 32; every thread gets it. Every thread of the block must call it.
+__device__ __forceinline__ float block_sum(float x) {
+    __shared__ float warps[32];
+    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n_warps = blockDim.x >> 5;
+    x = warp_sum(x);
+    __syncthreads();
+    if (lane == 0) warps[warp] = x;
+    __syncthreads();
+    x = lane < n_warps ? warps[lane] : 0.0f;
+    return warp_sum(x);
+}
+__device__ __forceinline__ float block_max(float x) {
+    __shared__ float warps[32];
+    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n_warps = blockDim.x >> 5;
+    x = warp_max(x);
+    __syncthreads();
+    if (lane == 0) warps[warp] = x;
+    __syncthreads();
+    x = lane < n_warps ? warps[lane] : -__int_as_float(0x7f800000);
+    return warp_max(x);
+}
+
+// ---- asynchronous copies to shared memory (sm_80 and later)
+
+__device__ __forceinline__ u32 shared_address(const void* pointer) {
+    return (u32)__cvta_generic_to_shared(pointer);
+}
+// 16 bytes; where `valid` is false, zeros are written and nothing is read.
+__device__ __forceinline__ void copy_async16(void* shared, const void* global, bool valid = true) {
+    int bytes = valid ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most N groups are still under way.
+template <int N> __device__ __forceinline__ void copy_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+// ---- 16x8x16 matrix products of bf16 with f32 sums (sm_80 and later)
+//
+// d[16x8] += a[16x16] b[16x8]. With group = lane / 4 and pair = lane % 4, a lane holds
+//   a: rows group (words 0, 2) and group + 8 (words 1, 3), columns 2 pair + {0,1} (words 0, 1) and 2 pair + 8 + {0,1} (words 2, 3)
+//   b: column group, rows 2 pair + {0,1} (word 0) and 2 pair + 8 + {0,1} (word 1)
+//   d: rows group (0, 1) and group + 8 (2, 3), columns 2 pair + {0,1}
+
+__device__ __forceinline__ void mma_16816(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// Four 8x8 bf16 matrices; lane i gives the address of row i % 8 of matrix i / 8 (16 bytes, aligned).
+__device__ __forceinline__ void load_matrix4(u32 (&words)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(shared_address(row)));
+}
+__device__ __forceinline__ void load_matrix4_transposed(u32 (&words)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(shared_address(row)));
+}
