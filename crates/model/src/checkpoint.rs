@@ -8,7 +8,7 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use kernel::tensor::Storage;
-use kernel::{DType, Tensor};
+use kernel::{DType, Device, Tensor};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value, json};
@@ -241,15 +241,19 @@ fn elements<T: bytemuck::Pod>(bytes: &[u8]) -> Vec<T> {
     elements
 }
 
-/// The elements as a file holds them.
-pub(crate) fn to_bytes(tensor: &Tensor, dtype: DType) -> Vec<u8> {
+/// The elements as a file holds them, wherever they are.
+pub(crate) fn to_bytes(tensor: &Tensor, dtype: DType) -> Result<Vec<u8>> {
+    if tensor.device() != Device::Cpu {
+        return to_bytes(&tensor.to_device(Device::Cpu)?, dtype);
+    }
     if tensor.dtype() != dtype {
         return to_bytes(&tensor.to_dtype(dtype), dtype);
     }
-    match tensor.storage() {
+    Ok(match tensor.storage() {
         Storage::F32(data) => bytemuck::cast_slice(data).to_vec(),
         Storage::Bf16(data) => bytemuck::cast_slice(data).to_vec(),
-    }
+        Storage::Cuda(..) => unreachable!("copied to the host above"),
+    })
 }
 
 pub(crate) fn file_dtype(dtype: DType) -> Dtype {

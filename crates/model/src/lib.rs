@@ -20,7 +20,7 @@ mod rows;
 
 use std::path::Path;
 
-use kernel::{DType, Tensor};
+use kernel::{DType, Device, Tensor};
 
 pub use checkpoint::SaveOptions;
 pub use config::{Config, LayerType};
@@ -93,7 +93,7 @@ impl Model {
     /// `A_log` = ln uniform(0, 16), `dt_bias` 1. The same seed gives the same weights on every platform.
     ///
     /// # Errors
-    /// None today; the signature leaves room for devices.
+    /// None today: the weights are made on the host, see [`Model::to_device`].
     pub fn init(config: Config, seed: u64, dtype: DType) -> Result<Model> {
         Ok(Model::Qwen3_5(qwen3_5::Qwen3_5::init(config, seed, dtype)))
     }
@@ -146,14 +146,33 @@ impl Model {
     }
 
     /// f32 zeros, one tensor for each trainable one.
-    pub fn gradients(&self) -> Gradients {
-        Gradients {
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if the GPU has no room.
+    pub fn gradients(&self) -> Result<Gradients> {
+        let device = self.device();
+        let zeros = |tensor: &Tensor| Ok(Tensor::zeros_on(tensor.shape(), DType::F32, device)?);
+        Ok(Gradients {
             tensors: self
                 .trainable()
                 .into_iter()
-                .map(|tensor| Tensor::zeros(tensor.shape(), DType::F32))
-                .collect(),
-        }
+                .map(zeros)
+                .collect::<Result<_>>()?,
+        })
+    }
+
+    /// Where the weights are and the arithmetic happens.
+    pub fn device(&self) -> Device {
+        self.get().device
+    }
+
+    /// Moves the weights, and an adapter beside them, to `device`; states, gradients and [`Saved`] are made anew by the caller.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if the GPU has no room or failed; the model is then of no use.
+    pub fn to_device(mut self, device: Device) -> Result<Model> {
+        self.get_mut().to_device(device)?;
+        Ok(self)
     }
 
     /// Negative log-likelihood of each target (natural log; 0 where there is none) and, added to `grads`, the gradient of `d_nll · Σ nll`.
@@ -245,7 +264,10 @@ impl Model {
     }
 
     /// An empty sequence.
-    pub fn new_state(&self) -> SequenceState {
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if the GPU has no room.
+    pub fn new_state(&self) -> Result<SequenceState> {
         self.get().new_state()
     }
 

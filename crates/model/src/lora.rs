@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use kernel::ops::{accumulate, matmul};
-use kernel::{DType, Tensor};
+use kernel::{DType, Device, Tensor};
 use rayon::prelude::*;
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
@@ -52,26 +52,30 @@ pub(crate) struct Adapter {
 pub(crate) struct Scratch {
     /// Seed of this pass's dropout; None: no dropout.
     pub dropout_seed: Option<u64>,
-    /// dropout(x) Aᵀ [T,R] f32
+    /// dropout(x) Aᵀ [T,R]
     u_tr: Tensor,
-    /// [T,R] f32
+    /// [T,R]
     d_u_tr: Tensor,
-    /// dropout(x), and in backward the gradient at the same place [T,I] f32; untouched without dropout
+    /// dropout(x), and in backward the gradient at the same place [T,I]; untouched without dropout
     dropped_ti: Tensor,
 }
 
-impl Default for Scratch {
-    fn default() -> Self {
+impl Scratch {
+    /// f32 on the CPU; on a GPU the model's type, whose products are many times faster there.
+    pub fn new(dtype: DType, device: Device) -> Self {
+        let dtype = match device {
+            Device::Cpu => DType::F32,
+            Device::Cuda(_) => dtype,
+        };
+        let empty = || Tensor::empty_on(device, dtype);
         Scratch {
             dropout_seed: None,
-            u_tr: Tensor::zeros(&[0], DType::F32),
-            d_u_tr: Tensor::zeros(&[0], DType::F32),
-            dropped_ti: Tensor::zeros(&[0], DType::F32),
+            u_tr: empty(),
+            d_u_tr: empty(),
+            dropped_ti: empty(),
         }
     }
-}
 
-impl Scratch {
     pub fn bytes(&self) -> usize {
         self.u_tr.bytes() + self.d_u_tr.bytes() + self.dropped_ti.bytes()
     }
@@ -105,7 +109,7 @@ impl Adapter {
             matmul::backward_weight(d_b, d_y_to, &scratch.u_tr, self.scale)?;
         }
         let shape = scratch.u_tr.shape().to_vec();
-        scratch.d_u_tr.resize(&shape);
+        scratch.d_u_tr.resize(&shape)?;
         matmul::backward_input(&mut scratch.d_u_tr, d_y_to, &self.b_or.tensor, self.scale)?;
 
         // 1. down
@@ -139,13 +143,13 @@ impl Adapter {
     fn down(&self, x_ti: &Tensor, scratch: &mut Scratch) -> Result<()> {
         let [rank, n_in] = [self.a_ri.tensor.shape()[0], self.a_ri.tensor.shape()[1]];
         let n_rows = x_ti.numel() / n_in;
-        scratch.u_tr.resize(&[n_rows, rank]);
+        scratch.u_tr.resize(&[n_rows, rank])?;
         let Some(seed) = self.drop_seed(scratch) else {
             matmul::forward(&mut scratch.u_tr, x_ti, &self.a_ri.tensor)?;
             return Ok(());
         };
-        scratch.dropped_ti.resize(&[n_rows, n_in]);
-        crate::rows::copy(&mut scratch.dropped_ti, x_ti);
+        scratch.dropped_ti.resize(&[n_rows, n_in])?;
+        crate::rows::copy(&mut scratch.dropped_ti, x_ti)?;
         self.drop(scratch.dropped_ti.f32s_mut(), seed);
         matmul::forward(&mut scratch.u_tr, &scratch.dropped_ti, &self.a_ri.tensor)?;
         Ok(())
@@ -283,7 +287,7 @@ pub(crate) fn save(model: &Qwen3_5, dir: &Path, base_name: &str) -> Result<()> {
         .collect();
     let mut writer = Writer::create(dir, "adapter_model", planned, u64::MAX)?;
     for (name, tensor) in &tensors {
-        writer.put(name, &checkpoint::to_bytes(tensor, DType::F32))?;
+        writer.put(name, &checkpoint::to_bytes(tensor, DType::F32)?)?;
     }
     let target_modules = names::target_pattern(model.config.form, &lora.targets);
     writer.put_json(

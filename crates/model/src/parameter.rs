@@ -1,19 +1,25 @@
 //! A weight with its place on disk and the place of its gradient.
 
-use kernel::{DType, Tensor};
+use kernel::{DType, Device, Tensor};
+
+use crate::Result;
 
 /// Gradients of the trainable tensors, f32, in the order of `Model::trainable_names`.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Gradients {
     pub tensors: Vec<Tensor>,
 }
 
 impl Gradients {
     /// Sets every gradient to zero, for the next optimizer step.
-    pub fn fill_zero(&mut self) {
+    ///
+    /// # Errors
+    /// [`crate::Error::Kernel`] if the GPU failed.
+    pub fn fill_zero(&mut self) -> Result<()> {
         for tensor in &mut self.tensors {
-            tensor.fill_zero();
+            tensor.fill_zero()?;
         }
+        Ok(())
     }
 
     /// Where the gradient of `parameter` is added up; None while it is frozen.
@@ -50,5 +56,13 @@ impl Parameter {
             disk: dtype,
             slot: None,
         }
+    }
+
+    /// Moves the weight; the old copy is freed.
+    pub fn to_device(&mut self, device: Device) -> Result<()> {
+        if self.tensor.device() != device {
+            self.tensor = self.tensor.to_device(device)?;
+        }
+        Ok(())
     }
 }

@@ -79,6 +79,13 @@ pub(crate) enum ViewMut<'a> {
 }
 
 impl<'a> ViewMut<'a> {
+    pub(crate) fn fill_zero(&mut self) {
+        match self {
+            ViewMut::F32(data) => data.fill(0.0),
+            ViewMut::Bf16(data) => data.fill(bf16::ZERO),
+        }
+    }
+
     pub(crate) fn of(tensor: &'a mut Tensor) -> Self {
         match tensor.storage_mut() {
             Storage::F32(data) => ViewMut::F32(data),

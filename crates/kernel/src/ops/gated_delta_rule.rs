@@ -1253,8 +1253,8 @@ mod tests {
                 .iter()
                 .all(|x| *x == 0.0)
         );
-        case.v.fill_zero();
-        case.beta.fill_zero();
+        case.v.fill_zero().unwrap();
+        case.beta.fill_zero().unwrap();
         assert!(
             case.run()
                 .iter()

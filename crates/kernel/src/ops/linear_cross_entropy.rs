@@ -134,8 +134,8 @@ mod cpu {
             mut d_head_cd,
             d_nll,
         } = gradients;
-        d_x_td.fill_zero();
         let mut d_x = ViewMut::of(d_x_td);
+        d_x.fill_zero();
         for_chunks(nll_t, x_td, head_cd, targets_t, dims, |chunk| {
             let Chunk {
                 rows,

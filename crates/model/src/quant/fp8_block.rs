@@ -225,7 +225,7 @@ fn write_quantized(
     writer.put(name, &blocks.bytes)?;
     writer.put(
         &format!("{name}{}", scale_suffix(options.layout)),
-        &checkpoint::to_bytes(&scales, scale_type),
+        &checkpoint::to_bytes(&scales, scale_type)?,
     )
 }
 

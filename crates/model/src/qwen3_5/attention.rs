@@ -3,7 +3,7 @@
 
 use kernel::ops::rope::Rotation;
 use kernel::ops::{attention, rms_norm, rope, sigmoid_gate, split};
-use kernel::{DType, Tensor};
+use kernel::{DType, Device, Tensor};
 
 use crate::config::Config;
 use crate::linear::Linear;
@@ -86,7 +86,7 @@ arena! {
 }
 
 /// Keys and values of one sequence's tokens so far.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct State {
     /// Rotated keys [S,G,N]; rows beyond the sequence's position are spare.
     pub k_sgn: Tensor,
@@ -95,12 +95,23 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub fn new(config: &Config, dtype: DType) -> Self {
-        let empty = [0, config.num_key_value_heads, config.head_dim];
+    pub fn new(config: &Config, dtype: DType, device: Device) -> Self {
+        let empty = || {
+            let mut cache = Tensor::empty_on(device, dtype);
+            cache.reshape(&[0, config.num_key_value_heads, config.head_dim]);
+            cache
+        };
         State {
-            k_sgn: Tensor::zeros(&empty, dtype),
-            v_sgn: Tensor::zeros(&empty, dtype),
+            k_sgn: empty(),
+            v_sgn: empty(),
         }
+    }
+
+    pub fn snapshot(&self) -> Result<Self> {
+        Ok(State {
+            k_sgn: self.k_sgn.to_device(self.k_sgn.device())?,
+            v_sgn: self.v_sgn.to_device(self.v_sgn.device())?,
+        })
     }
 
     pub fn bytes(&self) -> usize {
@@ -108,12 +119,20 @@ impl State {
     }
 
     /// Writes rows `past..past + n` from rows `first..` of the new keys and values.
-    fn append(&mut self, past: usize, k_tgn: &Tensor, v_tgn: &Tensor, first: usize, n: usize) {
+    fn append(
+        &mut self,
+        past: usize,
+        k_tgn: &Tensor,
+        v_tgn: &Tensor,
+        first: usize,
+        n: usize,
+    ) -> Result<()> {
         let row = k_tgn.shape()[1] * k_tgn.shape()[2];
         for (cache, new) in [(&mut self.k_sgn, k_tgn), (&mut self.v_sgn, v_tgn)] {
-            reserve(cache, past, past + n);
-            rows::copy_rows(cache, past, new, first, n, row);
+            reserve(cache, past, past + n)?;
+            rows::copy_rows(cache, past, new, first, n, row)?;
         }
+        Ok(())
     }
 }
 
@@ -330,7 +349,7 @@ fn attend_step(
     let [n_tokens, n_heads, head_dim] = [0, 1, 2].map(|axis| scratch.q_thn.shape()[axis]);
     if let [state] = states {
         let past = place.positions_t[0] as usize;
-        state.append(past, &scratch.k_tgn, &saved.v_tgn, 0, n_tokens);
+        state.append(past, &scratch.k_tgn, &saved.v_tgn, 0, n_tokens)?;
         attention::forward_cached(
             &mut saved.mixed_thn,
             &scratch.q_thn,
@@ -341,13 +360,15 @@ fn attend_step(
         )?;
         return Ok(());
     }
-    let mut q_1hn = Tensor::zeros(&[1, n_heads, head_dim], scratch.q_thn.dtype());
-    let mut out_1hn = Tensor::zeros(&[1, n_heads, head_dim], saved.mixed_thn.dtype());
+    let device = scratch.q_thn.device();
+    let shape = [1, n_heads, head_dim];
+    let mut q_1hn = Tensor::zeros_on(&shape, scratch.q_thn.dtype(), device)?;
+    let mut out_1hn = Tensor::zeros_on(&shape, saved.mixed_thn.dtype(), device)?;
     let row_len = n_heads * head_dim;
     for (row, state) in states.iter_mut().enumerate() {
         let past = place.positions_t[row] as usize;
-        state.append(past, &scratch.k_tgn, &saved.v_tgn, row, 1);
-        rows::copy_rows(&mut q_1hn, 0, &scratch.q_thn, row, 1, row_len);
+        state.append(past, &scratch.k_tgn, &saved.v_tgn, row, 1)?;
+        rows::copy_rows(&mut q_1hn, 0, &scratch.q_thn, row, 1, row_len)?;
         attention::forward_cached(
             &mut out_1hn,
             &q_1hn,
@@ -356,22 +377,24 @@ fn attend_step(
             past,
             scale,
         )?;
-        rows::copy_rows(&mut saved.mixed_thn, row, &out_1hn, 0, 1, row_len);
+        rows::copy_rows(&mut saved.mixed_thn, row, &out_1hn, 0, 1, row_len)?;
     }
     Ok(())
 }
 
 /// Makes room for `needed` rows, doubling, and keeps the first `used`.
-fn reserve(cache_sgn: &mut Tensor, used: usize, needed: usize) {
+fn reserve(cache_sgn: &mut Tensor, used: usize, needed: usize) -> Result<()> {
     const FIRST_ROWS: usize = 64;
     let [n_rows, n_heads, head_dim] = [0, 1, 2].map(|axis| cache_sgn.shape()[axis]);
     if needed <= n_rows {
-        return;
+        return Ok(());
     }
     let n_rows = needed.max(2 * n_rows).max(FIRST_ROWS);
-    let mut larger = Tensor::zeros(&[n_rows, n_heads, head_dim], cache_sgn.dtype());
-    rows::copy_rows(&mut larger, 0, cache_sgn, 0, used, n_heads * head_dim);
+    let shape = [n_rows, n_heads, head_dim];
+    let mut larger = Tensor::zeros_on(&shape, cache_sgn.dtype(), cache_sgn.device())?;
+    rows::copy_rows(&mut larger, 0, cache_sgn, 0, used, n_heads * head_dim)?;
     *cache_sgn = larger;
+    Ok(())
 }
 
 /// N^-1/2

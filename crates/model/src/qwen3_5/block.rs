@@ -2,7 +2,7 @@
 // T tokens (packed), D hidden.
 
 use kernel::ops::rms_norm;
-use kernel::{DType, Tensor};
+use kernel::{DType, Device, Tensor};
 
 use crate::config::{Config, LayerType};
 use crate::parameter::{Gradients, Parameter};
@@ -84,24 +84,24 @@ pub(crate) struct Pass<'a> {
 }
 
 impl Saved {
-    pub fn new(layer_type: LayerType, dtype: DType) -> Self {
+    pub fn new(layer_type: LayerType, dtype: DType, device: Device) -> Self {
         Saved {
-            residual: Residual::new(dtype),
+            residual: Residual::new(dtype, device),
             mixer: match layer_type {
-                LayerType::Linear => MixerSaved::DeltaNet(delta_net::Saved::new(dtype)),
-                LayerType::Full => MixerSaved::Attention(attention::Saved::new(dtype)),
+                LayerType::Linear => MixerSaved::DeltaNet(delta_net::Saved::new(dtype, device)),
+                LayerType::Full => MixerSaved::Attention(attention::Saved::new(dtype, device)),
             },
-            mlp: mlp::Saved::new(dtype),
+            mlp: mlp::Saved::new(dtype, device),
         }
     }
 
-    pub fn resize(&mut self, config: &Config, n_tokens: usize) {
-        self.residual.resize(config, n_tokens);
+    pub fn resize(&mut self, config: &Config, n_tokens: usize) -> Result<()> {
+        self.residual.resize(config, n_tokens)?;
         match &mut self.mixer {
-            MixerSaved::DeltaNet(saved) => saved.resize(config, n_tokens),
-            MixerSaved::Attention(saved) => saved.resize(config, n_tokens),
+            MixerSaved::DeltaNet(saved) => saved.resize(config, n_tokens)?,
+            MixerSaved::Attention(saved) => saved.resize(config, n_tokens)?,
         }
-        self.mlp.resize(config, n_tokens);
+        self.mlp.resize(config, n_tokens)
     }
 
     pub fn bytes_for(
@@ -156,7 +156,7 @@ impl Weights {
         // 1. normalise
         self.normalise_input(saved, scratch, eps)?;
         // 2. mix
-        rows::copy(&mut saved.residual.mid_td, &saved.residual.x_td);
+        rows::copy(&mut saved.residual.mid_td, &saved.residual.x_td)?;
         match (&self.mixer, &mut saved.mixer) {
             (Mixer::DeltaNet(weights), MixerSaved::DeltaNet(kept)) => weights.forward(
                 &mut saved.residual.mid_td,
@@ -273,7 +273,7 @@ impl Weights {
         // 1. normalise
         self.normalise_input(saved, scratch, place.eps)?;
         // 2. mix
-        rows::copy(&mut saved.residual.mid_td, &saved.residual.x_td);
+        rows::copy(&mut saved.residual.mid_td, &saved.residual.x_td)?;
         match (&self.mixer, &mut saved.mixer) {
             (Mixer::DeltaNet(weights), MixerSaved::DeltaNet(kept)) => weights.step(
                 &mut saved.residual.mid_td,
@@ -341,7 +341,7 @@ impl Weights {
         lora: &mut lora::Scratch,
     ) -> Result<()> {
         self.normalise_mid(saved, scratch, eps)?;
-        rows::copy(out_td, &saved.residual.mid_td);
+        rows::copy(out_td, &saved.residual.mid_td)?;
         self.mlp.forward(
             out_td,
             &mut saved.mlp,

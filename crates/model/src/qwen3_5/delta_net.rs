@@ -4,7 +4,7 @@
 use kernel::ops::{
     causal_conv1d, delta_gate, gated_delta_rule, gated_delta_step, gated_rms_norm, l2_norm, split,
 };
-use kernel::{DType, Tensor};
+use kernel::{DType, Device, Tensor};
 
 use crate::config::{CONV_WIDTH, Config};
 use crate::linear::Linear;
@@ -116,7 +116,7 @@ arena! {
 }
 
 /// What one sequence carries from token to token, whatever its length.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct State {
     /// The last three inputs of the convolution, oldest first [3,C] f32.
     pub conv_3c: Tensor,
@@ -125,16 +125,24 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub fn new(config: &Config) -> Self {
+    pub fn new(config: &Config, device: Device) -> Result<Self> {
         let state_shape = [
             config.linear_num_value_heads,
             config.linear_key_head_dim,
             config.linear_value_head_dim,
         ];
-        State {
-            conv_3c: Tensor::zeros(&[CONV_WIDTH - 1, config.conv_channels()], DType::F32),
-            state_hkv: Tensor::zeros(&state_shape, DType::F32),
-        }
+        let conv_shape = [CONV_WIDTH - 1, config.conv_channels()];
+        Ok(State {
+            conv_3c: Tensor::zeros_on(&conv_shape, DType::F32, device)?,
+            state_hkv: Tensor::zeros_on(&state_shape, DType::F32, device)?,
+        })
+    }
+
+    pub fn snapshot(&self) -> Result<Self> {
+        Ok(State {
+            conv_3c: self.conv_3c.to_device(self.conv_3c.device())?,
+            state_hkv: self.state_hkv.to_device(self.state_hkv.device())?,
+        })
     }
 
     pub fn bytes(&self) -> usize {
@@ -343,17 +351,18 @@ impl Weights {
             return Ok(());
         }
         let n_channels = self.conv1d.tensor.shape()[0];
-        let mut x_1c = Tensor::zeros(&[1, n_channels], saved.qkv_tc.dtype());
-        let mut out_1c = Tensor::zeros(&[1, n_channels], scratch.conv_tc.dtype());
+        let device = saved.qkv_tc.device();
+        let mut x_1c = Tensor::zeros_on(&[1, n_channels], saved.qkv_tc.dtype(), device)?;
+        let mut out_1c = Tensor::zeros_on(&[1, n_channels], scratch.conv_tc.dtype(), device)?;
         for (row, state) in states.iter_mut().enumerate() {
-            rows::copy_rows(&mut x_1c, 0, &saved.qkv_tc, row, 1, n_channels);
+            rows::copy_rows(&mut x_1c, 0, &saved.qkv_tc, row, 1, n_channels)?;
             causal_conv1d::forward_with_state(
                 &mut out_1c,
                 &mut state.conv_3c,
                 &x_1c,
                 &self.conv1d.tensor,
             )?;
-            rows::copy_rows(&mut scratch.conv_tc, row, &out_1c, 0, 1, n_channels);
+            rows::copy_rows(&mut scratch.conv_tc, row, &out_1c, 0, 1, n_channels)?;
         }
         Ok(())
     }

@@ -80,13 +80,13 @@ impl Qwen3_5 {
             options.max_shard_bytes,
         )?;
         for (name, tensor, dtype) in parameters {
-            writer.put(&name, &checkpoint::to_bytes(tensor, dtype))?;
+            writer.put(&name, &checkpoint::to_bytes(tensor, dtype)?)?;
         }
         for (name, view) in carried {
             match (view.dtype, &self.source) {
                 (Dtype::F8_E4M3, Some(source)) => {
                     let tensor = read(source, name, view, DType::Bf16)?;
-                    writer.put(name, &checkpoint::to_bytes(&tensor, DType::Bf16))?;
+                    writer.put(name, &checkpoint::to_bytes(&tensor, DType::Bf16)?)?;
                 }
                 _ => writer.put(name, view.bytes)?,
             }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use kernel::ops::rope::Rotation;
 use kernel::ops::{embedding, linear_cross_entropy, matmul, rms_norm};
-use kernel::{DType, Tensor};
+use kernel::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use crate::checkpoint::Checkpoint;
@@ -35,6 +35,7 @@ pub use state::SequenceState;
 pub struct Qwen3_5 {
     pub(crate) config: Config,
     pub(crate) dtype: DType,
+    pub(crate) device: Device,
     /// [C,D]
     pub(crate) embed_tokens: Parameter,
     pub(crate) layers: Vec<block::Weights>,
@@ -54,6 +55,7 @@ impl Qwen3_5 {
         let table = [config.vocab_size, config.hidden_size];
         let mut model = Qwen3_5 {
             dtype,
+            device: Device::Cpu,
             embed_tokens: Parameter::zeros(&table, dtype),
             layers: config
                 .layer_types
@@ -177,7 +179,7 @@ impl Qwen3_5 {
         );
         let arena = self.forward(saved, batch.tokens_t, batch.cu_seqlens, Some(dropout_seed))?;
         let n_tokens = batch.tokens_t.len();
-        arena.gradient.resize(&self.config, n_tokens);
+        arena.gradient.resize(&self.config, n_tokens)?;
         let Arena {
             layers,
             last,
@@ -215,7 +217,7 @@ impl Qwen3_5 {
         if let Some(d_table) = grads.of(&self.embed_tokens) {
             embedding::backward(d_table, &gradient.block.d_x_td, batch.tokens_t)?;
         }
-        Ok(last.nll_t.f32s().to_vec())
+        Ok(last.nll_t.read_f32()?)
     }
 
     /// See [`crate::Model::nll`].
@@ -230,7 +232,7 @@ impl Qwen3_5 {
             &self.head().tensor,
             batch.targets_t,
         )?;
-        Ok(last.nll_t.f32s().to_vec())
+        Ok(last.nll_t.read_f32()?)
     }
 
     /// See [`crate::Model::hidden_states`].
@@ -242,14 +244,17 @@ impl Qwen3_5 {
     ) -> Result<Vec<Tensor>> {
         check_borders(tokens_t, cu_seqlens)?;
         let arena = self.forward(saved, tokens_t, cu_seqlens, None)?;
-        let mut states: Vec<Tensor> = arena
+        let mut states: Vec<&Tensor> = arena
             .layers
             .iter()
-            .map(|layer| layer.residual.x_td.clone())
+            .map(|layer| &layer.residual.x_td)
             .collect();
-        states.push(arena.last.x_td.clone());
-        states.push(arena.last.normed_td.clone());
-        Ok(states)
+        states.push(&arena.last.x_td);
+        states.push(&arena.last.normed_td);
+        states
+            .into_iter()
+            .map(|state| Ok(state.to_device(Device::Cpu)?))
+            .collect()
     }
 
     /// See [`crate::Model::logits`].
@@ -264,16 +269,34 @@ impl Qwen3_5 {
         self.project(&arena.last.normed_td)
     }
 
-    pub(crate) fn new_state(&self) -> SequenceState {
-        SequenceState::new(&self.config, self.dtype)
+    pub(crate) fn new_state(&self) -> Result<SequenceState> {
+        SequenceState::new(&self.config, self.dtype, self.device)
+    }
+
+    /// See [`crate::Model::to_device`].
+    pub(crate) fn to_device(&mut self, device: Device) -> Result<()> {
+        for (_, part) in names::parts_mut(self) {
+            match part {
+                names::Part::Plain(parameter) => parameter.to_device(device)?,
+                names::Part::Linear(linear) => {
+                    linear.weight.to_device(device)?;
+                    if let Some(adapter) = &mut linear.adapter {
+                        adapter.a_ri.to_device(device)?;
+                        adapter.b_or.to_device(device)?;
+                    }
+                }
+            }
+        }
+        self.device = device;
+        Ok(())
     }
 
     /// See [`crate::Model::prefill`].
     pub(crate) fn prefill(&self, state: &mut SequenceState, tokens_t: &[u32]) -> Result<Tensor> {
         let x_td = self.advance(&mut [state], tokens_t)?;
         let hidden = self.config.hidden_size;
-        let mut x_1d = Tensor::zeros(&[1, hidden], self.dtype);
-        rows::copy_rows(&mut x_1d, 0, &x_td, tokens_t.len() - 1, 1, hidden);
+        let mut x_1d = Tensor::zeros_on(&[1, hidden], self.dtype, self.device)?;
+        rows::copy_rows(&mut x_1d, 0, &x_td, tokens_t.len() - 1, 1, hidden)?;
         let mut logits = self.normed_logits(&x_1d)?;
         logits.reshape(&[self.config.vocab_size]);
         Ok(logits)
@@ -312,7 +335,8 @@ impl Qwen3_5 {
         cu_seqlens: &[u32],
         dropout_seed: Option<u64>,
     ) -> Result<&'a mut Arena> {
-        let arena = saved.prepare(&self.config, self.dtype, cu_seqlens, dropout_seed)?;
+        let arena =
+            saved.prepare(&self.config, self.dtype, self.device, cu_seqlens, dropout_seed)?;
         let Arena {
             layers,
             last,
@@ -354,15 +378,16 @@ impl Qwen3_5 {
             _ => states.iter().map(|state| state.position as u32).collect(),
         };
         let place = self.place(&positions_t);
-        let mut linear = block::Saved::new(LayerType::Linear, self.dtype);
-        let mut full = block::Saved::new(LayerType::Full, self.dtype);
-        let mut scratch = saved::Scratch::new(self.dtype);
-        let mut lora = lora::Scratch::default();
-        linear.resize(&self.config, n_tokens);
-        full.resize(&self.config, n_tokens);
-        scratch.resize(&self.config, n_tokens);
+        let mut linear = block::Saved::new(LayerType::Linear, self.dtype, self.device);
+        let mut full = block::Saved::new(LayerType::Full, self.dtype, self.device);
+        let mut scratch = saved::Scratch::new(self.dtype, self.device);
+        let mut lora = lora::Scratch::new(self.dtype, self.device);
+        linear.resize(&self.config, n_tokens)?;
+        full.resize(&self.config, n_tokens)?;
+        scratch.resize(&self.config, n_tokens)?;
 
-        let mut x_td = Tensor::zeros(&[n_tokens, self.config.hidden_size], self.dtype);
+        let shape = [n_tokens, self.config.hidden_size];
+        let mut x_td = Tensor::zeros_on(&shape, self.dtype, self.device)?;
         embedding::forward(&mut x_td, &self.embed_tokens.tensor, tokens_t)?;
         for (layer_idx, weights) in self.layers.iter().enumerate() {
             let kept = match self.config.layer_types[layer_idx] {
@@ -411,8 +436,8 @@ impl Qwen3_5 {
     /// Final norm and head of any rows.
     fn normed_logits(&self, x_td: &Tensor) -> Result<Tensor> {
         let n_tokens = x_td.shape()[0];
-        let mut normed_td = Tensor::zeros(x_td.shape(), self.dtype);
-        let mut rstd_t = Tensor::zeros(&[n_tokens], DType::F32);
+        let mut normed_td = Tensor::zeros_on(x_td.shape(), self.dtype, self.device)?;
+        let mut rstd_t = Tensor::zeros_on(&[n_tokens], DType::F32, self.device)?;
         rms_norm::forward(
             &mut normed_td,
             &mut rstd_t,
@@ -425,9 +450,12 @@ impl Qwen3_5 {
 
     fn project(&self, normed_td: &Tensor) -> Result<Tensor> {
         let shape = [normed_td.shape()[0], self.config.vocab_size];
-        let mut logits_tc = Tensor::zeros(&shape, DType::F32);
+        let mut logits_tc = Tensor::zeros_on(&shape, DType::F32, self.device)?;
         matmul::forward(&mut logits_tc, normed_td, &self.head().tensor)?;
-        Ok(logits_tc)
+        match self.device {
+            Device::Cpu => Ok(logits_tc),
+            Device::Cuda(_) => Ok(logits_tc.to_device(Device::Cpu)?),
+        }
     }
 
     fn head(&self) -> &Parameter {

@@ -5,7 +5,7 @@
 //! convolution, l2 norms, gates and SwiGLU. The delta rule recomputes its chunk states by itself.
 //! All of it is an arena: tensors are resized for each row, and a row no longer than an earlier one allocates nothing.
 
-use kernel::{DType, Tensor};
+use kernel::{DType, Device, Tensor};
 
 use crate::config::{Config, LayerType};
 use crate::lora;
@@ -30,13 +30,14 @@ macro_rules! arena {
 
         impl $name {
             #[allow(unused_variables, reason = "some arenas are f32 throughout")]
-            pub fn new(dtype: kernel::DType) -> Self {
-                $name { $( $field: kernel::Tensor::zeros(&[0], arena!(@dtype $kind, dtype)), )+ }
+            pub fn new(dtype: kernel::DType, device: kernel::Device) -> Self {
+                $name { $( $field: kernel::Tensor::empty_on(device, arena!(@dtype $kind, dtype)), )+ }
             }
 
             /// Gives every tensor its shape for `t` tokens; contents are unspecified.
-            pub fn resize(&mut self, $c: &crate::config::Config, $t: usize) {
-                $( self.$field.resize(&[$($dim),+]); )+
+            pub fn resize(&mut self, $c: &crate::config::Config, $t: usize) -> crate::Result<()> {
+                $( self.$field.resize(&[$($dim),+])?; )+
+                Ok(())
             }
 
             /// Bytes that `resize` will need.
@@ -79,6 +80,7 @@ pub struct Saved {
 #[derive(Debug)]
 pub(crate) struct Arena {
     dtype: DType,
+    device: Device,
     layer_types: Vec<LayerType>,
     pub layers: Vec<block::Saved>,
     pub last: Last,
@@ -145,46 +147,48 @@ impl Saved {
         &mut self,
         config: &Config,
         dtype: DType,
+        device: Device,
         cu_seqlens: &[u32],
         dropout_seed: Option<u64>,
     ) -> Result<&mut Arena> {
         let arena = self
             .arena
-            .get_or_insert_with(|| Arena::new(&config.layer_types, dtype));
+            .get_or_insert_with(|| Arena::new(&config.layer_types, dtype, device));
         if arena.dtype != dtype {
             return Err(Error::SavedType {
                 saved: arena.dtype,
                 model: dtype,
             });
         }
-        if arena.layer_types != config.layer_types {
-            *arena = Arena::new(&config.layer_types, dtype);
+        if arena.layer_types != config.layer_types || arena.device != device {
+            *arena = Arena::new(&config.layer_types, dtype, device);
         }
         arena.set_positions(cu_seqlens);
         arena.lora.dropout_seed = dropout_seed;
         let n_tokens = arena.positions_t.len();
         for layer in &mut arena.layers {
-            layer.resize(config, n_tokens);
+            layer.resize(config, n_tokens)?;
         }
-        arena.last.resize(config, n_tokens);
-        arena.scratch.resize(config, n_tokens);
+        arena.last.resize(config, n_tokens)?;
+        arena.scratch.resize(config, n_tokens)?;
         Ok(arena)
     }
 }
 
 impl Arena {
-    fn new(layer_types: &[LayerType], dtype: DType) -> Self {
+    fn new(layer_types: &[LayerType], dtype: DType, device: Device) -> Self {
         Arena {
             dtype,
+            device,
             layer_types: layer_types.to_vec(),
             layers: layer_types
                 .iter()
-                .map(|layer_type| block::Saved::new(*layer_type, dtype))
+                .map(|layer_type| block::Saved::new(*layer_type, dtype, device))
                 .collect(),
-            last: Last::new(dtype),
-            scratch: Scratch::new(dtype),
-            gradient: Gradient::new(dtype),
-            lora: lora::Scratch::default(),
+            last: Last::new(dtype, device),
+            scratch: Scratch::new(dtype, device),
+            gradient: Gradient::new(dtype, device),
+            lora: lora::Scratch::new(dtype, device),
             positions_t: Vec::new(),
         }
     }
@@ -211,20 +215,20 @@ impl Arena {
 macro_rules! arenas {
     ($name:ident) => {
         impl $name {
-            pub fn new(dtype: DType) -> Self {
+            pub fn new(dtype: DType, device: Device) -> Self {
                 $name {
-                    block: block::$name::new(dtype),
-                    delta_net: delta_net::$name::new(dtype),
-                    attention: attention::$name::new(dtype),
-                    mlp: mlp::$name::new(dtype),
+                    block: block::$name::new(dtype, device),
+                    delta_net: delta_net::$name::new(dtype, device),
+                    attention: attention::$name::new(dtype, device),
+                    mlp: mlp::$name::new(dtype, device),
                 }
             }
 
-            pub fn resize(&mut self, config: &Config, n_tokens: usize) {
-                self.block.resize(config, n_tokens);
-                self.delta_net.resize(config, n_tokens);
-                self.attention.resize(config, n_tokens);
-                self.mlp.resize(config, n_tokens);
+            pub fn resize(&mut self, config: &Config, n_tokens: usize) -> Result<()> {
+                self.block.resize(config, n_tokens)?;
+                self.delta_net.resize(config, n_tokens)?;
+                self.attention.resize(config, n_tokens)?;
+                self.mlp.resize(config, n_tokens)
             }
 
             fn bytes_for(config: &Config, n_tokens: usize, dtype: DType) -> usize {
