@@ -51,6 +51,11 @@ pub enum Command {
     Chat(Chat),
     /// Print a recipe with every key explained
     Recipe(Recipe),
+    /// Speed of this machine, with random weights of the real shapes
+    #[command(subcommand)]
+    Bench(Bench),
+    /// Every GPU primitive against the CPU, on your own card
+    Selftest(Selftest),
 }
 
 #[derive(Debug, Args)]
@@ -101,6 +106,54 @@ pub enum StageName {
     Eval,
     Export,
     Serve,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// Training steps: tokens a second, milliseconds, peak memory
+    Train(BenchTrain),
+}
+
+#[derive(Debug, Args)]
+pub struct BenchTrain {
+    /// tiny, 0.8b, 2b, 4b or 9b
+    #[arg(long, default_value = "tiny")]
+    pub size: String,
+    /// What trains
+    #[arg(long, value_enum, default_value = "full")]
+    pub tuner: TunerArg,
+    /// Packed rows a micro-batch
+    #[arg(long, default_value_t = 1)]
+    pub rows: usize,
+    #[arg(long, default_value_t = 5120)]
+    pub row_tokens: usize,
+    /// Tokens of each document in a row; default is a row
+    #[arg(long)]
+    pub document_tokens: Option<usize>,
+    /// Micro-batches an optimizer step
+    #[arg(long, default_value_t = 1)]
+    pub accumulate: usize,
+    /// Optimizer steps timed, after two that are not
+    #[arg(long, default_value_t = 5)]
+    pub steps: usize,
+    /// Time every primitive by itself as well; slows the step down
+    #[arg(long)]
+    pub profile: bool,
+    #[command(flatten)]
+    pub device: Device,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TunerArg {
+    Full,
+    /// Rank 16 on every linear layer
+    Lora,
+}
+
+#[derive(Debug, Args)]
+pub struct Selftest {
+    #[command(flatten)]
+    pub device: Device,
 }
 
 #[derive(Debug, Args)]

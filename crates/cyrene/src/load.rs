@@ -3,16 +3,16 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use kernel::DType;
+use kernel::{DType, Device};
 use model::Model;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use text::{ChatTemplate, Tokenizer};
 
 use crate::cli::{DTypeArg, ModelArgs};
-use crate::misuse;
 use crate::stage::write_whole;
 use crate::ui::Misuse;
+use crate::{env, misuse};
 
 /// Who speaks, stored as `persona.json` beside the weights, so that training, evaluation and serving say the same system prompt.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -64,13 +64,18 @@ pub fn english(by_language: &BTreeMap<String, String>) -> Option<&str> {
         .map(String::as_str)
 }
 
-/// Checks `--device`.
+/// Opens what `--device` names.
 ///
 /// # Errors
-/// [`Misuse`] for a device that this build does not drive.
-pub fn device(name: &str) -> Result<kernel::Device> {
-    name.parse()
-        .map_err(|error: kernel::Error| anyhow::Error::new(Misuse(error.to_string())))
+/// [`Misuse`] for a device that is not there; otherwise what opening it says.
+pub fn device(name: &str) -> Result<Device> {
+    if let Some(dir) = env::cache_dir() {
+        kernel::cuda::set_kernel_cache(dir.join("kernels"));
+    }
+    name.parse().map_err(|error: kernel::Error| match error {
+        kernel::Error::NoDevice { .. } => anyhow::Error::new(Misuse(error.to_string())),
+        other => other.into(),
+    })
 }
 
 pub fn dtype(arg: DTypeArg) -> DType {
@@ -85,7 +90,7 @@ pub fn dtype(arg: DTypeArg) -> DType {
 /// # Errors
 /// [`Misuse`] for a folder that does not exist; otherwise what the checkpoint's reader says.
 pub fn model(args: &ModelArgs) -> Result<Model> {
-    device(&args.device.device)?;
+    let device = device(&args.device.device)?;
     folder(&args.model)?;
     let mut model = Model::load(&args.model, dtype(args.dtype))
         .with_context(|| format!("loading {}", args.model.display()))?;
@@ -95,7 +100,7 @@ pub fn model(args: &ModelArgs) -> Result<Model> {
             .load_adapter(adapter)
             .with_context(|| format!("loading adapter {}", adapter.display()))?;
     }
-    Ok(model)
+    Ok(model.to_device(device)?)
 }
 
 /// Checks that a folder named on the command line is there.

@@ -9,11 +9,13 @@ use crate::error::{Error, Result};
 
 // Legend: T tokens of one sequence, B sequences of a step, C vocabulary.
 pub(crate) trait Runner: Send + 'static {
-    /// What a sequence has seen; a clone is a snapshot.
-    type State: Clone + Send;
+    /// What a sequence has seen.
+    type State: Send;
 
     fn vocab_size(&self) -> usize;
-    fn new_state(&self) -> Self::State;
+    fn new_state(&self) -> Result<Self::State>;
+    /// A copy that goes on by itself.
+    fn snapshot(&self, state: &Self::State) -> Result<Self::State>;
     fn state_bytes(&self, state: &Self::State) -> usize;
     /// Appends `tokens_t`; logits of the last position [C] f32.
     fn prefill(&self, state: &mut Self::State, tokens_t: &[u32]) -> Result<Tensor>;
@@ -28,8 +30,12 @@ impl Runner for Model {
         self.config().vocab_size
     }
 
-    fn new_state(&self) -> SequenceState {
-        Model::new_state(self)
+    fn new_state(&self) -> Result<SequenceState> {
+        Model::new_state(self).map_err(failed)
+    }
+
+    fn snapshot(&self, state: &SequenceState) -> Result<SequenceState> {
+        state.snapshot().map_err(failed)
     }
 
     fn state_bytes(&self, state: &SequenceState) -> usize {

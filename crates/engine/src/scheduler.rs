@@ -146,12 +146,19 @@ impl<R: Runner> Scheduler<R> {
             sequence.seen = sequence.request.ids[..n_cached].to_vec();
             sequence.usage.n_cached = n_cached;
             add(&counters.prefix_hit_tokens, n_cached);
-            match hit {
+            let state = match hit {
                 Some(hit) => {
-                    sequence.state = Some(hit.state);
-                    logits = hit.logits;
+                    logits = hit.logits.map(<[f32]>::to_vec);
+                    self.runner.snapshot(hit.state)
                 }
-                None => sequence.state = Some(self.runner.new_state()),
+                None => self.runner.new_state(),
+            };
+            match state {
+                Ok(state) => sequence.state = Some(state),
+                Err(error) => {
+                    sequence.ending = Some(Ending::Failed(error));
+                    return;
+                }
             }
         }
         let Some(state) = sequence.state.as_mut() else {
@@ -184,10 +191,14 @@ impl<R: Runner> Scheduler<R> {
             return;
         };
         let bytes = snapshot_bytes(&self.runner, state, sequence.seen.len(), logits.len());
-        if !chunk.is_empty() && self.snapshots.takes(bytes) {
+        // A device without room for the copy loses a shortcut, nothing else.
+        if !chunk.is_empty()
+            && self.snapshots.takes(bytes)
+            && let Ok(copy) = self.runner.snapshot(state)
+        {
             self.snapshots.insert(Snapshot {
                 tokens: sequence.seen.clone(),
-                state: state.clone(),
+                state: copy,
                 logits: Some(logits.clone()),
                 bytes,
             });

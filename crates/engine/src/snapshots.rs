@@ -22,14 +22,14 @@ pub(crate) struct Snapshots<S> {
     bytes: usize,
 }
 
-/// What a lookup found: a state to go on from.
-pub(crate) struct Hit<S> {
+/// What a lookup found: a state to go on from, once copied.
+pub(crate) struct Hit<'a, S> {
     pub n_tokens: usize,
-    pub state: S,
-    pub logits: Option<Vec<f32>>,
+    pub state: &'a S,
+    pub logits: Option<&'a [f32]>,
 }
 
-impl<S: Clone> Snapshots<S> {
+impl<S> Snapshots<S> {
     pub fn new(max_entries: usize, max_bytes: usize) -> Self {
         Snapshots {
             entries: VecDeque::new(),
@@ -47,8 +47,8 @@ impl<S: Clone> Snapshots<S> {
         self.bytes
     }
 
-    /// The longest kept state whose tokens `ids` begins with, as a copy. One that has seen all of `ids` counts only with its logits.
-    pub fn longest_prefix(&mut self, ids: &[u32]) -> Option<Hit<S>> {
+    /// The longest kept state whose tokens `ids` begins with. One that has seen all of `ids` counts only with its logits.
+    pub fn longest_prefix(&mut self, ids: &[u32]) -> Option<Hit<'_, S>> {
         let index = (0..self.entries.len())
             .filter(|index| {
                 let entry = &self.entries[*index];
@@ -57,15 +57,16 @@ impl<S: Clone> Snapshots<S> {
             })
             .max_by_key(|index| self.entries[*index].tokens.len())?;
         let entry = self.entries.remove(index)?;
-        let hit = Hit {
-            n_tokens: entry.tokens.len(),
-            state: entry.state.clone(),
-            logits: (entry.tokens.len() == ids.len())
-                .then(|| entry.logits.clone())
-                .flatten(),
-        };
         self.entries.push_back(entry);
-        Some(hit)
+        let entry = self.entries.back()?;
+        Some(Hit {
+            n_tokens: entry.tokens.len(),
+            state: &entry.state,
+            logits: entry
+                .logits
+                .as_deref()
+                .filter(|_| entry.tokens.len() == ids.len()),
+        })
     }
 
     /// Whether a state of this size would be kept at all: asked before a copy is made.

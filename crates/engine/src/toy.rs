@@ -62,8 +62,12 @@ impl Runner for Toy {
         VOCAB
     }
 
-    fn new_state(&self) -> Vec<u32> {
-        Vec::new()
+    fn new_state(&self) -> Result<Vec<u32>> {
+        Ok(Vec::new())
+    }
+
+    fn snapshot(&self, state: &Vec<u32>) -> Result<Vec<u32>> {
+        Ok(state.clone())
     }
 
     fn state_bytes(&self, state: &Vec<u32>) -> usize {

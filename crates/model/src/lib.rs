@@ -231,7 +231,9 @@ impl Model {
     /// # Errors
     /// [`Error::LoraTarget`] for a name that is no linear layer, [`Error::LoraConfig`] for a rank or dropout out of range.
     pub fn attach_lora(&mut self, lora: &LoraConfig, seed: u64) -> Result<()> {
-        lora::attach(self.get_mut(), lora, seed)
+        lora::attach(self.get_mut(), lora, seed)?;
+        let device = self.device();
+        self.get_mut().to_device(device)
     }
 
     /// The attached adapter's settings.
@@ -244,7 +246,9 @@ impl Model {
     /// # Errors
     /// A missing or unreadable file, a kind of adapter that is not plain LoRA, a tensor that fits no linear layer.
     pub fn load_adapter(&mut self, dir: &Path) -> Result<()> {
-        lora::load(self.get_mut(), dir)
+        lora::load(self.get_mut(), dir)?;
+        let device = self.device();
+        self.get_mut().to_device(device)
     }
 
     /// Writes the attached adapter as PEFT does; `base_name` becomes `base_model_name_or_path`.

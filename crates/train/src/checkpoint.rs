@@ -10,11 +10,13 @@
 //! A folder is written under another name, synced and then renamed. The order of the data needs no cursor but the step: it follows from the seed.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use kernel::Tensor;
+use kernel::tensor::Storage;
+use kernel::{DType, Device, Tensor};
 use model::Model;
 use safetensors::tensor::Metadata;
 use safetensors::{Dtype, View};
@@ -212,7 +214,7 @@ pub fn read_weights(folder: &Path, model: &mut Model) -> Result<()> {
         if weight.shape() != trained.shape() {
             return Err(Error::OtherModel { path });
         }
-        weight.clone_from(trained);
+        weight.copy_from(trained)?;
     }
     Ok(())
 }
@@ -230,7 +232,7 @@ pub fn read_optimizer(folder: &Path, names: &[String], optimizer: &mut AdamW) ->
             let name = format!("{kind}.{name}");
             let info = metadata
                 .info(&name)
-                .filter(|info| info.dtype == Dtype::F32 && info.shape == tensor.shape())
+                .filter(|info| info.dtype == file_dtype(tensor) && info.shape == tensor.shape())
                 .ok_or_else(|| Error::OptimizerTensor {
                     path: path.clone(),
                     name,
@@ -238,8 +240,14 @@ pub fn read_optimizer(folder: &Path, names: &[String], optimizer: &mut AdamW) ->
                 })?;
             file.seek(SeekFrom::Start(data_start + info.data_offsets.0 as u64))
                 .during("seeking in", &path)?;
-            file.read_exact(bytemuck::cast_slice_mut(tensor.f32s_mut()))
-                .during("reading", &path)?;
+            let mut moment = Tensor::zeros(tensor.shape(), tensor.dtype());
+            let bytes = match moment.storage_mut() {
+                Storage::F32(data) => bytemuck::cast_slice_mut(data),
+                Storage::Bf16(data) => bytemuck::cast_slice_mut(data),
+                Storage::Cuda(..) => unreachable!("made on the host"),
+            };
+            file.read_exact(bytes).during("reading", &path)?;
+            tensor.copy_from(&moment)?;
         }
     }
     Ok(())
@@ -288,11 +296,21 @@ fn write_folder(
     let path = folder.join("optimizer.safetensors");
     let names = model.trainable_names();
     let moments = [("m", &optimizer.m), ("v", &optimizer.v)];
+    let failed = Cell::new(None);
     let tensors = moments.into_iter().flat_map(|(kind, tensors)| {
         names
             .iter()
             .zip(tensors)
-            .map(move |(name, tensor)| (format!("{kind}.{name}"), Moment(tensor)))
+            .map(|(name, tensor)| {
+                (
+                    format!("{kind}.{name}"),
+                    Moment {
+                        tensor,
+                        failed: &failed,
+                    },
+                )
+            })
+            .collect::<Vec<_>>()
     });
     safetensors::serialize_to_file(tensors, None, &path).map_err(|source| match source {
         safetensors::SafeTensorError::IoError(source) => Error::Io {
@@ -302,6 +320,9 @@ fn write_folder(
         },
         source => Error::OptimizerFile { path, source },
     })?;
+    if let Some(error) = failed.take() {
+        return Err(error.into());
+    }
 
     let path = folder.join("state.json");
     let json = serde_json::to_vec_pretty(state)
@@ -331,21 +352,46 @@ pub fn save_weights(
     Ok(folder)
 }
 
-/// An f32 tensor as safetensors wants to see it.
-struct Moment<'a>(&'a Tensor);
+/// A tensor as safetensors wants to see it: fetched from the device only while it is written.
+struct Moment<'a> {
+    tensor: &'a Tensor,
+    /// Where a failed copy is reported: `data` cannot.
+    failed: &'a Cell<Option<kernel::Error>>,
+}
 
 impl View for Moment<'_> {
     fn dtype(&self) -> Dtype {
-        Dtype::F32
+        file_dtype(self.tensor)
     }
     fn shape(&self) -> &[usize] {
-        self.0.shape()
+        self.tensor.shape()
     }
     fn data(&self) -> Cow<'_, [u8]> {
-        bytemuck::cast_slice(self.0.f32s()).into()
+        match self.tensor.storage() {
+            Storage::F32(data) => bytemuck::cast_slice(data).into(),
+            Storage::Bf16(data) => bytemuck::cast_slice(data).into(),
+            Storage::Cuda(..) => match self.tensor.to_device(Device::Cpu) {
+                Ok(copy) => match copy.storage() {
+                    Storage::F32(data) => bytemuck::cast_slice(data).to_vec().into(),
+                    Storage::Bf16(data) => bytemuck::cast_slice(data).to_vec().into(),
+                    Storage::Cuda(..) => unreachable!("copied to the host"),
+                },
+                Err(error) => {
+                    self.failed.set(Some(error));
+                    vec![0; self.tensor.bytes()].into()
+                }
+            },
+        }
     }
     fn data_len(&self) -> usize {
-        self.0.bytes()
+        self.tensor.bytes()
+    }
+}
+
+fn file_dtype(tensor: &Tensor) -> Dtype {
+    match tensor.dtype() {
+        DType::F32 => Dtype::F32,
+        DType::Bf16 => Dtype::BF16,
     }
 }
 

@@ -1,7 +1,7 @@
 //! AdamW over a model's trainable tensors: the moments, who decays, and clipping at the global norm.
 
 use kernel::ops::{adamw, grad_norm};
-use kernel::{DType, Tensor};
+use kernel::{DType, Device, Tensor};
 
 use crate::error::Result;
 use crate::job::OptimizerConfig;
@@ -15,20 +15,23 @@ pub struct AdamW {
     config: OptimizerConfig,
     /// Updates made so far.
     pub steps: u64,
-    /// First moments, f32, shapes of the weights.
+    /// First moments, shapes and device of the weights.
     pub m: Vec<Tensor>,
-    /// Second moments, f32, shapes of the weights.
+    /// Second moments, as `m`.
     pub v: Vec<Tensor>,
     /// Decay of each tensor.
     weight_decay: Vec<f32>,
 }
 
 impl AdamW {
-    /// Zero moments for tensors of these names and shapes.
+    /// Zero moments for these tensors, by name.
+    ///
+    /// # Errors
+    /// The device has no room.
     pub fn new<'a>(
         config: &OptimizerConfig,
-        tensors: impl Iterator<Item = (&'a str, &'a [usize])>,
-    ) -> Self {
+        tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,
+    ) -> Result<Self> {
         let mut optimizer = AdamW {
             config: config.clone(),
             steps: 0,
@@ -36,15 +39,16 @@ impl AdamW {
             v: Vec::new(),
             weight_decay: Vec::new(),
         };
-        for (name, shape) in tensors {
-            optimizer.m.push(Tensor::zeros(shape, DType::F32));
-            optimizer.v.push(Tensor::zeros(shape, DType::F32));
+        for (name, tensor) in tensors {
+            let zeros = || Tensor::zeros_on(tensor.shape(), moment_dtype(tensor), tensor.device());
+            optimizer.m.push(zeros()?);
+            optimizer.v.push(zeros()?);
             optimizer.weight_decay.push(match decays(name) {
                 true => config.weight_decay as f32,
                 false => 0.0,
             });
         }
-        optimizer
+        Ok(optimizer)
     }
 
     /// One update of all `weights` by `gradients` (f32, same order and shapes), which are multiplied by `grad_scale` first.
@@ -78,6 +82,15 @@ impl AdamW {
             adamw::step(weight, m, v, gradient, &update)?;
         }
         Ok(())
+    }
+}
+
+/// Moments are f32, except those of bf16 weights on a GPU: there both are rounded stochastically, which keeps small updates on
+/// average, and half the bytes are saved and moved.
+pub fn moment_dtype(weight: &Tensor) -> DType {
+    match weight.device() {
+        Device::Cpu => DType::F32,
+        Device::Cuda(_) => weight.dtype(),
     }
 }
 

@@ -95,7 +95,7 @@ impl<'a> Run<'a> {
         if let Some((_, folder)) = &resumed {
             checkpoint::read_weights(folder, &mut model)?;
         }
-        let mut trainer = Trainer::new(model, &job.optimizer, job.seed);
+        let mut trainer = Trainer::new(model, &job.optimizer, job.seed)?;
         let metrics_path = job.out_dir.join("metrics.jsonl");
         let (state, metrics, events) = match resumed {
             Some((state, folder)) => {

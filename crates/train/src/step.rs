@@ -31,21 +31,21 @@ pub struct StepOutcome {
 
 impl Trainer {
     /// Fresh moments for the model's trainable tensors; `seed` is that of dropout.
-    pub fn new(model: Model, config: &OptimizerConfig, seed: u64) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if the device has no room for gradients and moments.
+    pub fn new(model: Model, config: &OptimizerConfig, seed: u64) -> Result<Self> {
         let names = model.trainable_names();
         let tensors = model.trainable();
-        let named = names.iter().zip(&tensors);
-        Trainer {
-            optimizer: AdamW::new(
-                config,
-                named.map(|(name, tensor)| (name.as_str(), tensor.shape())),
-            ),
+        let named = names.iter().map(String::as_str).zip(tensors);
+        Ok(Trainer {
+            optimizer: AdamW::new(config, named)?,
             saved: Saved::default(),
-            gradients: model.gradients(),
+            gradients: model.gradients()?,
             grad_clip: config.grad_clip,
             seed,
             model,
-        }
+        })
     }
 
     /// Loss = Σ nll over all micro-batches / `n_targets`, the targets of all micro-batches together; one update at learning rate `lr`.
@@ -61,7 +61,7 @@ impl Trainer {
         let step = self.optimizer.steps + 1;
         let d_nll = (1.0 / n_targets as f64) as f32;
         // 1. gradients, summed over micro-batches
-        self.gradients.fill_zero();
+        self.gradients.fill_zero()?;
         let mut nll_sum = 0.0;
         for (batch_idx, batch) in micro_batches.enumerate() {
             let dropout_seed = derive(self.seed, Purpose::Dropout, step, batch_idx as u64);

@@ -39,8 +39,9 @@ pub fn run(args: &Eval, ui: &Ui) -> Result<()> {
         .base
         .as_deref()
         .map(|dir| {
-            Model::load(dir, load::dtype(args.model.dtype))
-                .with_context(|| format!("loading {}", dir.display()))
+            let base = Model::load(dir, load::dtype(args.model.dtype))
+                .with_context(|| format!("loading {}", dir.display()))?;
+            Ok::<_, anyhow::Error>(base.to_device(model.device())?)
         })
         .transpose()?;
     let report = evaluate(

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use corpus::{BuildRequest, Character, SourceKind, SplitOptions, SplitRequest, Task};
-use kernel::DType;
+use kernel::{DType, Device};
 use model::quant::fp8_block::{Division, Layout};
 use model::{Config, Model};
 use serde_json::{Value, json};
@@ -26,8 +26,8 @@ const TINY_VOCABULARY: usize = 2048;
 const SEED: u64 = 7;
 
 pub fn run(args: &Live, ui: &Ui) -> Result<()> {
-    load::device(&args.device.device)?;
-    let mut live = Run::new(args, *ui)?;
+    let device = load::device(&args.device.device)?;
+    let mut live = Run::new(args, device, *ui)?;
     let last = if args.no_serve {
         args.until.min(StageName::Export)
     } else {
@@ -89,6 +89,7 @@ type Work = fn(&mut Run) -> Result<()>;
 /// A run's folder, what it is made from, and how far it is.
 struct Run {
     ui: Ui,
+    device: Device,
     dir: PathBuf,
     name: String,
     story: PathBuf,
@@ -103,7 +104,7 @@ struct Run {
 }
 
 impl Run {
-    fn new(args: &Live, ui: Ui) -> Result<Self> {
+    fn new(args: &Live, device: Device, ui: Ui) -> Result<Self> {
         let is_known = args.size == sizes::TINY || sizes::hub_id(&args.size).is_some();
         if !is_known {
             misuse!("unknown size `{}`; known are {}", args.size, sizes::names());
@@ -138,6 +139,7 @@ impl Run {
         let character = Character::load(&character_path)
             .map_err(|error| anyhow::Error::new(crate::ui::Misuse(error.to_string())))?;
         Ok(Run {
+            device,
             ui,
             dir,
             name,
@@ -251,7 +253,7 @@ impl Run {
         self.point_to_corpus(&mut recipe, "pt/everything");
         let inputs = json!({ "recipe": recipe });
         self.stage(4, "cpt", inputs, |run, dir| {
-            let summary = train::train(&recipe, dir, dir, false, &run.ui)?;
+            let summary = train::train(&recipe, dir, dir, run.device, false, &run.ui)?;
             write_persona(run, &summary.result)?;
             Ok(serde_json::to_value(&summary)?)
         })
@@ -270,7 +272,7 @@ impl Run {
         self.point_to_corpus(&mut recipe, "sft/cyrene");
         let inputs = json!({ "recipe": recipe });
         self.stage(5, "sft", inputs, |run, dir| {
-            let summary = train::train(&recipe, dir, dir, false, &run.ui)?;
+            let summary = train::train(&recipe, dir, dir, run.device, false, &run.ui)?;
             let merged = dir.join("model");
             if summary.result != merged {
                 merge::merge(&dir.join(&recipe.base), &summary.result, &merged)?;
@@ -295,8 +297,8 @@ impl Run {
                     seed: SEED,
                     profile: "Adopted",
                 };
-                let model = Model::load(&folder, DType::F32)?;
-                let base = Model::load(&run.base_model(), DType::F32)?;
+                let model = Model::load(&folder, DType::F32)?.to_device(run.device)?;
+                let base = Model::load(&run.base_model(), DType::F32)?.to_device(run.device)?;
                 let report = eval_command::evaluate(&evaluation, model, Some(base), &run.ui)?;
                 for line in eval_command::describe(&report, dir).lines() {
                     run.ui.note(format_args!("      {line}"));

@@ -1,5 +1,6 @@
 //! One file a command; each is `run(args, ui)`.
 
+pub mod bench;
 pub mod chat;
 pub mod corpus;
 pub mod doctor;
@@ -11,6 +12,7 @@ pub mod live;
 pub mod merge;
 pub mod recipe;
 pub mod score;
+pub mod selftest;
 pub mod serve;
 pub mod train;
 
@@ -38,5 +40,7 @@ pub fn run(command: Command, ui: &Ui) -> Result<()> {
         Command::Serve(args) => serve::run(&args, ui),
         Command::Chat(args) => chat::run(&args, ui),
         Command::Recipe(args) => recipe::run(&args, ui),
+        Command::Bench(args) => bench::run(args, ui),
+        Command::Selftest(args) => selftest::run(&args, ui),
     }
 }

@@ -68,7 +68,7 @@ pub struct Serving<'a> {
 pub fn serve(serving: &Serving<'_>, ui: &Ui) -> Result<()> {
     let folder = &serving.model.model;
     load::folder(folder)?;
-    load::device(&serving.model.device.device)?;
+    let device = load::device(&serving.model.device.device)?;
     let (tokenizer, template) = load::speech(folder)?;
     let persona = Persona::read(folder)?.unwrap_or_default();
     let setup = Setup {
@@ -98,7 +98,7 @@ pub fn serve(serving: &Serving<'_>, ui: &Ui) -> Result<()> {
             ui.note("this server can be reached from other machines; --api-key-file asks them for a key");
         }
         let loader = state.clone();
-        let serving_model = Opening { folder: folder.clone(), adapter: serving.model.adapter.clone(), dtype: load::dtype(serving.model.dtype), max_sequences: serving.max_sequences, context: serving.context };
+        let serving_model = Opening { folder: folder.clone(), adapter: serving.model.adapter.clone(), dtype: load::dtype(serving.model.dtype), device, max_sequences: serving.max_sequences, context: serving.context };
         let loading = tokio::task::spawn_blocking(move || -> Result<()> {
             loader.set_engine(serving_model.open()?);
             Ok(())
@@ -119,6 +119,7 @@ struct Opening {
     folder: std::path::PathBuf,
     adapter: Option<std::path::PathBuf>,
     dtype: kernel::DType,
+    device: kernel::Device,
     max_sequences: usize,
     context: Option<usize>,
 }
@@ -132,7 +133,11 @@ impl Opening {
                 .load_adapter(adapter)
                 .with_context(|| format!("loading adapter {}", adapter.display()))?;
         }
-        speak::engine(model, self.max_sequences, self.context)
+        speak::engine(
+            model.to_device(self.device)?,
+            self.max_sequences,
+            self.context,
+        )
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use corpus::split::Split;
-use kernel::DType;
+use kernel::{DType, Device};
 use model::Model;
 use text::Tokenizer;
 use train::metrics::{AlertLine, ValidationLine};
@@ -20,7 +20,7 @@ use crate::ui::{Bar, Ui};
 use crate::{interrupt, load, misuse};
 
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
-    load::device(&args.device.device)?;
+    let device = load::device(&args.device.device)?;
     let recipe = Recipe::load(&args.recipe, &args.set)?;
     let name = args
         .recipe
@@ -32,7 +32,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         .clone()
         .unwrap_or_else(|| Path::new("runs").join(name));
     let folder = args.recipe.parent().unwrap_or(Path::new(""));
-    let summary = train(&recipe, folder, &out, args.force, ui)?;
+    let summary = train(&recipe, folder, &out, device, args.force, ui)?;
     ui.result(&summary, || describe(&summary))
 }
 
@@ -40,7 +40,14 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
 ///
 /// # Errors
 /// A recipe that cannot be done (exit code 2), or whatever training reports.
-pub fn train(recipe: &Recipe, folder: &Path, out: &Path, force: bool, ui: &Ui) -> Result<Summary> {
+pub fn train(
+    recipe: &Recipe,
+    folder: &Path,
+    out: &Path,
+    device: Device,
+    force: bool,
+    ui: &Ui,
+) -> Result<Summary> {
     // 1. the data, in ids
     let base = base_folder(&recipe.base, folder)?;
     let tokenizer = base
@@ -78,7 +85,7 @@ pub fn train(recipe: &Recipe, folder: &Path, out: &Path, force: bool, ui: &Ui) -
         origin: serde_json::json!({
             "recipe_sha256": hash_bytes(resolved.as_bytes()),
             "version": env!("CARGO_PKG_VERSION"),
-            "device": "cpu",
+            "device": device.to_string(),
         }),
         force,
         stop: interrupt::flag(),
@@ -87,7 +94,9 @@ pub fn train(recipe: &Recipe, folder: &Path, out: &Path, force: bool, ui: &Ui) -
         Storage::F32 => DType::F32,
         Storage::Bf16 => DType::Bf16,
     };
-    let model = Model::load(&base, dtype).with_context(|| format!("loading {}", base.display()))?;
+    let model = Model::load(&base, dtype)
+        .with_context(|| format!("loading {}", base.display()))?
+        .to_device(device)?;
 
     // 3. train, then put beside the weights what belongs to them
     let mut drawing = Drawing { ui: *ui, bar: None };

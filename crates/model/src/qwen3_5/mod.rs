@@ -335,8 +335,13 @@ impl Qwen3_5 {
         cu_seqlens: &[u32],
         dropout_seed: Option<u64>,
     ) -> Result<&'a mut Arena> {
-        let arena =
-            saved.prepare(&self.config, self.dtype, self.device, cu_seqlens, dropout_seed)?;
+        let arena = saved.prepare(
+            &self.config,
+            self.dtype,
+            self.device,
+            cu_seqlens,
+            dropout_seed,
+        )?;
         let Arena {
             layers,
             last,

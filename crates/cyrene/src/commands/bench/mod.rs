@@ -1,0 +1,14 @@
+//! `cyrene bench`: what this machine reaches, with random weights, so that nothing is downloaded.
+
+mod train;
+
+use anyhow::Result;
+
+use crate::cli::Bench;
+use crate::ui::Ui;
+
+pub fn run(command: Bench, ui: &Ui) -> Result<()> {
+    match command {
+        Bench::Train(args) => train::run(&args, ui),
+    }
+}

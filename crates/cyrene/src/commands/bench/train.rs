@@ -1,0 +1,202 @@
+//! `cyrene bench train`: optimizer steps on random tokens and random weights of a real shape.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use kernel::{DType, Device};
+use model::{Config, LoraConfig, Model};
+use serde::Serialize;
+use text::pack::Row;
+use train::OptimizerConfig;
+use train::step::Trainer;
+
+use crate::cli::{BenchTrain as Args, TunerArg};
+use crate::ui::{Ui, size};
+use crate::{load, misuse, sizes};
+
+/// Steps before the clock starts: kernels are compiled, products tuned, memory taken.
+const WARMUP: usize = 2;
+
+/// One case, as `--json` prints it.
+#[derive(Debug, Serialize)]
+struct Line {
+    bench: &'static str,
+    size: String,
+    tuner: &'static str,
+    rows: usize,
+    row_tokens: usize,
+    document_tokens: usize,
+    accumulate: usize,
+    tokens_per_s: f64,
+    /// Median of an optimizer step.
+    ms_step: f64,
+    /// From the call of the first step to its end: what a user waits at the start, after the weights are there.
+    ms_first_step: f64,
+    /// Most bytes of tensors and scratch at once; `None` on a CPU.
+    peak_bytes: Option<usize>,
+    /// 10¹² operations a second that the arithmetic needs, recomputation not counted.
+    model_tflops: f64,
+    device: String,
+    loss: f64,
+}
+
+pub fn run(args: &Args, ui: &Ui) -> Result<()> {
+    let device = load::device(&args.device.device)?;
+    let Some(json) = sizes::config(&args.size) else {
+        misuse!("no size `{}`; there are {}", args.size, sizes::names());
+    };
+    let config = Config::from_json(&json)?;
+    let n_tokens = args.rows * args.row_tokens;
+    let document_tokens = args.document_tokens.unwrap_or(args.row_tokens);
+    if n_tokens == 0 || document_tokens == 0 || args.steps == 0 || args.accumulate == 0 {
+        misuse!("rows, row-tokens, document-tokens, accumulate and steps must be 1 or more");
+    }
+
+    // 1. weights
+    ui.note(format_args!("{} parameters, random", config.n_params()));
+    let dtype = match device {
+        Device::Cpu => DType::F32,
+        Device::Cuda(_) => DType::Bf16,
+    };
+    let vocab_size = config.vocab_size;
+    let flops_per_token = flops_per_token(&config, args.tuner, document_tokens);
+    let mut model = Model::init(config, 1, dtype)?.to_device(device)?;
+    if args.tuner == TunerArg::Lora {
+        let lora = LoraConfig {
+            rank: 16,
+            alpha: 32.0,
+            dropout: 0.01,
+            targets: Vec::new(),
+        };
+        model.attach_lora(&lora, 2)?;
+    }
+    if let Device::Cuda(card) = device {
+        card.reset_peak();
+    }
+    let mut trainer = Trainer::new(model, &OptimizerConfig::default(), 3)?;
+
+    // 2. steps
+    let mut milliseconds = Vec::new();
+    let mut loss = 0.0;
+    for step in 0..WARMUP + args.steps {
+        let rows: Vec<Row> = (0..args.accumulate)
+            .map(|micro| {
+                random_row(
+                    n_tokens,
+                    document_tokens,
+                    vocab_size,
+                    (step * args.accumulate + micro) as u64,
+                )
+            })
+            .collect();
+        let n_targets = rows
+            .iter()
+            .flat_map(|row| &row.targets_t)
+            .filter(|target| **target >= 0)
+            .count();
+        let start = Instant::now();
+        loss = trainer.step(rows.into_iter(), n_targets as u64, 2e-5)?.loss;
+        device.synchronize()?;
+        milliseconds.push(1e3 * start.elapsed().as_secs_f64());
+        ui.note(format_args!(
+            "step {}: {:.1} ms, loss {loss:.4}",
+            step + 1,
+            milliseconds[step]
+        ));
+    }
+
+    // 3. figures
+    let ms_first_step = milliseconds[0];
+    let mut timed = milliseconds.split_off(WARMUP);
+    timed.sort_by(f64::total_cmp);
+    let ms_step = timed[timed.len() / 2];
+    let tokens_per_s = (n_tokens * args.accumulate) as f64 / ms_step * 1e3;
+    let line = Line {
+        bench: "train",
+        size: args.size.clone(),
+        tuner: match args.tuner {
+            TunerArg::Full => "full",
+            TunerArg::Lora => "lora",
+        },
+        rows: args.rows,
+        row_tokens: args.row_tokens,
+        document_tokens,
+        accumulate: args.accumulate,
+        tokens_per_s,
+        ms_step,
+        ms_first_step,
+        peak_bytes: match device {
+            Device::Cpu => None,
+            Device::Cuda(card) => Some(card.allocated_bytes().1),
+        },
+        model_tflops: tokens_per_s * flops_per_token / 1e12,
+        device: device.to_string(),
+        loss,
+    };
+    ui.result(&line, || {
+        format!(
+            "{} {} · {} x {} tokens: {:.0} tokens/s, {:.1} ms a step (first {:.0}), {:.1} TFLOP/s{}",
+            line.size,
+            line.tuner,
+            line.rows,
+            line.row_tokens,
+            line.tokens_per_s,
+            line.ms_step,
+            line.ms_first_step,
+            line.model_tflops,
+            line.peak_bytes.map_or(String::new(), |bytes| format!(", peak {}", size(bytes as u64)))
+        )
+    })
+}
+
+/// Operations a token: 6 a weight of the matrices (4 where the base is frozen), and the attention of a document's mean context.
+fn flops_per_token(config: &Config, tuner: TunerArg, document_tokens: usize) -> f64 {
+    let head = config.vocab_size * config.hidden_size;
+    let tables = if config.tie_word_embeddings {
+        head
+    } else {
+        2 * head
+    };
+    let matrices = (config.n_params() as usize - tables + head) as f64;
+    let n_attention = config
+        .layer_types
+        .iter()
+        .filter(|layer| **layer == model::LayerType::Full)
+        .count();
+    let attention = (n_attention * config.num_attention_heads * config.head_dim) as f64
+        * 2.0
+        * document_tokens as f64;
+    let passes = match tuner {
+        TunerArg::Full => 3.0,
+        TunerArg::Lora => 2.0,
+    };
+    passes * 2.0 * matrices + 3.5 * attention
+}
+
+fn random_row(n_tokens: usize, document_tokens: usize, vocab_size: usize, seed: u64) -> Row {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5eed;
+    let tokens_t: Vec<u32> = (0..n_tokens)
+        .map(|_| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            ((state >> 33) as usize % vocab_size) as u32
+        })
+        .collect();
+    let mut cu_seqlens: Vec<u32> = (0..n_tokens)
+        .step_by(document_tokens)
+        .map(|t| t as u32)
+        .collect();
+    cu_seqlens.push(n_tokens as u32);
+    let mut targets_t: Vec<i32> = tokens_t.iter().skip(1).map(|id| *id as i32).collect();
+    targets_t.push(-1);
+    for end in &cu_seqlens[1..] {
+        targets_t[*end as usize - 1] = -1;
+    }
+    Row {
+        tokens_t,
+        targets_t,
+        documents: (0..cu_seqlens.len() - 1).collect(),
+        cu_seqlens,
+    }
+}
