@@ -77,7 +77,7 @@ fn generate(engine: &EngineHandle, request: Request) -> Vec<u32> {
 fn greedy_equals_the_models_own_loop() {
     let model = tiny_model();
     let prompt: Vec<u32> = (0..23).map(|n| n * 5 % VOCAB as u32).collect();
-    let mut state = model.new_state();
+    let mut state = model.new_state().unwrap();
     let mut logits = model.prefill(&mut state, &prompt).unwrap();
     let mut expected = Vec::new();
     for _ in 0..16 {

@@ -171,7 +171,7 @@ impl Model {
     /// # Errors
     /// [`Error::Kernel`] if the GPU has no room or failed; the model is then of no use.
     pub fn to_device(mut self, device: Device) -> Result<Model> {
-        self.get_mut().to_device(device)?;
+        self.get_mut().move_to(device)?;
         Ok(self)
     }
 
@@ -233,7 +233,7 @@ impl Model {
     pub fn attach_lora(&mut self, lora: &LoraConfig, seed: u64) -> Result<()> {
         lora::attach(self.get_mut(), lora, seed)?;
         let device = self.device();
-        self.get_mut().to_device(device)
+        self.get_mut().move_to(device)
     }
 
     /// The attached adapter's settings.
@@ -248,7 +248,7 @@ impl Model {
     pub fn load_adapter(&mut self, dir: &Path) -> Result<()> {
         lora::load(self.get_mut(), dir)?;
         let device = self.device();
-        self.get_mut().to_device(device)
+        self.get_mut().move_to(device)
     }
 
     /// Writes the attached adapter as PEFT does; `base_name` becomes `base_model_name_or_path`.

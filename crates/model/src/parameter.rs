@@ -59,7 +59,7 @@ impl Parameter {
     }
 
     /// Moves the weight; the old copy is freed.
-    pub fn to_device(&mut self, device: Device) -> Result<()> {
+    pub fn move_to(&mut self, device: Device) -> Result<()> {
         if self.tensor.device() != device {
             self.tensor = self.tensor.to_device(device)?;
         }

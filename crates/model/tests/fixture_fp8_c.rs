@@ -25,7 +25,7 @@ fn quantized_folder_gives_the_recorded_logits() {
         .unwrap();
     assert_close("full", logits.f32s(), &expected, 1e-4);
 
-    let mut state = model.new_state();
+    let mut state = model.new_state().unwrap();
     let mut pieces = Vec::new();
     for tokens in tokens_t.chunks(9) {
         pieces.extend_from_slice(model.prefill_all(&mut state, tokens).unwrap().f32s());

@@ -113,7 +113,7 @@ fn prefill_in_pieces_matches_full_forward() {
         let expected = golden.floats("seq1.logits");
         let vocab = model.config().vocab_size;
         for piece in [1, 7, 64, 65, tokens_t.len()] {
-            let mut state = model.new_state();
+            let mut state = model.new_state().unwrap();
             let mut logits = Vec::new();
             for tokens in tokens_t.chunks(piece) {
                 logits.extend_from_slice(model.prefill_all(&mut state, tokens).unwrap().f32s());
@@ -126,7 +126,7 @@ fn prefill_in_pieces_matches_full_forward() {
             );
             assert_eq!(state.position(), tokens_t.len());
 
-            let mut state = model.new_state();
+            let mut state = model.new_state().unwrap();
             let (head, tail) = tokens_t.split_at(tokens_t.len() / 3);
             model.prefill(&mut state, head).unwrap();
             let last = model.prefill(&mut state, tail).unwrap();
@@ -157,7 +157,7 @@ fn batched_steps_match_full_forward() {
         let mut states: Vec<SequenceState> = starts
             .iter()
             .map(|(which, start)| {
-                let mut state = model.new_state();
+                let mut state = model.new_state().unwrap();
                 if *start > 0 {
                     model
                         .prefill(&mut state, &sequences[*which].0[..*start])
@@ -199,7 +199,7 @@ fn greedy_decoding_repeats_the_recorded_ids() {
         let expected_logits =
             Tensors::open(goldens.join("greedy_logits.safetensors")).floats("logits");
         let vocab = model.config().vocab_size;
-        let mut state = model.new_state();
+        let mut state = model.new_state().unwrap();
         let mut logits = model.prefill(&mut state, &ids("prompt_ids")).unwrap();
         for (i, expected) in ids("generated_ids").into_iter().enumerate() {
             let row = logits.f32s();
@@ -245,7 +245,7 @@ fn bf16_storage_stays_near_f32() {
         println!("{name}: mean |bf16 - f32| of logits {mean_off}");
         assert!(mean_off < 0.12, "{name}: {mean_off}");
 
-        let mut state = model.new_state();
+        let mut state = model.new_state().unwrap();
         let mut pieces = Vec::new();
         for tokens in tokens_t.chunks(50) {
             pieces.extend_from_slice(model.prefill_all(&mut state, tokens).unwrap().f32s());

@@ -239,7 +239,7 @@ fn rows_that_do_not_fit_are_refused() {
     ] {
         assert!(model.nll(&mut saved, &bad).is_err(), "{bad:?}");
     }
-    assert!(model.prefill(&mut model.new_state(), &[]).is_err());
-    assert!(model.prefill(&mut model.new_state(), &[61]).is_err());
+    assert!(model.prefill(&mut model.new_state().unwrap(), &[]).is_err());
+    assert!(model.prefill(&mut model.new_state().unwrap(), &[61]).is_err());
     assert!(model.step(&mut [], &[]).is_err());
 }

@@ -30,7 +30,7 @@ fn check(model: &str, run: &str, weight_abs: f32, grad_norm_rel: f64) {
         ..OptimizerConfig::default()
     };
     let schedule = Schedule::new(&config, recorded["total"].as_u64().unwrap());
-    let mut trainer = Trainer::new(load(&reference, model), &config, 0);
+    let mut trainer = Trainer::new(load(&reference, model), &config, 0).unwrap();
     check_steps(
         &mut trainer,
         &schedule,

@@ -45,7 +45,7 @@ fn check(model_name: &str) {
     let mut model = load(&reference, model_name);
     model.load_adapter(&first).unwrap();
 
-    let mut trainer = Trainer::new(model, &config, 0);
+    let mut trainer = Trainer::new(model, &config, 0).unwrap();
     let batches = Tensors::read(&lora.join("steps.safetensors"));
     check_steps(
         &mut trainer,

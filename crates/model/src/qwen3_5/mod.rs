@@ -274,15 +274,15 @@ impl Qwen3_5 {
     }
 
     /// See [`crate::Model::to_device`].
-    pub(crate) fn to_device(&mut self, device: Device) -> Result<()> {
+    pub(crate) fn move_to(&mut self, device: Device) -> Result<()> {
         for (_, part) in names::parts_mut(self) {
             match part {
-                names::Part::Plain(parameter) => parameter.to_device(device)?,
+                names::Part::Plain(parameter) => parameter.move_to(device)?,
                 names::Part::Linear(linear) => {
-                    linear.weight.to_device(device)?;
+                    linear.weight.move_to(device)?;
                     if let Some(adapter) = &mut linear.adapter {
-                        adapter.a_ri.to_device(device)?;
-                        adapter.b_or.to_device(device)?;
+                        adapter.a_ri.move_to(device)?;
+                        adapter.b_or.move_to(device)?;
                     }
                 }
             }
