@@ -240,6 +240,10 @@ fn rows_that_do_not_fit_are_refused() {
         assert!(model.nll(&mut saved, &bad).is_err(), "{bad:?}");
     }
     assert!(model.prefill(&mut model.new_state().unwrap(), &[]).is_err());
-    assert!(model.prefill(&mut model.new_state().unwrap(), &[61]).is_err());
+    assert!(
+        model
+            .prefill(&mut model.new_state().unwrap(), &[61])
+            .is_err()
+    );
     assert!(model.step(&mut [], &[]).is_err());
 }

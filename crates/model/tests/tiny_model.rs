@@ -5,7 +5,7 @@ mod common;
 
 use common::{Row, assert_close, named, sum, tiny, tiny_json, trainable};
 use kernel::DType;
-use model::{Config, LoraConfig, Model, Saved, SequenceState};
+use model::{Config, Keep, LoraConfig, Model, Saved, SequenceState};
 
 fn loss(model: &Model, saved: &mut Saved, row: &Row) -> f64 {
     sum(&model.nll(saved, &row.batch()).unwrap())
@@ -221,7 +221,10 @@ fn batched_step_equals_single_steps_and_clones_go_their_own_way() {
             state
         })
         .collect();
-    let mut apart = together.clone();
+    let mut apart: Vec<SequenceState> = together
+        .iter()
+        .map(|state| state.snapshot().unwrap())
+        .collect();
     for step in 0..70 {
         let tokens = [step % 61, (step * 7) % 61, (step * 5 + 3) % 61];
         let mut states: Vec<&mut SequenceState> = together.iter_mut().collect();
@@ -254,7 +257,51 @@ fn saved_bytes_are_predicted_exactly_and_reused() {
                 .forward_backward(&mut saved, &mut grads, &row.batch(), 1.0, 0)
                 .unwrap();
             let n = row.tokens_t.len();
-            assert_eq!(saved.bytes(), Saved::bytes_for(model.config(), n, dtype));
+            let predicted = Saved::bytes_for(model.config(), n, dtype, &[]);
+            assert_eq!(saved.bytes(), predicted);
+        }
+    }
+}
+
+#[test]
+fn what_is_not_kept_is_computed_again_to_the_bit() {
+    let mut model = tiny(true, 22);
+    let n_layers = model.config().layer_types.len();
+    let lora = LoraConfig {
+        rank: 4,
+        alpha: 8.0,
+        dropout: 0.3,
+        targets: Vec::new(),
+    };
+    for with_lora in [false, true] {
+        if with_lora {
+            model.attach_lora(&lora, 3).unwrap();
+        }
+        let run = |keeps: Vec<Keep>| {
+            let row = Row::seeded(&[33, 12], 61, 6);
+            let mut grads = model.gradients().unwrap();
+            let mut saved = Saved::keeping(keeps.clone());
+            let nll = model
+                .forward_backward(&mut saved, &mut grads, &row.batch(), 1.0, 9)
+                .unwrap();
+            let dtype = model.dtype();
+            let predicted = Saved::bytes_for(model.config(), 45, dtype, &keeps);
+            assert_eq!(saved.bytes(), predicted, "{keeps:?}");
+            (nll, grads.tensors, saved.bytes())
+        };
+        let (nll, grads, all) = run(Vec::new());
+        let mixed = (0..n_layers)
+            .map(|layer| [Keep::Input, Keep::Mixer, Keep::All][layer % 3])
+            .collect();
+        for keeps in [
+            vec![Keep::Mixer; n_layers],
+            vec![Keep::Input; n_layers],
+            mixed,
+        ] {
+            let (again_nll, again, less) = run(keeps);
+            assert_eq!(again_nll, nll);
+            assert_eq!(again, grads);
+            assert!(less <= all);
         }
     }
 }

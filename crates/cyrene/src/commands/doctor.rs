@@ -190,7 +190,7 @@ fn plan(path: &Path, machine: &Machine, flops: f64) -> Result<StagePlan> {
         TunerConfig::Lora { rank, .. } => ("lora", config.n_adapter_params(*rank)),
     };
     let micro_tokens = recipe.batch.rows * recipe.data.row_tokens;
-    let activations = Saved::bytes_for(&config, micro_tokens, dtype) as u64;
+    let activations = Saved::bytes_for(&config, micro_tokens, dtype, &[]) as u64;
     let adapter = if tuner == "lora" { 4 * trained } else { 0 };
     let peak_bytes = n_params * dtype.size() as u64 + adapter + 12 * trained + activations;
 

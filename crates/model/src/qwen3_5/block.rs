@@ -9,7 +9,7 @@ use crate::parameter::{Gradients, Parameter};
 use crate::{Result, lora, rows};
 
 use super::attention::{self, Place};
-use super::saved::{self, arena};
+use super::saved::{self, Keep, arena};
 use super::state::LayerState;
 use super::{delta_net, mlp};
 
@@ -36,6 +36,7 @@ pub(crate) enum Mixer {
 /// What backward needs of one layer.
 #[derive(Debug)]
 pub(crate) struct Saved {
+    pub input: Input,
     pub residual: Residual,
     pub mixer: MixerSaved,
     pub mlp: mlp::Saved,
@@ -48,11 +49,17 @@ pub(crate) enum MixerSaved {
 }
 
 arena! {
-    /// The residual stream of one layer.
-    Residual(c, t) {
-        /// Before the mixer [T,D].
+    /// The residual stream of one layer before the mixer.
+    Input(c, t) {
+        /// [T,D]
         x_td: act [t, c.hidden_size],
-        /// Its reciprocal norm [T].
+    }
+}
+
+arena! {
+    /// The residual stream of one layer, and its norms.
+    Residual(c, t) {
+        /// Reciprocal norm before the mixer [T].
         rstd_t: f32 [t],
         /// After the mixer [T,D].
         mid_td: act [t, c.hidden_size],
@@ -86,6 +93,7 @@ pub(crate) struct Pass<'a> {
 impl Saved {
     pub fn new(layer_type: LayerType, dtype: DType, device: Device) -> Self {
         Saved {
+            input: Input::new(dtype, device),
             residual: Residual::new(dtype, device),
             mixer: match layer_type {
                 LayerType::Linear => MixerSaved::DeltaNet(delta_net::Saved::new(dtype, device)),
@@ -95,13 +103,54 @@ impl Saved {
         }
     }
 
-    pub fn resize(&mut self, config: &Config, n_tokens: usize) -> Result<()> {
+    /// Sizes what the layer keeps for `n_tokens`.
+    pub fn resize(&mut self, config: &Config, n_tokens: usize, keep: Keep) -> Result<()> {
+        self.input.resize(config, n_tokens)?;
+        if keep >= Keep::Mixer {
+            self.resize_mixer(config, n_tokens)?;
+        }
+        if keep == Keep::All {
+            self.mlp.resize(config, n_tokens)?;
+        }
+        Ok(())
+    }
+
+    /// Sizes what layers of which the least keeps `least` have to borrow.
+    pub fn resize_lent(&mut self, config: &Config, n_tokens: usize, least: Keep) -> Result<()> {
+        if least < Keep::Mixer {
+            self.resize_mixer(config, n_tokens)?;
+        }
+        if least < Keep::All {
+            self.mlp.resize(config, n_tokens)?;
+        }
+        Ok(())
+    }
+
+    fn resize_mixer(&mut self, config: &Config, n_tokens: usize) -> Result<()> {
         self.residual.resize(config, n_tokens)?;
         match &mut self.mixer {
-            MixerSaved::DeltaNet(saved) => saved.resize(config, n_tokens)?,
-            MixerSaved::Attention(saved) => saved.resize(config, n_tokens)?,
+            MixerSaved::DeltaNet(saved) => saved.resize(config, n_tokens),
+            MixerSaved::Attention(saved) => saved.resize(config, n_tokens),
         }
-        self.mlp.resize(config, n_tokens)
+    }
+
+    /// Exchanges with `lent` what a layer that keeps `keep` does not own; the same call gives it back.
+    pub fn exchange(&mut self, lent: &mut Saved, keep: Keep) {
+        if keep < Keep::Mixer {
+            std::mem::swap(&mut self.residual, &mut lent.residual);
+            std::mem::swap(&mut self.mixer, &mut lent.mixer);
+        }
+        if keep < Keep::All {
+            std::mem::swap(&mut self.mlp, &mut lent.mlp);
+        }
+    }
+
+    /// Index of the layer type, for what is there once for each type.
+    pub fn lender(&self) -> usize {
+        match self.mixer {
+            MixerSaved::DeltaNet(_) => 0,
+            MixerSaved::Attention(_) => 1,
+        }
     }
 
     pub fn bytes_for(
@@ -109,18 +158,57 @@ impl Saved {
         config: &Config,
         n_tokens: usize,
         dtype: DType,
+        keep: Keep,
     ) -> usize {
-        let mixer = match layer_type {
-            LayerType::Linear => delta_net::Saved::bytes_for(config, n_tokens, dtype),
-            LayerType::Full => attention::Saved::bytes_for(config, n_tokens, dtype),
-        };
-        Residual::bytes_for(config, n_tokens, dtype)
-            + mixer
-            + mlp::Saved::bytes_for(config, n_tokens, dtype)
+        let all = [Keep::Mixer, Keep::All].map(|part| {
+            if keep < part {
+                return 0;
+            }
+            Saved::part_bytes(layer_type, config, n_tokens, dtype, part)
+        });
+        Input::bytes_for(config, n_tokens, dtype) + all[0] + all[1]
+    }
+
+    /// Bytes of `resize_lent`.
+    pub fn lent_bytes_for(
+        layer_type: LayerType,
+        config: &Config,
+        n_tokens: usize,
+        dtype: DType,
+        least: Keep,
+    ) -> usize {
+        [Keep::Mixer, Keep::All]
+            .into_iter()
+            .filter(|part| least < *part)
+            .map(|part| Saved::part_bytes(layer_type, config, n_tokens, dtype, part))
+            .sum()
+    }
+
+    /// Bytes of what `part` keeps beyond the step below it.
+    fn part_bytes(
+        layer_type: LayerType,
+        config: &Config,
+        n_tokens: usize,
+        dtype: DType,
+        part: Keep,
+    ) -> usize {
+        match (part, layer_type) {
+            (Keep::Input, _) => Input::bytes_for(config, n_tokens, dtype),
+            (Keep::Mixer, LayerType::Linear) => {
+                Residual::bytes_for(config, n_tokens, dtype)
+                    + delta_net::Saved::bytes_for(config, n_tokens, dtype)
+            }
+            (Keep::Mixer, LayerType::Full) => {
+                Residual::bytes_for(config, n_tokens, dtype)
+                    + attention::Saved::bytes_for(config, n_tokens, dtype)
+            }
+            (Keep::All, _) => mlp::Saved::bytes_for(config, n_tokens, dtype),
+        }
     }
 
     pub fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
-        let mut tensors = self.residual.tensors();
+        let mut tensors = self.input.tensors();
+        tensors.extend(self.residual.tensors());
         tensors.extend(match &self.mixer {
             MixerSaved::DeltaNet(saved) => saved.tensors(),
             MixerSaved::Attention(saved) => saved.tensors(),
@@ -143,10 +231,26 @@ impl Weights {
         }
     }
 
-    /// out_td assigned from `saved.residual.x_td`.
+    /// out_td assigned from `saved.input.x_td`.
     pub fn forward(
         &self,
         out_td: &mut Tensor,
+        saved: &mut Saved,
+        scratch: &mut saved::Scratch,
+        pass: &Pass,
+        lora: &mut lora::Scratch,
+    ) -> Result<()> {
+        // 1. normalise
+        // 2. mix
+        self.mix(saved, scratch, pass, lora)?;
+        // 3. normalise
+        // 4. feed forward
+        self.feed_forward(out_td, saved, scratch, pass.place.eps, lora)
+    }
+
+    /// Fills what the mixer saves, and the residual stream behind it.
+    fn mix(
+        &self,
         saved: &mut Saved,
         scratch: &mut saved::Scratch,
         pass: &Pass,
@@ -156,7 +260,7 @@ impl Weights {
         // 1. normalise
         self.normalise_input(saved, scratch, eps)?;
         // 2. mix
-        rows::copy(&mut saved.residual.mid_td, &saved.residual.x_td)?;
+        rows::copy(&mut saved.residual.mid_td, &saved.input.x_td)?;
         match (&self.mixer, &mut saved.mixer) {
             (Mixer::DeltaNet(weights), MixerSaved::DeltaNet(kept)) => weights.forward(
                 &mut saved.residual.mid_td,
@@ -178,28 +282,35 @@ impl Weights {
             )?,
             _ => unreachable!("an arena is made from the same layer types as its model"),
         }
-        // 3. normalise
-        // 4. feed forward
-        self.feed_forward(out_td, saved, scratch, eps, lora)
+        Ok(())
     }
 
     /// `gradient.block.d_x_td` comes in as the gradient of the layer's output and leaves as that of its input.
+    /// What `keep` did not keep is computed again first.
     pub fn backward(
         &self,
         grads: &mut Gradients,
         gradient: &mut saved::Gradient,
         saved: &mut Saved,
+        keep: Keep,
         scratch: &mut saved::Scratch,
         pass: &Pass,
         lora: &mut lora::Scratch,
     ) -> Result<()> {
         let eps = pass.place.eps;
+        if keep < Keep::Mixer {
+            self.mix(saved, scratch, pass, lora)?;
+        }
         let Gradient {
             d_x_td,
             d_normed_td,
         } = &mut gradient.block;
         // 4. feed forward
         self.normalise_mid(saved, scratch, eps)?;
+        if keep < Keep::All {
+            self.mlp
+                .project(&mut saved.mlp, &scratch.block.normed_td, lora)?;
+        }
         self.mlp.backward(
             d_normed_td,
             grads,
@@ -253,14 +364,14 @@ impl Weights {
             d_x_td,
             grads.of(&self.input_layernorm),
             d_normed_td,
-            &saved.residual.x_td,
+            &saved.input.x_td,
             &self.input_layernorm.tensor,
             &saved.residual.rstd_t,
         )?;
         Ok(())
     }
 
-    /// New tokens after what the states hold; out_td assigned from `saved.residual.x_td`.
+    /// New tokens after what the states hold; out_td assigned from `saved.input.x_td`.
     pub fn step(
         &self,
         out_td: &mut Tensor,
@@ -273,7 +384,7 @@ impl Weights {
         // 1. normalise
         self.normalise_input(saved, scratch, place.eps)?;
         // 2. mix
-        rows::copy(&mut saved.residual.mid_td, &saved.residual.x_td)?;
+        rows::copy(&mut saved.residual.mid_td, &saved.input.x_td)?;
         match (&self.mixer, &mut saved.mixer) {
             (Mixer::DeltaNet(weights), MixerSaved::DeltaNet(kept)) => weights.step(
                 &mut saved.residual.mid_td,
@@ -309,7 +420,7 @@ impl Weights {
         rms_norm::forward(
             &mut scratch.block.normed_td,
             &mut saved.residual.rstd_t,
-            &saved.residual.x_td,
+            &saved.input.x_td,
             &self.input_layernorm.tensor,
             eps,
         )?;

@@ -68,13 +68,23 @@ impl Weights {
         lora: &mut lora::Scratch,
     ) -> Result<()> {
         // 1. project
-        self.gate_proj.forward(&mut saved.gate_tf, x_td, lora)?;
-        self.up_proj.forward(&mut saved.up_tf, x_td, lora)?;
+        self.project(saved, x_td, lora)?;
         // 2. gate
         swiglu::forward(&mut scratch.product_tf, &saved.gate_tf, &saved.up_tf)?;
         // 3. project back
         self.down_proj
             .forward_residual(out_td, &scratch.product_tf, lora)
+    }
+
+    /// Step 1 of `forward` alone, for a backward pass that kept nothing of it.
+    pub fn project(
+        &self,
+        saved: &mut Saved,
+        x_td: &Tensor,
+        lora: &mut lora::Scratch,
+    ) -> Result<()> {
+        self.gate_proj.forward(&mut saved.gate_tf, x_td, lora)?;
+        self.up_proj.forward(&mut saved.up_tf, x_td, lora)
     }
 
     /// d_x_td assigned.

@@ -27,7 +27,7 @@ use attention::Place;
 use block::Pass;
 use saved::Arena;
 
-pub use saved::Saved;
+pub use saved::{Keep, Saved};
 pub use state::SequenceState;
 
 /// Weights and what is needed to write them back.
@@ -182,6 +182,8 @@ impl Qwen3_5 {
         arena.gradient.resize(&self.config, n_tokens)?;
         let Arena {
             layers,
+            keeps,
+            lent,
             last,
             scratch,
             gradient,
@@ -210,8 +212,12 @@ impl Qwen3_5 {
         )?;
         // layers
         let pass = self.pass(batch.cu_seqlens, positions_t);
-        for (weights, kept) in self.layers.iter().zip(layers).rev() {
-            weights.backward(grads, gradient, kept, scratch, &pass, lora)?;
+        let kept = layers.iter_mut().zip(keeps.iter());
+        for (weights, (kept, keep)) in self.layers.iter().zip(kept).rev() {
+            let lent = &mut lent[kept.lender()];
+            kept.exchange(lent, *keep);
+            weights.backward(grads, gradient, kept, *keep, scratch, &pass, lora)?;
+            kept.exchange(lent, *keep);
         }
         // embedding: into the head's gradient when tied
         if let Some(d_table) = grads.of(&self.embed_tokens) {
@@ -244,11 +250,7 @@ impl Qwen3_5 {
     ) -> Result<Vec<Tensor>> {
         check_borders(tokens_t, cu_seqlens)?;
         let arena = self.forward(saved, tokens_t, cu_seqlens, None)?;
-        let mut states: Vec<&Tensor> = arena
-            .layers
-            .iter()
-            .map(|layer| &layer.residual.x_td)
-            .collect();
+        let mut states: Vec<&Tensor> = arena.layers.iter().map(|layer| &layer.input.x_td).collect();
         states.push(&arena.last.x_td);
         states.push(&arena.last.normed_td);
         states
@@ -344,6 +346,8 @@ impl Qwen3_5 {
         )?;
         let Arena {
             layers,
+            keeps,
+            lent,
             last,
             scratch,
             lora,
@@ -352,17 +356,21 @@ impl Qwen3_5 {
         } = &mut *arena;
         let pass = self.pass(cu_seqlens, positions_t);
         embedding::forward(
-            &mut layers[0].residual.x_td,
+            &mut layers[0].input.x_td,
             &self.embed_tokens.tensor,
             tokens_t,
         )?;
         for (layer_idx, weights) in self.layers.iter().enumerate() {
             let (now, later) = layers.split_at_mut(layer_idx + 1);
             let out_td = match later.first_mut() {
-                Some(next) => &mut next.residual.x_td,
+                Some(next) => &mut next.input.x_td,
                 None => &mut last.x_td,
             };
-            weights.forward(out_td, &mut now[layer_idx], scratch, &pass, lora)?;
+            let kept = &mut now[layer_idx];
+            let lent = &mut lent[kept.lender()];
+            kept.exchange(lent, keeps[layer_idx]);
+            weights.forward(out_td, kept, scratch, &pass, lora)?;
+            kept.exchange(lent, keeps[layer_idx]);
         }
         rms_norm::forward(
             &mut last.normed_td,
@@ -387,8 +395,8 @@ impl Qwen3_5 {
         let mut full = block::Saved::new(LayerType::Full, self.dtype, self.device);
         let mut scratch = saved::Scratch::new(self.dtype, self.device);
         let mut lora = lora::Scratch::new(self.dtype, self.device);
-        linear.resize(&self.config, n_tokens)?;
-        full.resize(&self.config, n_tokens)?;
+        linear.resize(&self.config, n_tokens, Keep::All)?;
+        full.resize(&self.config, n_tokens, Keep::All)?;
         scratch.resize(&self.config, n_tokens)?;
 
         let shape = [n_tokens, self.config.hidden_size];
@@ -399,7 +407,7 @@ impl Qwen3_5 {
                 LayerType::Linear => &mut linear,
                 LayerType::Full => &mut full,
             };
-            std::mem::swap(&mut kept.residual.x_td, &mut x_td);
+            std::mem::swap(&mut kept.input.x_td, &mut x_td);
             let layer_states = states
                 .iter_mut()
                 .map(|state| &mut state.layers[layer_idx])

@@ -71,10 +71,24 @@ arena! {
     }
 }
 
-/// Reusable activations of one pass; start with `Saved::default()` and hand the same one in again and again.
+/// What a layer keeps from forward to backward; what it does not keep is computed again there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Keep {
+    /// The residual stream before the layer: the whole layer runs forward twice.
+    Input,
+    /// All but the two wide tensors of the feed-forward, whose projections run twice.
+    Mixer,
+    /// Everything that costs a matrix product; norms, convolutions and gates are cheap and always computed again.
+    #[default]
+    All,
+}
+
+/// Reusable activations of one pass; start with `Saved::default()`, which keeps all, and hand the same one in again and again.
 #[derive(Debug, Default)]
 pub struct Saved {
     arena: Option<Arena>,
+    /// One entry a layer; layers beyond keep all.
+    keeps: Vec<Keep>,
 }
 
 #[derive(Debug)]
@@ -83,6 +97,9 @@ pub(crate) struct Arena {
     device: Device,
     layer_types: Vec<LayerType>,
     pub layers: Vec<block::Saved>,
+    pub keeps: Vec<Keep>,
+    /// What layers that do not keep everything borrow for the time of their pass, one of each type.
+    pub lent: [block::Saved; 2],
     pub last: Last,
     pub scratch: Scratch,
     pub gradient: Gradient,
@@ -110,15 +127,36 @@ pub(crate) struct Gradient {
 }
 
 impl Saved {
+    /// Keeps of each layer what `keeps` says (layers beyond its end keep all).
+    pub fn keeping(keeps: Vec<Keep>) -> Self {
+        Saved { arena: None, keeps }
+    }
+
     /// Bytes that a row of `n_tokens` needs in training, exactly; LoRA adds 8 bytes for each token and rank, and with dropout
     /// 4 bytes for each token and the widest input. The loss adds its chunk of logits for the time of the call.
-    pub fn bytes_for(config: &Config, n_tokens: usize, dtype: DType) -> usize {
-        let layers: usize = config
-            .layer_types
-            .iter()
-            .map(|layer_type| block::Saved::bytes_for(*layer_type, config, n_tokens, dtype))
+    pub fn bytes_for(config: &Config, n_tokens: usize, dtype: DType, keeps: &[Keep]) -> usize {
+        let keep = |layer: usize| keeps.get(layer).copied().unwrap_or_default();
+        let types = config.layer_types.iter().enumerate();
+        let layers: usize = types
+            .clone()
+            .map(|(layer, layer_type)| {
+                block::Saved::bytes_for(*layer_type, config, n_tokens, dtype, keep(layer))
+            })
+            .sum();
+        let lent: usize = [LayerType::Linear, LayerType::Full]
+            .into_iter()
+            .map(|layer_type| {
+                let least = types
+                    .clone()
+                    .filter(|(_, other)| **other == layer_type)
+                    .map(|(layer, _)| keep(layer))
+                    .min();
+                let least = least.unwrap_or_default();
+                block::Saved::lent_bytes_for(layer_type, config, n_tokens, dtype, least)
+            })
             .sum();
         layers
+            + lent
             + Last::bytes_for(config, n_tokens, dtype)
             + Scratch::bytes_for(config, n_tokens, dtype)
             + Gradient::bytes_for(config, n_tokens, dtype)
@@ -166,8 +204,18 @@ impl Saved {
         arena.set_positions(cu_seqlens);
         arena.lora.dropout_seed = dropout_seed;
         let n_tokens = arena.positions_t.len();
-        for layer in &mut arena.layers {
-            layer.resize(config, n_tokens)?;
+        arena.keeps.clone_from(&self.keeps);
+        arena
+            .keeps
+            .resize(config.layer_types.len(), Keep::default());
+        let mut least = [Keep::All; 2];
+        for (layer, keep) in arena.layers.iter_mut().zip(&arena.keeps) {
+            layer.resize(config, n_tokens, *keep)?;
+            let least = &mut least[layer.lender()];
+            *least = (*least).min(*keep);
+        }
+        for (lent, least) in arena.lent.iter_mut().zip(least) {
+            lent.resize_lent(config, n_tokens, least)?;
         }
         arena.last.resize(config, n_tokens)?;
         arena.scratch.resize(config, n_tokens)?;
@@ -185,6 +233,9 @@ impl Arena {
                 .iter()
                 .map(|layer_type| block::Saved::new(*layer_type, dtype, device))
                 .collect(),
+            keeps: vec![Keep::default(); layer_types.len()],
+            lent: [LayerType::Linear, LayerType::Full]
+                .map(|layer_type| block::Saved::new(layer_type, dtype, device)),
             last: Last::new(dtype, device),
             scratch: Scratch::new(dtype, device),
             gradient: Gradient::new(dtype, device),
@@ -201,7 +252,8 @@ impl Arena {
     }
 
     fn bytes(&self) -> usize {
-        let layers = self.layers.iter().flat_map(block::Saved::tensors);
+        let layers = self.layers.iter().chain(&self.lent);
+        let layers = layers.flat_map(block::Saved::tensors);
         layers
             .chain(self.last.tensors())
             .chain(self.scratch.tensors())
