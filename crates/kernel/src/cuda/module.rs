@@ -37,6 +37,8 @@ pub(crate) mod sources {
     use super::Source;
     sources! {
         COPY "copy",
+        EMBEDDING "embedding",
+        LINEAR_CROSS_ENTROPY "linear_cross_entropy",
     }
 }
 pub use sources::SOURCES;

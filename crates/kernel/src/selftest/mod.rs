@@ -3,6 +3,7 @@
 
 mod check;
 mod copy;
+mod loss;
 mod matmul;
 
 use std::time::{Duration, Instant};
@@ -31,7 +32,12 @@ impl Outcome {
 
 type Case = (&'static str, fn(&mut Check) -> Result<()>);
 
-const CASES: &[Case] = &[("copy", copy::run), ("matmul", matmul::run)];
+const CASES: &[Case] = &[
+    ("copy", copy::run),
+    ("matmul", matmul::run),
+    ("embedding", loss::embedding),
+    ("linear_cross_entropy", loss::linear_cross_entropy),
+];
 
 /// Runs every comparison on `cuda`, calling `done` after each primitive. Goes on after a failure: all of them are wanted.
 pub fn run(cuda: Cuda, mut done: impl FnMut(&Outcome)) -> Vec<Outcome> {
