@@ -3,6 +3,7 @@
 
 mod check;
 mod copy;
+mod delta;
 mod loss;
 mod matmul;
 
@@ -37,6 +38,11 @@ const CASES: &[Case] = &[
     ("matmul", matmul::run),
     ("embedding", loss::embedding),
     ("linear_cross_entropy", loss::linear_cross_entropy),
+    ("grad_norm", loss::grad_norm),
+    ("adamw", loss::adamw),
+    ("dropout", loss::dropout),
+    ("gated_delta_rule", delta::rule),
+    ("gated_delta_step", delta::step),
 ];
 
 /// Runs every comparison on `cuda`, calling `done` after each primitive. Goes on after a failure: all of them are wanted.
