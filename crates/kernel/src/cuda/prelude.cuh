@@ -129,6 +129,16 @@ __device__ __forceinline__ float silu_slope(float x) {
 // ln(1 + exp(x)), without overflow and without losing small values.
 __device__ __forceinline__ float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))); }
 
+// ---- random numbers
+
+// Sixty-four bits of element `index` of the stream with this key: `random::bits_of` of the host.
+__device__ __forceinline__ u64 random_bits(u64 key, u64 index) {
+    u64 z = key + 0x9E3779B97F4A7C15ull * (index + 1);
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+    return z ^ (z >> 31);
+}
+
 // ---- reductions, in an order that does not depend on timing
 
 __device__ __forceinline__ float warp_sum(float x) {

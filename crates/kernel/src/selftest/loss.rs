@@ -1,12 +1,19 @@
-//! Embedding, head and loss: ids and targets at the ends of the released vocabulary, absent, and repeated.
+//! What stands around the layers: embedding, head and loss (ids and targets at the ends of the released vocabulary, absent, and
+//! repeated), the gradients' norm, the optimizer's step, dropout.
 
 use super::{Check, Tolerance};
 use crate::ops::linear_cross_entropy::NO_TARGET;
-use crate::ops::{embedding, linear_cross_entropy};
+use crate::ops::{adamw, dropout, embedding, grad_norm, linear_cross_entropy};
 use crate::{DType, Result, Tensor};
 
 /// Rows of the released embedding and head.
 const VOCABULARY: usize = 248_320;
+
+/// Where both devices round every operation alike.
+const EXACT: Tolerance = Tolerance {
+    f32: 0.0,
+    bf16: 0.0,
+};
 
 pub(super) fn embedding(check: &mut Check) -> Result<()> {
     let last = VOCABULARY as u32 - 1;
@@ -52,14 +59,9 @@ pub(super) fn embedding(check: &mut Check) -> Result<()> {
             let shape = [tokens.len(), *d];
             let case = format!("{from} to {to}, {name}");
             let table = check.tensor(&[*c, *d], from);
-            // A copy: both round to nearest even, nothing may differ.
-            let exact = Tolerance {
-                f32: 0.0,
-                bf16: 0.0,
-            };
             check.both(
                 &case,
-                exact,
+                EXACT,
                 vec![("out", Tensor::poison(&shape, to))],
                 &[&table],
                 |out, ins| embedding::forward(&mut out[0], &ins[0], tokens),
@@ -175,6 +177,105 @@ pub(super) fn linear_cross_entropy(check: &mut Check) -> Result<()> {
                     linear_cross_entropy::forward_backward(nll, d_x, None, x, head, targets, 1.0)
                 })?;
             }
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn grad_norm(check: &mut Check) -> Result<()> {
+    for dtype in [DType::F32, DType::Bf16] {
+        let sizes: [&[usize]; 4] = [
+            &[1],
+            &[16_384, 0, 16_385],
+            &[8, 3, 100_003, 7],
+            &[2_000_000],
+        ];
+        for sizes in sizes {
+            let grads: Vec<Tensor> = sizes.iter().map(|n| check.tensor(&[*n], dtype)).collect();
+            let grads: Vec<&Tensor> = grads.iter().collect();
+            check.both(
+                &format!("{dtype}, sizes {sizes:?}"),
+                Tolerance::USUAL,
+                vec![("norm", Tensor::poison(&[1], DType::F32))],
+                &grads,
+                |out, ins| {
+                    let norm = grad_norm::forward(&ins.iter().collect::<Vec<_>>())?;
+                    out[0].copy_from(&Tensor::from_f32(&[1], vec![norm]))
+                },
+            )?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn adamw(check: &mut Check) -> Result<()> {
+    use DType::{Bf16, F32};
+    let kinds = [
+        // w, m, v, grad
+        [F32, F32, F32, F32],
+        [Bf16, F32, F32, F32],
+        [Bf16, Bf16, Bf16, F32],
+        [Bf16, Bf16, Bf16, Bf16],
+        [F32, Bf16, Bf16, F32],
+    ];
+    for [w_type, m_type, v_type, grad_type] in kinds {
+        for (n, step) in [(1, 1), (1021, 3), (8, 2), (100_000, 12_345)] {
+            let w = check.tensor(&[n], w_type);
+            let m = check.range(&[n], m_type, -0.1, 0.1);
+            let v = check.range(&[n], v_type, 0.0, 0.01);
+            let grad = check.tensor(&[n], grad_type);
+            let update = adamw::Update {
+                lr: 1e-4,
+                beta1: 0.9,
+                beta2: 0.95,
+                eps: 1e-8,
+                weight_decay: 0.1,
+                step,
+                grad_scale: 0.37,
+                seed: 5,
+            };
+            check.both(
+                &format!("w {w_type}, m {m_type}, v {v_type}, gradient {grad_type}, {n} elements"),
+                EXACT,
+                vec![("w", w), ("m", m), ("v", v)],
+                &[&grad],
+                |out, ins| {
+                    let [w, m, v] = out else {
+                        unreachable!("three outputs were handed in")
+                    };
+                    adamw::step(w, m, v, &ins[0], &update)
+                },
+            )?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn dropout(check: &mut Check) -> Result<()> {
+    for (from, to) in [
+        (DType::F32, DType::F32),
+        (DType::Bf16, DType::F32),
+        (DType::Bf16, DType::Bf16),
+    ] {
+        for (n, rate) in [(1, 0.5), (1021, 0.1), (4096, 0.0), (100_000, 0.05)] {
+            let drops = dropout::Dropout {
+                rate,
+                seed: 99,
+                stream: 3,
+            };
+            let case = format!("{from} to {to}, {n} elements at {rate}");
+            let x = check.tensor(&[n], from);
+            let y = check.tensor(&[n], to);
+            check.both(
+                &case,
+                EXACT,
+                vec![("y", Tensor::poison(&[n], to))],
+                &[&x],
+                |out, ins| dropout::forward(&mut out[0], &ins[0], &drops),
+            )?;
+            check.both(&case, EXACT, vec![("y added", y)], &[&x], |out, ins| {
+                dropout::forward_residual(&mut out[0], &ins[0], &drops)
+            })?;
         }
     }
     Ok(())
