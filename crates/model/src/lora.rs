@@ -527,7 +527,7 @@ mod tests {
         let d_y = normals(&[9, 7], 2);
         let mut scratch = Scratch {
             dropout_seed: Some(99),
-            ..Scratch::default()
+            ..Scratch::new(DType::F32, Device::Cpu)
         };
         let mut y = Tensor::zeros(&[9, 7], DType::F32);
         adapter.forward_residual(&mut y, &x, &mut scratch).unwrap();
