@@ -11,6 +11,7 @@ pub mod device;
 pub mod dtype;
 mod error;
 pub mod ops;
+pub mod random;
 pub mod selftest;
 pub mod tensor;
 

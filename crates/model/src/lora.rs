@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use kernel::ops::{accumulate, matmul};
+use kernel::ops::dropout::{self, Dropout};
+use kernel::ops::matmul;
 use kernel::{DType, Device, Tensor};
-use rayon::prelude::*;
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -132,10 +132,7 @@ impl Adapter {
             &self.a_ri.tensor,
             1.0,
         )?;
-        self.drop(scratch.dropped_ti.f32s_mut(), seed);
-        let shape = d_x_ti.shape().to_vec();
-        scratch.dropped_ti.reshape(&shape);
-        accumulate::forward_residual(d_x_ti, &scratch.dropped_ti, 1.0)?;
+        dropout::forward_residual(d_x_ti, &scratch.dropped_ti, &self.drops(seed))?;
         Ok(())
     }
 
@@ -149,8 +146,7 @@ impl Adapter {
             return Ok(());
         };
         scratch.dropped_ti.resize(&[n_rows, n_in])?;
-        crate::rows::copy(&mut scratch.dropped_ti, x_ti)?;
-        self.drop(scratch.dropped_ti.f32s_mut(), seed);
+        dropout::forward(&mut scratch.dropped_ti, x_ti, &self.drops(seed))?;
         matmul::forward(&mut scratch.u_tr, &scratch.dropped_ti, &self.a_ri.tensor)?;
         Ok(())
     }
@@ -159,21 +155,13 @@ impl Adapter {
         scratch.dropout_seed.filter(|_| self.dropout > 0.0)
     }
 
-    /// Inverted dropout in place: an element's fate depends on (seed, layer, index) alone.
-    fn drop(&self, values: &mut [f32], seed: u64) {
-        const CHUNK: usize = 4096;
-        let keep_scale = 1.0 / (1.0 - self.dropout);
-        let dropout = f64::from(self.dropout);
-        values
-            .par_chunks_mut(CHUNK)
-            .enumerate()
-            .for_each(|(chunk_idx, chunk)| {
-                for (i, value) in chunk.iter_mut().enumerate() {
-                    let index = (chunk_idx * CHUNK + i) as u64;
-                    let dropped = random::uniform(seed, self.layer_number, index) < dropout;
-                    *value = if dropped { 0.0 } else { *value * keep_scale };
-                }
-            });
+    /// What this layer drops in the pass of this seed.
+    fn drops(&self, seed: u64) -> Dropout {
+        Dropout {
+            rate: self.dropout,
+            seed,
+            stream: self.layer_number,
+        }
     }
 }
 
@@ -532,16 +520,6 @@ mod tests {
     }
 
     #[test]
-    fn dropout_drops_the_stated_share_and_keeps_the_mean() {
-        let mut values = vec![1.0; 100_000];
-        adapter(0.3).drop(&mut values, 17);
-        let zeros = values.iter().filter(|x| **x == 0.0).count();
-        let mean = values.iter().sum::<f32>() / 1e5;
-        assert!((zeros as f64 / 1e5 - 0.3).abs() < 0.01, "{zeros}");
-        assert!((mean - 1.0).abs() < 0.01, "{mean}");
-    }
-
-    #[test]
     fn backward_recomputes_the_forward_mask() {
         // <d_y, y(x)> is linear in x, so it equals <d_x, x> exactly when both passes drop the same inputs.
         let adapter = adapter(0.5);
@@ -549,7 +527,7 @@ mod tests {
         let d_y = normals(&[9, 7], 2);
         let mut scratch = Scratch {
             dropout_seed: Some(99),
-            ..Scratch::default()
+            ..Scratch::new(DType::F32, Device::Cpu)
         };
         let mut y = Tensor::zeros(&[9, 7], DType::F32);
         adapter.forward_residual(&mut y, &x, &mut scratch).unwrap();

@@ -66,8 +66,9 @@ impl AdamW {
         assert_eq!(weights.len(), gradients.len(), "one gradient a weight");
         self.steps += 1;
         let moments = self.m.iter_mut().zip(&mut self.v);
-        let scalars = self.weight_decay.iter();
-        for (((weight, gradient), (m, v)), weight_decay) in
+        // A tensor's number seeds its rounding, where it is stored as bf16: no two tensors share a pattern.
+        let scalars = self.weight_decay.iter().zip(0..);
+        for (((weight, gradient), (m, v)), (weight_decay, seed)) in
             weights.into_iter().zip(gradients).zip(moments).zip(scalars)
         {
             let update = adamw::Update {
@@ -78,6 +79,7 @@ impl AdamW {
                 weight_decay: *weight_decay,
                 step: self.steps,
                 grad_scale,
+                seed,
             };
             adamw::step(weight, m, v, gradient, &update)?;
         }

@@ -234,6 +234,16 @@ impl Cuda {
         Ok(pointer)
     }
 
+    /// Copies an op's result in scratch to the host, after all work before it.
+    pub(crate) fn read(self, pointer: u64, bytes: &mut [u8]) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the op computed `pointer` inside its scratch, and the host slice outlives the wait below.
+        check("copy from the GPU", unsafe {
+            result::memcpy_dtoh_async(bytes, pointer, self.0.stream)
+        })?;
+        self.synchronize()
+    }
+
     /// d = alpha · a bᵀ (+ d), see [`Gemm`].
     pub(crate) fn gemm(self, gemm: &Gemm) -> Result<()> {
         self.bind()?;

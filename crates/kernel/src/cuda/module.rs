@@ -36,7 +36,14 @@ macro_rules! sources {
 pub(crate) mod sources {
     use super::Source;
     sources! {
+        ADAMW "adamw",
         COPY "copy",
+        DROPOUT "dropout",
+        EMBEDDING "embedding",
+        GATED_DELTA_RULE "gated_delta_rule",
+        GATED_DELTA_STEP "gated_delta_step",
+        GRAD_NORM "grad_norm",
+        LINEAR_CROSS_ENTROPY "linear_cross_entropy",
     }
 }
 pub use sources::SOURCES;

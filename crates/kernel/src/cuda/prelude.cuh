@@ -108,7 +108,18 @@ __device__ __forceinline__ void store8(View t, i64 i, const Eight& x) {
 
 // ---- arithmetic
 
-__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
+// 2^x and 1/x by the special function units, correct but for the last bit or two; results below 2^-126 are zero.
+__device__ __forceinline__ float fast_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+__device__ __forceinline__ float fast_reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+__device__ __forceinline__ float sigmoid(float x) { return fast_reciprocal(1.0f + fast_exp2(x * -1.44269504f)); }
 __device__ __forceinline__ float silu(float x) { return x * sigmoid(x); }
 // d silu(x) / d x
 __device__ __forceinline__ float silu_slope(float x) {
@@ -117,6 +128,16 @@ __device__ __forceinline__ float silu_slope(float x) {
 }
 // ln(1 + exp(x)), without overflow and without losing small values.
 __device__ __forceinline__ float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))); }
+
+// ---- random numbers
+
+// Sixty-four bits of element `index` of the stream with this key: `random::bits_of` of the host.
+__device__ __forceinline__ u64 random_bits(u64 key, u64 index) {
+    u64 z = key + 0x9E3779B97F4A7C15ull * (index + 1);
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+    return z ^ (z >> 31);
+}
 
 // ---- reductions, in an order that does not depend on timing
 
@@ -150,6 +171,71 @@ __device__ __forceinline__ float block_max(float x) {
     __syncthreads();
     x = lane < n_warps ? warps[lane] : -__int_as_float(0x7f800000);
     return warp_max(x);
+}
+
+// ---- rows, eight columns a thread
+//
+// A kernel over rows has two instances: P = bf16*, where every tensor is bf16 and every row a multiple of eight, so that each
+// access is 16 bytes, and P = View for any types and widths.
+
+template <class P> __device__ __forceinline__ P data_of(View t);
+template <> __device__ __forceinline__ bf16* data_of<bf16*>(View t) { return (bf16*)t.data; }
+template <> __device__ __forceinline__ View data_of<View>(View t) { return t; }
+
+// Eight elements asked for, but not yet looked at: many can be under way at once. Of a View they are read when looked at.
+template <class P> struct Fetched;
+template <> struct Fetched<bf16*> {
+    uint4 words;
+};
+template <> struct Fetched<View> {
+    View t;
+    i64 i;
+    u32 n;
+};
+
+// `n` elements from `i` on (8 or 0 of bf16*), zeros behind them.
+__device__ __forceinline__ Fetched<bf16*> fetch8(const bf16* t, i64 i, u32 n) {
+    Fetched<bf16*> x;
+    x.words = n > 0 ? *(const uint4*)(t + i) : make_uint4(0, 0, 0, 0);
+    return x;
+}
+__device__ __forceinline__ Fetched<View> fetch8(View t, i64 i, u32 n) {
+    Fetched<View> x;
+    x.t = t;
+    x.i = i;
+    x.n = n;
+    return x;
+}
+__device__ __forceinline__ Eight widen(const Fetched<bf16*>& x) { return load8((const bf16*)&x.words, 0); }
+__device__ __forceinline__ Eight widen(const Fetched<View>& x) {
+    if (x.n == 8 && x.i % 8 == 0) return load8(x.t, x.i);
+    Eight y;
+#pragma unroll
+    for (u32 j = 0; j < 8; j++) y.v[j] = j < x.n ? load(x.t, x.i + j) : 0.0f;
+    return y;
+}
+__device__ __forceinline__ void put8(bf16* t, i64 i, u32 n, const Eight& x) {
+    if (n > 0) store8(t, i, x);
+}
+__device__ __forceinline__ void put8(View t, i64 i, u32 n, const Eight& x) {
+    if (n == 8 && i % 8 == 0) {
+        store8(t, i, x);
+        return;
+    }
+#pragma unroll
+    for (u32 j = 0; j < 8; j++) {
+        if (j < n) store(t, i + j, x.v[j]);
+    }
+}
+
+// Of `n` things in eights, how many fall to number `eight`.
+__device__ __forceinline__ u32 n_in_eight(u32 n, u32 eight) { return n > 8 * eight ? min(n - 8 * eight, 8u) : 0; }
+
+// Sum over `group` neighbouring threads: a power of two up to 32, or the whole block. Every thread of the block must call it.
+__device__ __forceinline__ float group_sum(float x, u32 group) {
+    if (group > 32) return block_sum(x);
+    for (u32 offset = group >> 1; offset > 0; offset >>= 1) x += __shfl_xor_sync(0xffffffffu, x, offset);
+    return x;
 }
 
 // ---- asynchronous copies to shared memory (sm_80 and later)

@@ -3,9 +3,12 @@
 //! With g = grad_scale · grad: w -= lr weight_decay w; m += (1 - beta1) (g - m); v = beta2 v + (1 - beta2) g²;
 //! w -= lr / (1 - beta1^step) · m / (sqrt(v) / sqrt(1 - beta2^step) + eps).
 //! Source: arXiv 1711.05101; the order of operations is that of `torch.optim.AdamW` (single tensor).
+//!
+//! What is stored as bf16 is rounded stochastically: up with the chance that equals the part of the step to the upper neighbour.
+//! So updates far below the 8 bits of a bf16 weight count on average, where rounding to nearest would lose them all.
 
 use super::check;
-use crate::{Result, Tensor};
+use crate::{Device, Result, Tensor};
 
 /// Scalars of one update. `step` counts from 1.
 #[derive(Debug, Clone, Copy)]
@@ -19,12 +22,14 @@ pub struct Update {
     pub step: u64,
     /// Multiplied into the gradient first: clipping and averaging.
     pub grad_scale: f32,
+    /// Of the stochastic rounding, with `step` and an element's index: give every tensor its own. Unused where all is f32.
+    pub seed: u64,
 }
 
-/// w, m and v updated in place. Shapes: any, all alike; m, v, grad f32; w f32, or bf16 rounded to nearest on store.
+/// w, m and v updated in place, those that are bf16 by stochastic rounding. Shapes: any, all alike. The same bits on every device.
 ///
 /// # Errors
-/// [`crate::Error::Shape`] where shapes differ, [`crate::Error::DType`] where m, v or grad is not f32.
+/// [`crate::Error::Shape`] where shapes differ.
 pub fn step(
     w: &mut Tensor,
     m: &mut Tensor,
@@ -35,16 +40,41 @@ pub fn step(
     const OP: &str = "adamw::step";
     for (arg, tensor) in [("m", &*m), ("v", &*v), ("grad", grad)] {
         check::shape(OP, arg, tensor, w.shape())?;
-        check::f32(OP, arg, tensor)?;
     }
-    cpu::step(w, m, v, grad, update);
+    match check::device(OP, w, &[("m", &*m), ("v", &*v), ("grad", grad)])? {
+        Device::Cpu => cpu::step(w, m, v, grad, update),
+        Device::Cuda(cuda) => cuda::step(cuda, w, m, v, grad, update)?,
+    }
     Ok(())
 }
 
+/// The scalars as torch has them: combined in f64, used in f32.
+struct Scalars {
+    keep: f32,
+    to_m: f32,
+    to_v: f32,
+    step_size: f32,
+    root_correction: f32,
+}
+
+impl Scalars {
+    fn of(update: &Update) -> Scalars {
+        let (lr, beta1, beta2) = (update.lr as f64, update.beta1 as f64, update.beta2 as f64);
+        let steps = update.step as f64;
+        Scalars {
+            keep: (1.0 - lr * update.weight_decay as f64) as f32,
+            to_m: (1.0 - beta1) as f32,
+            to_v: (1.0 - beta2) as f32,
+            step_size: (lr / (1.0 - beta1.powf(steps))) as f32,
+            root_correction: (1.0 - beta2.powf(steps)).sqrt() as f32,
+        }
+    }
+}
+
 mod cpu {
-    use super::Update;
-    use crate::Tensor;
+    use super::{Scalars, Update};
     use crate::cpu::{In, Out, for_rows};
+    use crate::{DType, Tensor, random};
 
     pub(super) fn step(
         w: &mut Tensor,
@@ -53,42 +83,98 @@ mod cpu {
         grad: &Tensor,
         update: &Update,
     ) {
-        // The scalars as torch has them: combined in f64, used in f32.
-        let (lr, beta1, beta2) = (update.lr as f64, update.beta1 as f64, update.beta2 as f64);
-        let steps = update.step as f64;
-        let keep = (1.0 - lr * update.weight_decay as f64) as f32;
-        let to_m = (1.0 - beta1) as f32;
-        let to_v = (1.0 - beta2) as f32;
-        let step_size = (lr / (1.0 - beta1.powf(steps))) as f32;
-        let root_correction = (1.0 - beta2.powf(steps)).sqrt() as f32;
+        let Scalars {
+            keep,
+            to_m,
+            to_v,
+            step_size,
+            root_correction,
+        } = Scalars::of(update);
         let Update {
             beta2,
             eps,
             grad_scale,
             ..
         } = *update;
+        let narrow = [&*w, m, v].map(|tensor| tensor.dtype() == DType::Bf16);
+        let key = random::key(update.seed, update.step);
         for_rows(
             [Out::update(w, 1), Out::update(m, 1), Out::update(v, 1)],
             [In::new(grad, 1)],
             #[inline(always)]
-            |_, [w, m, v], [grad]| {
-                for (((w, m), v), grad) in w.iter_mut().zip(m).zip(v).zip(grad) {
+            |first, [w, m, v], [grad]| {
+                let moments = m.iter_mut().zip(v.iter_mut());
+                for ((w, (m, v)), grad) in w.iter_mut().zip(moments).zip(grad) {
                     let g = grad * grad_scale;
                     *m += to_m * (g - *m);
                     *v = *v * beta2 + to_v * (g * g);
                     let denominator = v.sqrt() / root_correction + eps;
                     *w = *w * keep - step_size * (*m / denominator);
                 }
+                // Each of the three has 16 bits of an element's 64.
+                for (part, (values, narrow)) in [w, m, v].into_iter().zip(narrow).enumerate() {
+                    if narrow {
+                        for (index, value) in (first as u64..).zip(values) {
+                            let noise = random::bits_of(key, index) >> (16 * part);
+                            *value = round_by_chance(*value, noise as u16);
+                        }
+                    }
+                }
             },
         );
+    }
+
+    /// One of the two bf16 values around x, which storing then leaves as it is; a bf16 value stays itself.
+    #[inline(always)]
+    pub(super) fn round_by_chance(x: f32, noise: u16) -> f32 {
+        let bits = x.to_bits();
+        let rounded = bits.wrapping_add(u32::from(noise)) & 0xffff_0000;
+        f32::from_bits(if x.is_nan() { bits } else { rounded })
+    }
+}
+
+mod cuda {
+    use super::{Scalars, Update};
+    use crate::cuda::sources::ADAMW;
+    use crate::cuda::{Args, Cuda, Grid};
+    use crate::{Result, Tensor, random};
+
+    const THREADS: u32 = 256;
+
+    pub(super) fn step(
+        cuda: Cuda,
+        w: &mut Tensor,
+        m: &mut Tensor,
+        v: &mut Tensor,
+        grad: &Tensor,
+        update: &Update,
+    ) -> Result<()> {
+        let scalars = Scalars::of(update);
+        let n = w.numel();
+        let args = Args::new().view_mut(w).view_mut(m).view_mut(v).view(grad);
+        let args = args
+            .u64(n as u64)
+            .u64(random::key(update.seed, update.step))
+            .f32(update.grad_scale)
+            .f32(scalars.to_m)
+            .f32(update.beta2)
+            .f32(scalars.to_v)
+            .f32(scalars.root_correction)
+            .f32(update.eps)
+            .f32(scalars.keep)
+            .f32(scalars.step_size);
+        if n.is_multiple_of(8) {
+            return cuda.launch(&ADAMW, "adamw_step_8", Grid::each(n / 8, THREADS), args);
+        }
+        cuda.launch(&ADAMW, "adamw_step", Grid::each(n, THREADS), args)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{STORAGES, assert_close, f64s, tensor};
-    use crate::{DType, Error};
+    use crate::DType;
+    use crate::ops::testing::{BF16_REL, STORAGES, assert_close, f64s, tensor};
 
     const UPDATE: Update = Update {
         lr: 1e-2,
@@ -98,6 +184,7 @@ mod tests {
         weight_decay: 0.1,
         step: 1,
         grad_scale: 0.5,
+        seed: 7,
     };
 
     fn define(w: &mut [f64], m: &mut [f64], v: &mut [f64], grad: &[f64], u: &Update) {
@@ -170,11 +257,64 @@ mod tests {
     }
 
     #[test]
-    fn moments_must_be_f32() {
-        let mut w = Tensor::zeros(&[2], DType::Bf16);
-        let (mut m, mut v) = (w.clone(), Tensor::zeros(&[2], DType::F32));
-        let grad = v.clone();
-        let got = step(&mut w, &mut m, &mut v, &grad, &UPDATE);
-        assert!(matches!(got, Err(Error::DType { arg: "m", .. })));
+    fn bf16_moments_stay_near_the_definition() {
+        let shape = [300, 40];
+        let mut w = tensor(&shape, 1, DType::Bf16);
+        let (mut m, mut v) = (
+            Tensor::zeros(&shape, DType::Bf16),
+            Tensor::zeros(&shape, DType::Bf16),
+        );
+        let (mut w_want, mut m_want, mut v_want) = (f64s(&w), f64s(&m), f64s(&v));
+        for count in 1..=5 {
+            let update = Update {
+                step: count,
+                ..UPDATE
+            };
+            let grad = tensor(&shape, 1 + count, DType::Bf16);
+            step(&mut w, &mut m, &mut v, &grad, &update).unwrap();
+            define(&mut w_want, &mut m_want, &mut v_want, &f64s(&grad), &update);
+        }
+        assert_close("w", &w, &w_want, BF16_REL);
+        assert_close("m", &m, &m_want, BF16_REL);
+        assert_close("v", &v, &v_want, BF16_REL);
+    }
+
+    #[test]
+    fn updates_below_half_a_step_count_on_average() {
+        // Around 1 a bf16 weight moves in steps of 2^-8 downwards; each update is a fortieth of one.
+        let n = 4096;
+        let mut w = Tensor::from_f32(&[n], vec![1.0; n]).to_dtype(DType::Bf16);
+        let zeros = || Tensor::zeros(&[n], DType::F32);
+        let (mut m, mut v) = (zeros(), zeros());
+        let grad = Tensor::from_f32(&[n], vec![1.0; n]);
+        let lr = 1e-4;
+        for count in 1..=20 {
+            let update = Update {
+                lr,
+                weight_decay: 0.0,
+                step: count,
+                ..UPDATE
+            };
+            step(&mut w, &mut m, &mut v, &grad, &update).unwrap();
+        }
+        let mean = f64s(&w).iter().sum::<f64>() / n as f64;
+        let moved = (1.0 - mean) / (20.0 * f64::from(lr));
+        assert!((moved - 1.0).abs() < 0.1, "{moved}");
+    }
+
+    #[test]
+    fn rounding_by_chance_keeps_bf16_values_infinities_and_nan() {
+        for noise in [0, 1, u16::MAX] {
+            for x in [0.0, -1.5, 3.0e38, f32::INFINITY, f32::NEG_INFINITY] {
+                let x = f32::from_bits(x.to_bits() & 0xffff_0000);
+                assert_eq!(cpu::round_by_chance(x, noise), x);
+            }
+            for nan in [f32::NAN, f32::from_bits(0xffff_ffff)] {
+                assert!(cpu::round_by_chance(nan, noise).is_nan());
+            }
+        }
+        let x = f32::from_bits(0x3f80_4000);
+        assert_eq!(cpu::round_by_chance(x, 0xbfff), 1.0);
+        assert_eq!(cpu::round_by_chance(x, 0xc000), 1.0078125);
     }
 }

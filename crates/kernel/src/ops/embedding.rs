@@ -1,25 +1,24 @@
 //! Rows of a table by token id: out[t] = table[tokens[t]]; the gradient adds each row back to where it came from.
 
 use super::check;
-use crate::{Error, Result, Tensor};
+use crate::{Device, Error, Result, Tensor};
 
 /// `out` assigned. Shapes: out_td [T,D]; table_cd [C,D]; tokens_t [T].
 ///
 /// # Errors
 /// [`Error::Shape`] where shapes disagree, [`Error::Index`] for an id of C or above.
 pub fn forward(out_td: &mut Tensor, table_cd: &Tensor, tokens_t: &[u32]) -> Result<()> {
-    check_rows(
-        "embedding::forward",
-        ["out_td", "table_cd"],
-        out_td,
-        table_cd,
-        tokens_t,
-    )?;
-    cpu::forward(out_td, table_cd, tokens_t);
+    const OP: &str = "embedding::forward";
+    check_rows(OP, ["out_td", "table_cd"], out_td, table_cd, tokens_t)?;
+    match check::device(OP, out_td, &[("table_cd", table_cd)])? {
+        Device::Cpu => cpu::forward(out_td, table_cd, tokens_t),
+        Device::Cuda(cuda) => cuda::forward(cuda, out_td, table_cd, tokens_t)?,
+    }
     Ok(())
 }
 
-/// d_table_cd[tokens[t]] += d_out_td[t], in token order. Shapes as in [`forward`], d_table_cd f32.
+/// d_table_cd[tokens[t]] += d_out_td[t], in token order (on a GPU, rows of an id that occurs often are first added up in
+/// stretches). Shapes as in [`forward`], d_table_cd f32.
 ///
 /// # Errors
 /// As [`forward`], and [`Error::DType`] where d_table_cd is not f32.
@@ -33,7 +32,10 @@ pub fn backward(d_table_cd: &mut Tensor, d_out_td: &Tensor, tokens_t: &[u32]) ->
         tokens_t,
     )?;
     check::f32(OP, "d_table_cd", d_table_cd)?;
-    cpu::backward(d_table_cd, d_out_td, tokens_t);
+    match check::device(OP, d_table_cd, &[("d_out_td", d_out_td)])? {
+        Device::Cpu => cpu::backward(d_table_cd, d_out_td, tokens_t),
+        Device::Cuda(cuda) => cuda::backward(cuda, d_table_cd, d_out_td, tokens_t)?,
+    }
     Ok(())
 }
 
@@ -99,6 +101,143 @@ mod cpu {
     }
 }
 
+pub(super) mod cuda {
+    use crate::cuda::sources::EMBEDDING;
+    use crate::cuda::{Args, Cuda, Grid};
+    use crate::{DType, Result, Tensor};
+
+    /// A row number that reads as zeros and is not written.
+    pub(in crate::ops) const NO_ROW: u32 = u32::MAX;
+    const THREADS: usize = 128;
+    /// Occurrences of an id up to which one thread adds them all.
+    const FEW: u32 = 16;
+
+    pub(super) fn forward(
+        cuda: Cuda,
+        out: &mut Tensor,
+        table: &Tensor,
+        tokens_t: &[u32],
+    ) -> Result<()> {
+        if tokens_t.is_empty() {
+            return Ok(());
+        }
+        let rows = cuda.upload(tokens_t)?;
+        let out = (out.device_pointer(), out.dtype());
+        gather(cuda, out, table, rows, tokens_t.len())
+    }
+
+    /// out[r] = table[rows[r]] for `n_rows` row numbers at `rows`; zeros for [`NO_ROW`].
+    pub(in crate::ops) fn gather(
+        cuda: Cuda,
+        (out, dtype): (u64, DType),
+        table: &Tensor,
+        rows: u64,
+        n_rows: usize,
+    ) -> Result<()> {
+        let d = width(table);
+        let args = Args::new().view_at(out, dtype).view(table).pointer(rows);
+        let kernel = wide(d, ["embedding_gather", "embedding_gather_8"]);
+        let grid = Grid::line(n_rows, THREADS as u32);
+        cuda.launch(&EMBEDDING, kernel, grid, args.u32(d))
+    }
+
+    /// out[rows[r]] = x[r] for `n_rows` row numbers at `rows`, no two alike; [`NO_ROW`] is skipped.
+    pub(in crate::ops) fn scatter(
+        cuda: Cuda,
+        out: &mut Tensor,
+        (x, dtype): (u64, DType),
+        rows: u64,
+        n_rows: usize,
+    ) -> Result<()> {
+        let d = width(out);
+        let args = Args::new().view_mut(out).view_at(x, dtype).pointer(rows);
+        let kernel = wide(d, ["embedding_scatter", "embedding_scatter_8"]);
+        let grid = Grid::line(n_rows, THREADS as u32);
+        cuda.launch(&EMBEDDING, kernel, grid, args.u32(d))
+    }
+
+    pub(super) fn backward(
+        cuda: Cuda,
+        d_table: &mut Tensor,
+        d_out: &Tensor,
+        tokens_t: &[u32],
+    ) -> Result<()> {
+        if tokens_t.is_empty() {
+            return Ok(());
+        }
+        let d = width(d_table);
+        let Segments { few, many, order } = Segments::of(tokens_t);
+        // One table: segments (three words each), then the order.
+        let mut table = Vec::with_capacity(3 * (few.len() + many.len()) + order.len());
+        table.extend(few.iter().chain(&many).flatten());
+        table.extend(&order);
+        let segments = cuda.upload(&table)?;
+        let at = |words: usize| segments + 4 * words as u64;
+        let order = at(3 * (few.len() + many.len()));
+        let columns = if d.is_multiple_of(8) { d / 8 } else { d };
+        let mut queue = |kernel, segments, blocks: [usize; 2], threads| {
+            let args = Args::new().tensor_mut(d_table).view(d_out);
+            let args = args.pointer(segments).pointer(order).u32(d);
+            let grid = Grid {
+                blocks: [blocks[0] as u32, blocks[1] as u32, 1],
+                threads,
+                shared_bytes: 0,
+            };
+            cuda.launch(&EMBEDDING, kernel, grid, args)
+        };
+        queue(
+            wide(d, ["embedding_backward_few", "embedding_backward_few_8"]),
+            segments,
+            [few.len(), columns.div_ceil(THREADS)],
+            THREADS as u32,
+        )?;
+        queue(
+            wide(d, ["embedding_backward_many", "embedding_backward_many_8"]),
+            at(3 * few.len()),
+            [many.len(), columns.div_ceil(32)],
+            256,
+        )
+    }
+
+    fn width(table: &Tensor) -> usize {
+        table.shape().last().copied().unwrap_or(1)
+    }
+
+    /// The kernel for a width that is no multiple of 8, or the one for a width that is.
+    fn wide(d: usize, [narrow, wide]: [&'static str; 2]) -> &'static str {
+        if d.is_multiple_of(8) { wide } else { narrow }
+    }
+
+    /// Where each id occurs: (id, first, n) with its rows at `order[first..first + n]`, rising.
+    #[derive(Debug, PartialEq)]
+    pub(super) struct Segments {
+        /// Ids of at most [`FEW`] occurrences.
+        pub few: Vec<[u32; 3]>,
+        pub many: Vec<[u32; 3]>,
+        pub order: Vec<u32>,
+    }
+
+    impl Segments {
+        pub fn of(tokens_t: &[u32]) -> Segments {
+            let mut keys: Vec<u64> = (0u64..)
+                .zip(tokens_t)
+                .map(|(row, id)| u64::from(*id) << 32 | row)
+                .collect();
+            keys.sort_unstable();
+            let order: Vec<u32> = keys.iter().map(|key| *key as u32).collect();
+            let (mut few, mut many) = (Vec::new(), Vec::new());
+            let mut first = 0;
+            for segment in keys.chunk_by(|a, b| a >> 32 == b >> 32) {
+                let n = segment.len() as u32;
+                let kind = if n <= FEW { &mut few } else { &mut many };
+                kind.push([(segment[0] >> 32) as u32, first, n]);
+                first += n;
+            }
+            Segments { few, many, order }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,6 +285,20 @@ mod tests {
         let mut d_table = table.clone();
         backward(&mut d_table, &Tensor::zeros(&[0, 3], DType::F32), &[]).unwrap();
         assert_eq!(d_table, table);
+    }
+
+    #[test]
+    fn segments_hold_every_row_once_under_its_id() {
+        let mut tokens = vec![9, 2, 9, 0];
+        tokens.extend([7; 20]);
+        tokens.push(2);
+        let segments = cuda::Segments::of(&tokens);
+        assert_eq!(segments.few, [[0, 0, 1], [2, 1, 2], [9, 23, 2]]);
+        assert_eq!(segments.many, [[7, 3, 20]]);
+        let mut want = vec![3, 1, 24];
+        want.extend(4..24);
+        want.extend([0, 2]);
+        assert_eq!(segments.order, want);
     }
 
     #[test]

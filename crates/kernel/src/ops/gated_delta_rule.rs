@@ -8,7 +8,7 @@
 
 use super::check;
 use crate::cpu::documents;
-use crate::{Result, Tensor};
+use crate::{Device, Result, Tensor};
 
 /// Tokens handled together; states exist at chunk borders only.
 pub const CHUNK: usize = 64;
@@ -33,7 +33,10 @@ pub fn forward(
     let inputs = Inputs::new(OP, q_tgk, k_tgk, v_thv, g_th, beta_th)?;
     check::shape(OP, "out_thv", out_thv, v_thv.shape())?;
     check::cu_seqlens(OP, cu_seqlens, inputs.dims.t)?;
-    cpu::forward(out_thv, None, &inputs, &documents(cu_seqlens));
+    match inputs.device(OP, out_thv, &[])? {
+        Device::Cpu => cpu::forward(out_thv, None, &inputs, &documents(cu_seqlens)),
+        Device::Cuda(cuda) => cuda::forward(cuda, out_thv, None, &inputs, cu_seqlens)?,
+    }
     Ok(())
 }
 
@@ -69,14 +72,28 @@ pub fn backward(
     check::f32(OP, "d_g_th", d_g_th)?;
     check::f32(OP, "d_beta_th", d_beta_th)?;
     check::cu_seqlens(OP, cu_seqlens, inputs.dims.t)?;
-    let gradients = cpu::Gradients {
+    let device = inputs.device(
+        OP,
+        d_q_tgk,
+        &[
+            ("d_k_tgk", &*d_k_tgk),
+            ("d_v_thv", &*d_v_thv),
+            ("d_g_th", &*d_g_th),
+            ("d_beta_th", &*d_beta_th),
+            ("d_out_thv", d_out_thv),
+        ],
+    )?;
+    let gradients = Gradients {
         d_q_tgk,
         d_k_tgk,
         d_v_thv,
         d_g_th,
         d_beta_th,
     };
-    cpu::backward(gradients, d_out_thv, &inputs, &documents(cu_seqlens));
+    match device {
+        Device::Cpu => cpu::backward(gradients, d_out_thv, &inputs, &documents(cu_seqlens)),
+        Device::Cuda(cuda) => cuda::backward(cuda, gradients, d_out_thv, &inputs, cu_seqlens)?,
+    }
     Ok(())
 }
 
@@ -101,8 +118,11 @@ pub fn forward_with_state(
     check::shape(OP, "out_thv", out_thv, v_thv.shape())?;
     check::shape(OP, "state_hkv", state_hkv, &[h, k, v])?;
     check::f32(OP, "state_hkv", state_hkv)?;
-    let documents = documents(&[0, t as u32]);
-    cpu::forward(out_thv, Some(state_hkv), &inputs, &documents);
+    let cu_seqlens = [0, t as u32];
+    match inputs.device(OP, out_thv, &[("state_hkv", &*state_hkv)])? {
+        Device::Cpu => cpu::forward(out_thv, Some(state_hkv), &inputs, &documents(&cu_seqlens)),
+        Device::Cuda(cuda) => cuda::forward(cuda, out_thv, Some(state_hkv), &inputs, &cu_seqlens)?,
+    }
     Ok(())
 }
 
@@ -128,9 +148,17 @@ struct Inputs<'a> {
     q_tgk: &'a Tensor,
     k_tgk: &'a Tensor,
     v_thv: &'a Tensor,
-    g_th: &'a [f32],
-    beta_th: &'a [f32],
+    g_th: &'a Tensor,
+    beta_th: &'a Tensor,
     dims: Dims,
+}
+
+struct Gradients<'a> {
+    d_q_tgk: &'a mut Tensor,
+    d_k_tgk: &'a mut Tensor,
+    d_v_thv: &'a mut Tensor,
+    d_g_th: &'a mut Tensor,
+    d_beta_th: &'a mut Tensor,
 }
 
 impl<'a> Inputs<'a> {
@@ -158,10 +186,28 @@ impl<'a> Inputs<'a> {
             q_tgk,
             k_tgk,
             v_thv,
-            g_th: g_th.f32s(),
-            beta_th: beta_th.f32s(),
+            g_th,
+            beta_th,
             dims: Dims { t, h, g, k, v },
         })
+    }
+
+    /// Where `first`, the inputs and `others` all lie.
+    fn device(
+        &self,
+        op: &'static str,
+        first: &Tensor,
+        others: &[(&'static str, &Tensor)],
+    ) -> Result<Device> {
+        check::device(op, first, others)?;
+        let inputs = [
+            ("q_tgk", self.q_tgk),
+            ("k_tgk", self.k_tgk),
+            ("v_thv", self.v_thv),
+            ("g_th", self.g_th),
+            ("beta_th", self.beta_th),
+        ];
+        check::device(op, first, &inputs)
     }
 }
 
@@ -173,7 +219,7 @@ mod cpu {
 
     use rayon::prelude::*;
 
-    use super::{CHUNK, Dims, Inputs};
+    use super::{CHUNK, Dims, Gradients, Inputs};
     use crate::Tensor;
     use crate::cpu::gemm::{self, Mat, MatMut, Threads};
     use crate::cpu::{View, ViewMut, load_rows, math, simd, split_rows};
@@ -182,14 +228,6 @@ mod cpu {
     const BLOCK: usize = 16;
     /// Columns that a triangular solve keeps in registers.
     const STRIP: usize = 32;
-
-    pub(super) struct Gradients<'a> {
-        pub d_q_tgk: &'a mut Tensor,
-        pub d_k_tgk: &'a mut Tensor,
-        pub d_v_thv: &'a mut Tensor,
-        pub d_g_th: &'a mut Tensor,
-        pub d_beta_th: &'a mut Tensor,
-    }
 
     pub(super) fn forward(
         out_thv: &mut Tensor,
@@ -443,10 +481,11 @@ mod cpu {
         fn load_head(&mut self, inputs: &Inputs, value_head: usize, range: &Range<usize>) {
             let Dims { h, v, .. } = inputs.dims;
             let c = self.c;
+            let (g_th, beta_th) = (inputs.g_th.f32s(), inputs.beta_th.f32s());
             for (i, t) in range.clone().enumerate() {
-                self.beta_c[i] = inputs.beta_th[t * h + value_head];
+                self.beta_c[i] = beta_th[t * h + value_head];
             }
-            let gates = range.clone().map(|t| inputs.g_th[t * h + value_head]);
+            let gates = range.clone().map(|t| g_th[t * h + value_head]);
             let first = (range.start * h + value_head) * v;
             simd(
                 #[inline(always)]
@@ -914,6 +953,332 @@ mod cpu {
             for (y, &x) in rest.iter_mut().zip(x) {
                 *y -= factor * x;
             }
+        }
+    }
+}
+
+mod cuda {
+    //! Scratch is indexed by token or by border (between two chunks of one document), never by chunk, so that many short
+    //! documents take no more of it than a long one; where it would grow too large, key heads are handled in groups.
+
+    use super::{Dims, Gradients, Inputs};
+    use crate::cuda::sources::GATED_DELTA_RULE;
+    use crate::cuda::{Args, Cuda, Grid};
+    use crate::{Error, Result, Tensor};
+
+    /// Tokens of a chunk of the f32 kernels.
+    const SPAN: usize = 32;
+    /// Value columns of a block of a scan.
+    const COLUMNS: usize = 16;
+    /// Most key dims that a block holds.
+    const MAX_K: usize = 256;
+    /// Scratch that is worth its room; one key head's is taken in any case.
+    const SCRATCH: usize = 512 << 20;
+    const F32: usize = 4;
+
+    pub(super) fn forward(
+        cuda: Cuda,
+        out_thv: &mut Tensor,
+        state_hkv: Option<&mut Tensor>,
+        inputs: &Inputs,
+        cu_seqlens: &[u32],
+    ) -> Result<()> {
+        let Dims { t, .. } = inputs.dims;
+        if t == 0 {
+            return Ok(());
+        }
+        check_dims("gated_delta_rule::forward", inputs.dims)?;
+        let tables = Tables::upload(cuda, cu_seqlens, SPAN)?;
+        let state = state_hkv.map_or(0, |state| state.device_pointer());
+        let per_head = [t * SPAN * F32; 2];
+        for heads in heads_at_once(inputs.dims, per_head.iter().sum()) {
+            let [p, m] = carve(cuda, per_head.map(|bytes| bytes * heads.n))?;
+            let pass = Pass {
+                cuda,
+                inputs,
+                tables: &tables,
+                heads,
+                p,
+                m,
+            };
+            pass.prepare(0)?;
+            pass.scan(Args::new().view_mut(out_thv), 0, 0, state)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn backward(
+        cuda: Cuda,
+        gradients: Gradients,
+        d_out_thv: &Tensor,
+        inputs: &Inputs,
+        cu_seqlens: &[u32],
+    ) -> Result<()> {
+        let Dims { t, k, v, .. } = inputs.dims;
+        if t == 0 {
+            return Ok(());
+        }
+        check_dims("gated_delta_rule::backward", inputs.dims)?;
+        let tables = Tables::upload(cuda, cu_seqlens, SPAN)?;
+        let (pairs, values, states) = (t * SPAN, t * v, tables.n_borders * k * v);
+        let per_head = [pairs, pairs, pairs, values, values, states, states].map(|n| n * F32);
+        for heads in heads_at_once(inputs.dims, per_head.iter().sum()) {
+            let [p, m, n, e, d_r, states, d_states] =
+                carve(cuda, per_head.map(|bytes| bytes * heads.n))?;
+            let pass = Pass {
+                cuda,
+                inputs,
+                tables: &tables,
+                heads,
+                p,
+                m,
+            };
+            pass.prepare(n)?;
+            pass.scan(Args::new().pointer(0), e, states, 0)?;
+            pass.reverse(gradients.d_v_thv, d_r, d_states, d_out_thv)?;
+            let args = Args::new()
+                .view_mut(gradients.d_q_tgk)
+                .view_mut(gradients.d_k_tgk)
+                .tensor_mut(gradients.d_g_th)
+                .tensor_mut(gradients.d_beta_th)
+                .view(d_out_thv)
+                .view(inputs.q_tgk)
+                .view(inputs.k_tgk)
+                .tensor(inputs.g_th)
+                .tensor(inputs.beta_th);
+            let args = [m, n, e, d_r, states, d_states, tables.chunks]
+                .into_iter()
+                .fold(args, Args::pointer);
+            let ratio = inputs.dims.ratio();
+            let grid = Grid {
+                blocks: [(tables.n_chunks * heads.n / ratio) as u32, 1, 1],
+                threads: (2 * k).next_multiple_of(32).max(64) as u32,
+                shared_bytes: GRADIENT_BYTES + row_bytes(k),
+            };
+            let args = pass.dims(args, true);
+            cuda.launch(&GATED_DELTA_RULE, "gated_delta_rule_gradient", grid, args)?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of the kernels' shared structs and of [SPAN, K + 1].
+    const PREPARE_BYTES: usize = (4 * SPAN + 2 * SPAN * (SPAN + 1)) * F32;
+    const SCAN_BYTES: usize = (4 * SPAN + 2 * SPAN * (SPAN + 1) + 3 * SPAN * (COLUMNS + 1)) * F32;
+    const GRADIENT_BYTES: usize =
+        (3 * 32 * (SPAN + 4) + 4 * SPAN + 5 * SPAN * (SPAN + 1) + 3 * SPAN) * F32;
+    fn row_bytes(k: usize) -> usize {
+        SPAN * (k + 1) * F32
+    }
+
+    fn check_dims(op: &'static str, dims: Dims) -> Result<()> {
+        if dims.k <= MAX_K {
+            return Ok(());
+        }
+        let what = format!("{} key dims; at most {MAX_K}", dims.k);
+        Err(Error::Unsupported { op, what })
+    }
+
+    /// The f32 kernels over some of the heads.
+    struct Pass<'a> {
+        cuda: Cuda,
+        inputs: &'a Inputs<'a>,
+        tables: &'a Tables,
+        heads: Heads,
+        p: u64,
+        m: u64,
+    }
+
+    impl Pass<'_> {
+        fn prepare(&self, n: u64) -> Result<()> {
+            let args = self
+                .keys(Args::new())
+                .pointer(self.p)
+                .pointer(self.m)
+                .pointer(n)
+                .pointer(self.tables.chunks);
+            let grid = Grid {
+                blocks: [(self.tables.n_chunks * self.heads.n) as u32, 1, 1],
+                threads: 256,
+                shared_bytes: PREPARE_BYTES + 2 * row_bytes(self.inputs.dims.k),
+            };
+            let args = self.dims(args, false);
+            self.cuda
+                .launch(&GATED_DELTA_RULE, "gated_delta_rule_prepare", grid, args)
+        }
+
+        /// `out` holds the first argument; null pointers are not written.
+        fn scan(&self, out: Args, e: u64, states: u64, state: u64) -> Result<()> {
+            let args = out
+                .pointer(e)
+                .pointer(states)
+                .pointer(state)
+                .view(self.inputs.q_tgk)
+                .view(self.inputs.k_tgk)
+                .view(self.inputs.v_thv)
+                .tensor(self.inputs.g_th)
+                .tensor(self.inputs.beta_th);
+            self.over_documents("gated_delta_rule_scan", args)
+        }
+
+        fn reverse(
+            &self,
+            d_v_thv: &mut Tensor,
+            d_r: u64,
+            d_states: u64,
+            d_out_thv: &Tensor,
+        ) -> Result<()> {
+            let args = Args::new()
+                .view_mut(d_v_thv)
+                .pointer(d_r)
+                .pointer(d_states)
+                .view(d_out_thv);
+            self.over_documents("gated_delta_rule_reverse", self.keys(args))
+        }
+
+        fn over_documents(&self, kernel: &'static str, args: Args) -> Result<()> {
+            let Dims { k, v, .. } = self.inputs.dims;
+            let args = args
+                .pointer(self.p)
+                .pointer(self.m)
+                .pointer(self.tables.documents);
+            let n_blocks = self.tables.n_documents * self.heads.n * v.div_ceil(COLUMNS);
+            let grid = Grid {
+                blocks: [n_blocks as u32, 1, 1],
+                threads: 256,
+                shared_bytes: SCAN_BYTES + 2 * row_bytes(k) + k * (COLUMNS + 1) * F32,
+            };
+            self.cuda
+                .launch(&GATED_DELTA_RULE, kernel, grid, self.dims(args, true))
+        }
+
+        fn keys(&self, args: Args) -> Args {
+            args.view(self.inputs.q_tgk)
+                .view(self.inputs.k_tgk)
+                .tensor(self.inputs.g_th)
+                .tensor(self.inputs.beta_th)
+        }
+
+        fn dims(&self, args: Args, with_v: bool) -> Args {
+            let Dims { h, g, k, v, .. } = self.inputs.dims;
+            let args = args.u32(h).u32(g).u32(k);
+            let args = if with_v { args.u32(v) } else { args };
+            args.u32(self.heads.first).u32(self.heads.n)
+        }
+    }
+
+    /// Value heads handled together: all those of some key heads.
+    #[derive(Clone, Copy)]
+    struct Heads {
+        first: usize,
+        n: usize,
+    }
+
+    fn heads_at_once(dims: Dims, scratch_per_head: usize) -> impl Iterator<Item = Heads> {
+        let per_key_head = scratch_per_head * dims.ratio();
+        let n_passes = (dims.g * per_key_head).div_ceil(SCRATCH).clamp(1, dims.g);
+        let step = dims.g.div_ceil(n_passes) * dims.ratio();
+        (0..dims.h).step_by(step).map(move |first| Heads {
+            first,
+            n: step.min(dims.h - first),
+        })
+    }
+
+    /// Pieces of the scratch, each at a multiple of 256 bytes.
+    fn carve<const N: usize>(cuda: Cuda, bytes: [usize; N]) -> Result<[u64; N]> {
+        let bytes = bytes.map(|bytes| bytes.next_multiple_of(256));
+        let mut next = cuda.scratch(bytes.iter().sum())?;
+        Ok(bytes.map(|bytes| {
+            let piece = next;
+            next += bytes as u64;
+            piece
+        }))
+    }
+
+    /// Documents and chunks on the GPU, four numbers each, as the kernel files say.
+    struct Tables {
+        documents: u64,
+        chunks: u64,
+        n_documents: usize,
+        n_chunks: usize,
+        n_borders: usize,
+    }
+
+    impl Tables {
+        fn upload(cuda: Cuda, cu_seqlens: &[u32], span: usize) -> Result<Tables> {
+            let (documents, chunks, n_borders) = tables(cu_seqlens, span as u32);
+            let both = [documents.as_flattened(), chunks.as_flattened()].concat();
+            let pointer = cuda.upload(&both)?;
+            Ok(Tables {
+                documents: pointer,
+                chunks: pointer + size_of_val(documents.as_slice()) as u64,
+                n_documents: documents.len(),
+                n_chunks: chunks.len(),
+                n_borders,
+            })
+        }
+    }
+
+    /// No state before a document's first chunk or behind its last.
+    const NONE: u32 = u32::MAX;
+
+    /// Documents, the longest first, so that the blocks that take longest start first; chunks; the number of borders.
+    fn tables(cu_seqlens: &[u32], span: u32) -> (Vec<[u32; 4]>, Vec<[u32; 4]>, usize) {
+        let (mut documents, mut chunks, mut n_borders) = (Vec::new(), Vec::new(), 0);
+        for ends in cu_seqlens.windows(2).filter(|ends| ends[0] < ends[1]) {
+            let (start, len) = (ends[0], ends[1] - ends[0]);
+            documents.push([start, len, n_borders, 0]);
+            let n_chunks = len.div_ceil(span);
+            for i in 0..n_chunks {
+                let before = if i == 0 { NONE } else { n_borders + i - 1 };
+                let after = if i + 1 == n_chunks {
+                    NONE
+                } else {
+                    n_borders + i
+                };
+                let count = span.min(len - i * span);
+                chunks.push([start + i * span, count, before, after]);
+            }
+            n_borders += n_chunks - 1;
+        }
+        documents.sort_by_key(|[_, len, ..]| std::cmp::Reverse(*len));
+        (documents, chunks, n_borders as usize)
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn borders_lie_between_chunks_of_one_document() {
+            let (documents, chunks, n_borders) = tables(&[0, 3, 3, 40, 104], 32);
+            assert_eq!(documents, [[40, 64, 1, 0], [3, 37, 0, 0], [0, 3, 0, 0]]);
+            let want = [
+                [0, 3, NONE, NONE],
+                [3, 32, NONE, 0],
+                [35, 5, 0, NONE],
+                [40, 32, NONE, 1],
+                [72, 32, 1, NONE],
+            ];
+            assert_eq!((chunks.as_slice(), n_borders), (want.as_slice(), 2));
+        }
+
+        #[test]
+        fn heads_come_in_groups_of_whole_key_heads() {
+            let dims = Dims {
+                t: 1,
+                h: 15,
+                g: 5,
+                k: 1,
+                v: 1,
+            };
+            let groups = |bytes| {
+                heads_at_once(dims, bytes)
+                    .map(|heads| (heads.first, heads.n))
+                    .collect::<Vec<_>>()
+            };
+            assert_eq!(groups(0), [(0, 15)]);
+            assert_eq!(groups(SCRATCH / 7), [(0, 6), (6, 6), (12, 3)]);
+            assert_eq!(groups(2 * SCRATCH).len(), 5);
         }
     }
 }

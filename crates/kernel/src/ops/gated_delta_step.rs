@@ -6,7 +6,7 @@
 // B sequences (one token each), H value heads, G key heads (H a multiple of G), K key dim, V value dim.
 
 use super::check;
-use crate::{Result, Tensor};
+use crate::{Device, Result, Tensor};
 
 /// `out` assigned, the states updated. Value head h reads key head h·G/H.
 ///
@@ -44,15 +44,31 @@ pub fn forward(
         check::shape(OP, "states_hkv", state, &[h, k, v])?;
         check::f32(OP, "states_hkv", state)?;
     }
-    cpu::forward(
-        out_bhv,
-        states_hkv,
-        q_bgk,
-        k_bgk,
-        v_bhv,
-        g_bh.f32s(),
-        beta_bh.f32s(),
-    );
+    let inputs = [
+        ("q_bgk", q_bgk),
+        ("k_bgk", k_bgk),
+        ("v_bhv", v_bhv),
+        ("g_bh", g_bh),
+        ("beta_bh", beta_bh),
+    ];
+    let device = check::device(OP, out_bhv, &inputs)?;
+    for state in states_hkv.iter() {
+        check::device(OP, out_bhv, &[("states_hkv", state)])?;
+    }
+    match device {
+        Device::Cpu => cpu::forward(
+            out_bhv,
+            states_hkv,
+            q_bgk,
+            k_bgk,
+            v_bhv,
+            g_bh.f32s(),
+            beta_bh.f32s(),
+        ),
+        Device::Cuda(cuda) => cuda::forward(
+            cuda, out_bhv, states_hkv, q_bgk, k_bgk, v_bhv, g_bh, beta_bh,
+        )?,
+    }
     Ok(())
 }
 
@@ -159,6 +175,66 @@ mod cpu {
                 *s = decay * *s + key * delta;
             }
         }
+    }
+}
+
+mod cuda {
+    use crate::cuda::sources::GATED_DELTA_STEP;
+    use crate::cuda::{Args, Cuda, Grid};
+    use crate::{Error, Result, Tensor};
+
+    /// Value columns of a block.
+    const COLUMNS: usize = 32;
+
+    pub(super) fn forward(
+        cuda: Cuda,
+        out_bhv: &mut Tensor,
+        states_hkv: &mut [&mut Tensor],
+        q_bgk: &Tensor,
+        k_bgk: &Tensor,
+        v_bhv: &Tensor,
+        g_bh: &Tensor,
+        beta_bh: &Tensor,
+    ) -> Result<()> {
+        let [b, h, v] = *v_bhv.shape() else {
+            unreachable!("the shape was checked")
+        };
+        if b == 0 {
+            return Ok(());
+        }
+        let (g, k) = (q_bgk.shape()[1], q_bgk.shape()[2]);
+        let kernel = match k {
+            0..=32 => "gated_delta_step_32",
+            33..=64 => "gated_delta_step_64",
+            65..=128 => "gated_delta_step_128",
+            129..=256 => "gated_delta_step_256",
+            _ => {
+                return Err(Error::Unsupported {
+                    op: "gated_delta_step::forward",
+                    what: format!("{k} key dims; at most 256"),
+                });
+            }
+        };
+        // Little-endian words of the addresses.
+        let addresses: Vec<u32> = states_hkv
+            .iter()
+            .map(|state| state.device_pointer())
+            .flat_map(|pointer| [pointer as u32, (pointer >> 32) as u32])
+            .collect();
+        let args = Args::new()
+            .view_mut(out_bhv)
+            .pointer(cuda.upload(&addresses)?)
+            .view(q_bgk)
+            .view(k_bgk)
+            .view(v_bhv)
+            .tensor(g_bh)
+            .tensor(beta_bh)
+            .u32(h)
+            .u32(g)
+            .u32(k)
+            .u32(v);
+        let grid = Grid::line(b * h * v.div_ceil(COLUMNS), 256);
+        cuda.launch(&GATED_DELTA_STEP, kernel, grid, args)
     }
 }
 

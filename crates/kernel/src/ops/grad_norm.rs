@@ -1,14 +1,23 @@
 //! The global gradient norm: sqrt(Σ g²) over all elements of all tensors.
 
-use crate::{Result, Tensor};
+use super::check;
+use crate::{Device, Result, Tensor};
 
 /// Square root of the sum of squares over all tensors (0 for none); NaN and infinity propagate. Sums of fixed blocks are f32,
 /// their total f64 in tensor order, so the result does not depend on the number of cores.
 ///
 /// # Errors
-/// None today; a device's may come.
+/// [`crate::Error::Device`] where they lie on several; [`crate::Error::Cuda`] if a GPU failed.
 pub fn forward(grads: &[&Tensor]) -> Result<f32> {
-    Ok(cpu::forward(grads))
+    const OP: &str = "grad_norm::forward";
+    let Some((first, rest)) = grads.split_first() else {
+        return Ok(0.0);
+    };
+    let rest: Vec<(&str, &Tensor)> = rest.iter().map(|grad| ("grads", *grad)).collect();
+    match check::device(OP, first, &rest)? {
+        Device::Cpu => Ok(cpu::forward(grads)),
+        Device::Cuda(cuda) => cuda::forward(cuda, grads),
+    }
 }
 
 mod cpu {
@@ -43,6 +52,37 @@ mod cpu {
             })
             .collect();
         sums.into_iter().map(f64::from).sum::<f64>().sqrt() as f32
+    }
+}
+
+mod cuda {
+    use crate::cuda::sources::GRAD_NORM;
+    use crate::cuda::{Args, Cuda, Grid};
+    use crate::{Result, Tensor};
+
+    const THREADS: u32 = 256;
+    /// Elements whose squares one block sums in f32.
+    const BLOCK: usize = 8 * 8 * THREADS as usize;
+
+    pub(super) fn forward(cuda: Cuda, grads: &[&Tensor]) -> Result<f32> {
+        let n_blocks: usize = grads.iter().map(|grad| grad.numel().div_ceil(BLOCK)).sum();
+        // The norm, then the partial sums.
+        let norm = cuda.scratch(4 * (1 + n_blocks))?;
+        let partials = norm + 4;
+        let mut at = partials;
+        for grad in grads {
+            let n = grad.numel();
+            let args = Args::new().pointer(at).view(grad).u64(n as u64);
+            let grid = Grid::line(n.div_ceil(BLOCK), THREADS);
+            cuda.launch(&GRAD_NORM, "grad_norm_partial", grid, args)?;
+            at += 4 * n.div_ceil(BLOCK) as u64;
+        }
+        let args = Args::new().pointer(norm).pointer(partials);
+        let args = args.u64(n_blocks as u64);
+        cuda.launch(&GRAD_NORM, "grad_norm_total", Grid::line(1, 1024), args)?;
+        let mut bytes = [0; 4];
+        cuda.read(norm, &mut bytes)?;
+        Ok(f32::from_le_bytes(bytes))
     }
 }
 

@@ -5,17 +5,25 @@
 //! Source: the chunking is that of arXiv 2410.10989 (Liger) and 2411.09009 (Cut Cross-Entropy); the loss PyTorch's `cross_entropy`.
 
 use super::check;
-use crate::{Error, Result, Tensor};
+use crate::{Device, Error, Result, Tensor};
 
 /// Rows of logits that exist at a time, at most; fewer where the vocabulary is large (see [`LOGIT_BYTES`]).
 pub const ROW_CHUNK: usize = 1024;
 /// Memory that the logits of a chunk may take, as far as one vector-sized group of rows allows.
 pub const LOGIT_BYTES: usize = 256 << 20;
+/// As [`ROW_CHUNK`], on a GPU: every chunk reads the whole head twice and its f32 gradient once and writes that, which 2,048 rows
+/// of products outweigh.
+pub const GPU_ROW_CHUNK: usize = 2048;
+/// As [`LOGIT_BYTES`], on a GPU: room for 2,048 rows of 248,320 bf16 logits (1.02 GB). A card gives no more than its
+/// [`GPU_LOGIT_SHARE`]th part.
+pub const GPU_LOGIT_BYTES: usize = 1 << 30;
+/// See [`GPU_LOGIT_BYTES`].
+pub const GPU_LOGIT_SHARE: usize = 24;
 /// Target of a position without loss.
 pub const NO_TARGET: i32 = -1;
 
 /// nll_t[t] = logsumexp(head x_t) - (head x_t)[targets[t]] (natural log), 0 where the target is [`NO_TARGET`]; assigned.
-/// Shapes: nll_t [T] f32; x_td [T,D]; head_cd [C,D]; targets_t [T].
+/// Shapes: nll_t [T] f32; x_td [T,D]; head_cd [C,D]; targets_t [T]. On a GPU x, logits and their gradient have the head's type.
 ///
 /// # Errors
 /// [`Error::Shape`] where shapes disagree, [`Error::DType`] where nll_t is not f32, [`Error::Index`] for a target of C or above
@@ -28,7 +36,10 @@ pub fn forward(
 ) -> Result<()> {
     const OP: &str = "linear_cross_entropy::forward";
     let dims = Dims::new(OP, nll_t, x_td, head_cd, targets_t)?;
-    cpu::forward(nll_t, x_td, head_cd, targets_t, dims);
+    match check::device(OP, nll_t, &[("x_td", x_td), ("head_cd", head_cd)])? {
+        Device::Cpu => cpu::forward(nll_t, x_td, head_cd, targets_t, dims),
+        Device::Cuda(cuda) => cuda::run(cuda, nll_t, None, x_td, head_cd, targets_t, dims)?,
+    }
     Ok(())
 }
 
@@ -53,13 +64,32 @@ pub fn forward_backward(
         check::shape(OP, "d_head_cd", d_head_cd, head_cd.shape())?;
         check::f32(OP, "d_head_cd", d_head_cd)?;
     }
-    let gradients = cpu::Gradients {
+    let mut others = vec![("d_x_td", &*d_x_td), ("x_td", x_td), ("head_cd", head_cd)];
+    others.extend(
+        d_head_cd
+            .as_deref()
+            .map(|d_head_cd| ("d_head_cd", d_head_cd)),
+    );
+    let device = check::device(OP, nll_t, &others)?;
+    let gradients = Gradients {
         d_x_td,
-        d_head_cd: d_head_cd.map(Tensor::f32s_mut),
+        d_head_cd,
         d_nll,
     };
-    cpu::forward_backward(nll_t, gradients, x_td, head_cd, targets_t, dims);
+    match device {
+        Device::Cpu => cpu::forward_backward(nll_t, gradients, x_td, head_cd, targets_t, dims),
+        Device::Cuda(cuda) => {
+            let gradients = Some(gradients);
+            cuda::run(cuda, nll_t, gradients, x_td, head_cd, targets_t, dims)?;
+        }
+    }
     Ok(())
+}
+
+struct Gradients<'a> {
+    d_x_td: &'a mut Tensor,
+    d_head_cd: Option<&'a mut Tensor>,
+    d_nll: f32,
 }
 
 /// C vocabulary, D hidden.
@@ -98,17 +128,11 @@ impl Dims {
 mod cpu {
     use rayon::prelude::*;
 
-    use super::{Dims, LOGIT_BYTES, NO_TARGET, ROW_CHUNK};
+    use super::{Dims, Gradients, LOGIT_BYTES, NO_TARGET, ROW_CHUNK};
     use crate::Tensor;
     use crate::cpu::math::{exp_in_place, max, scale, sum_exp};
     use crate::cpu::{View, ViewMut, simd, with_scratch};
     use crate::ops::matmul::{self, Write, cpu as product};
-
-    pub(super) struct Gradients<'a> {
-        pub d_x_td: &'a mut Tensor,
-        pub d_head_cd: Option<&'a mut [f32]>,
-        pub d_nll: f32,
-    }
 
     pub(super) fn forward(
         nll_t: &mut Tensor,
@@ -131,9 +155,10 @@ mod cpu {
         let Dims { c, d } = dims;
         let Gradients {
             d_x_td,
-            mut d_head_cd,
+            d_head_cd,
             d_nll,
         } = gradients;
+        let mut d_head_cd = d_head_cd.map(Tensor::f32s_mut);
         let mut d_x = ViewMut::of(d_x_td);
         d_x.fill_zero();
         for_chunks(nll_t, x_td, head_cd, targets_t, dims, |chunk| {
@@ -253,6 +278,241 @@ mod cpu {
         let fitting = LOGIT_BYTES / (4 * c.max(1));
         // A multiple of 16 rows fills gemm's tiles.
         (fitting / 16 * 16).clamp(16, ROW_CHUNK)
+    }
+}
+
+mod cuda {
+    use super::{Dims, GPU_LOGIT_BYTES, GPU_LOGIT_SHARE, GPU_ROW_CHUNK, Gradients, NO_TARGET};
+    use crate::cuda::sources::LINEAR_CROSS_ENTROPY;
+    use crate::cuda::{Args, Cuda, Gemm, Grid, Operand};
+    use crate::ops::embedding::cuda::{NO_ROW, gather, scatter};
+    use crate::{DType, Result, Tensor};
+
+    const THREADS: u32 = 512;
+    /// Chunks have a multiple of this many rows, the last ones of no token: a tile of a product takes them anyway, and products
+    /// come in few distinct shapes, each planned once.
+    pub(super) const ROW_GROUP: usize = 128;
+
+    pub(super) fn run(
+        cuda: Cuda,
+        nll_t: &mut Tensor,
+        mut gradients: Option<Gradients>,
+        x_td: &Tensor,
+        head_cd: &Tensor,
+        targets_t: &[i32],
+        dims: Dims,
+    ) -> Result<()> {
+        nll_t.fill_zero()?;
+        if let Some(gradients) = &mut gradients {
+            gradients.d_x_td.fill_zero()?;
+        }
+        let Some(table) = row_table(targets_t) else {
+            return Ok(());
+        };
+        let n_rows = table.len() / 2;
+        let dtype = head_cd.dtype();
+        let d_x_dtype = match (&gradients, dtype) {
+            (Some(gradients), DType::Bf16) => gradients.d_x_td.dtype(),
+            _ => dtype,
+        };
+        let n_with_target = targets_t.iter().filter(|t| **t != NO_TARGET).count();
+        let chunk = rows_per_chunk(n_with_target, dims.c, dtype, cuda.total_bytes());
+        let parts = Parts::new(chunk, dims, dtype, d_x_dtype, gradients.is_some());
+        let scratch = cuda.scratch(parts.bytes)?;
+        let table = cuda.upload(&table)?;
+        for first in (0..n_rows).step_by(chunk) {
+            let chunk = Chunk {
+                n_rows: chunk.min(n_rows - first),
+                rows: table + 4 * first as u64,
+                targets: table + 4 * (n_rows + first) as u64,
+                logits: scratch,
+                stride: parts.stride,
+                x: scratch + parts.x as u64,
+                d_x: scratch + parts.d_x as u64,
+            };
+            // 1. gather  2. project  3. losses, and logits become their gradient
+            gather(cuda, (chunk.x, dtype), x_td, chunk.rows, chunk.n_rows)?;
+            cuda.gemm(&chunk.project(head_cd, dims))?;
+            let d_nll = gradients.as_ref().map(|gradients| gradients.d_nll);
+            chunk.losses(cuda, nll_t, dims, dtype, d_nll)?;
+            let Some(Gradients {
+                d_x_td, d_head_cd, ..
+            }) = &mut gradients
+            else {
+                continue;
+            };
+            // 2. through the head to x
+            cuda.gemm(&chunk.to_x(head_cd, dims, d_x_dtype))?;
+            scatter(
+                cuda,
+                d_x_td,
+                (chunk.d_x, d_x_dtype),
+                chunk.rows,
+                chunk.n_rows,
+            )?;
+            // 3. to the head
+            if let Some(d_head_cd) = d_head_cd {
+                cuda.gemm(&chunk.to_head(d_head_cd, dims, dtype))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows with a target, filled up to whole groups by [`NO_ROW`], then their targets; None without any.
+    pub(super) fn row_table(targets_t: &[i32]) -> Option<Vec<u32>> {
+        let with_target = |row: &u32| targets_t[*row as usize] != NO_TARGET;
+        let mut table: Vec<u32> = (0..targets_t.len() as u32).filter(with_target).collect();
+        let n = table.len().next_multiple_of(ROW_GROUP);
+        let targets: Vec<u32> = table
+            .iter()
+            .map(|row| targets_t[*row as usize] as u32)
+            .collect();
+        table.resize(n, NO_ROW);
+        table.extend(targets);
+        table.resize(2 * n, 0);
+        (n > 0).then_some(table)
+    }
+
+    /// Rows of a chunk, a multiple of [`ROW_GROUP`]: as few chunks of nearly one size as the card allows.
+    pub(super) fn rows_per_chunk(n: usize, c: usize, dtype: DType, card_bytes: usize) -> usize {
+        let bytes = GPU_LOGIT_BYTES.min(card_bytes / GPU_LOGIT_SHARE);
+        let fitting = bytes / (stride(c) * dtype.size());
+        let most = (fitting / ROW_GROUP * ROW_GROUP).clamp(ROW_GROUP, GPU_ROW_CHUNK);
+        n.div_ceil(n.div_ceil(most).max(1))
+            .next_multiple_of(ROW_GROUP)
+    }
+
+    /// Elements from one row of logits to the next, so that every row begins at a multiple of 16 bytes.
+    fn stride(c: usize) -> usize {
+        c.next_multiple_of(8)
+    }
+
+    /// The scratch of a chunk: logits at the start, then rows of x and of its gradient.
+    struct Parts {
+        stride: usize,
+        x: usize,
+        d_x: usize,
+        bytes: usize,
+    }
+
+    impl Parts {
+        fn new(n: usize, dims: Dims, dtype: DType, d_x_dtype: DType, gradients: bool) -> Parts {
+            let after = |start: usize, n: usize, dtype: DType| {
+                (start + n * dtype.size()).next_multiple_of(256)
+            };
+            let stride = stride(dims.c);
+            let x = after(0, n * stride, dtype);
+            let d_x = after(x, n * dims.d, dtype);
+            let n_d_x = if gradients { n * dims.d } else { 0 };
+            Parts {
+                stride,
+                x,
+                d_x,
+                bytes: after(d_x, n_d_x, d_x_dtype),
+            }
+        }
+    }
+
+    /// Addresses of one chunk.
+    struct Chunk {
+        n_rows: usize,
+        rows: u64,
+        targets: u64,
+        logits: u64,
+        stride: usize,
+        x: u64,
+        d_x: u64,
+    }
+
+    impl Chunk {
+        /// logits [R,C] = x [R,D] headᵀ.
+        fn project(&self, head_cd: &Tensor, dims: Dims) -> Gemm {
+            let dtype = head_cd.dtype();
+            Gemm {
+                a: operand(self.x, dims.d),
+                b: transposed(head_cd.device_pointer(), dims.d),
+                d: self.logits,
+                d_stride: self.stride,
+                m: self.n_rows,
+                n: dims.c,
+                k: dims.d,
+                alpha: 1.0,
+                adds: false,
+                in_dtype: dtype,
+                out_dtype: dtype,
+            }
+        }
+
+        /// d_x [R,D] = d_logits head.
+        fn to_x(&self, head_cd: &Tensor, dims: Dims, out_dtype: DType) -> Gemm {
+            Gemm {
+                a: operand(self.logits, self.stride),
+                b: operand(head_cd.device_pointer(), dims.d),
+                d: self.d_x,
+                d_stride: dims.d,
+                m: self.n_rows,
+                n: dims.d,
+                k: dims.c,
+                alpha: 1.0,
+                adds: false,
+                in_dtype: head_cd.dtype(),
+                out_dtype,
+            }
+        }
+
+        /// d_head [C,D] += d_logitsᵀ x.
+        fn to_head(&self, d_head_cd: &Tensor, dims: Dims, in_dtype: DType) -> Gemm {
+            Gemm {
+                a: transposed(self.logits, self.stride),
+                b: operand(self.x, dims.d),
+                d: d_head_cd.device_pointer(),
+                d_stride: dims.d,
+                m: dims.c,
+                n: dims.d,
+                k: self.n_rows,
+                alpha: 1.0,
+                adds: true,
+                in_dtype,
+                out_dtype: DType::F32,
+            }
+        }
+
+        fn losses(
+            &self,
+            cuda: Cuda,
+            nll_t: &mut Tensor,
+            dims: Dims,
+            dtype: DType,
+            d_nll: Option<f32>,
+        ) -> Result<()> {
+            let kernel = match (dtype, d_nll) {
+                (DType::F32, None) => "linear_cross_entropy_forward_f32",
+                (DType::Bf16, None) => "linear_cross_entropy_forward_bf16",
+                (DType::F32, Some(_)) => "linear_cross_entropy_forward_backward_f32",
+                (DType::Bf16, Some(_)) => "linear_cross_entropy_forward_backward_bf16",
+            };
+            let args = Args::new().tensor_mut(nll_t).pointer(self.logits);
+            let args = args.pointer(self.rows).pointer(self.targets);
+            let args = args.u32(dims.c).u32(self.stride);
+            let args = args.f32(d_nll.unwrap_or(0.0));
+            let grid = Grid::line(self.n_rows, THREADS);
+            cuda.launch(&LINEAR_CROSS_ENTROPY, kernel, grid, args)
+        }
+    }
+
+    fn operand(pointer: u64, stride: usize) -> Operand {
+        Operand {
+            pointer,
+            transposed: false,
+            stride,
+        }
+    }
+
+    fn transposed(pointer: u64, stride: usize) -> Operand {
+        Operand {
+            transposed: true,
+            ..operand(pointer, stride)
+        }
     }
 }
 
@@ -459,6 +719,27 @@ mod tests {
         let rows = cpu::rows_per_chunk(248_320);
         assert!(rows >= 128 && rows * 248_320 * 4 <= LOGIT_BYTES, "{rows}");
         assert_eq!(cpu::rows_per_chunk(2048), ROW_CHUNK);
+    }
+
+    #[test]
+    fn gpu_chunks_fit_the_budget_and_balance() {
+        let rows = |n, c, dtype, gib: usize| cuda::rows_per_chunk(n, c, dtype, gib << 30);
+        assert_eq!(rows(15_360, 248_320, DType::Bf16, 80), 1920);
+        assert_eq!(rows(2048, 248_320, DType::Bf16, 80), 2048);
+        assert_eq!(rows(2049, 248_320, DType::Bf16, 80), 1152);
+        assert_eq!(rows(4096, 248_320, DType::F32, 80), 1024);
+        assert_eq!(rows(4096, 248_320, DType::Bf16, 12), 1024);
+        assert_eq!(rows(1, 248_320, DType::Bf16, 80), cuda::ROW_GROUP);
+        assert_eq!(rows(5000, 65, DType::F32, 80), 1792);
+    }
+
+    #[test]
+    fn gpu_row_table_is_filled_up_to_whole_groups() {
+        assert_eq!(cuda::row_table(&[NO_TARGET; 5]), None);
+        let table = cuda::row_table(&[NO_TARGET, 7, NO_TARGET, 0]).unwrap();
+        assert_eq!(table.len(), 2 * cuda::ROW_GROUP);
+        assert_eq!(table[..3], [1, 3, u32::MAX]);
+        assert_eq!(table[cuda::ROW_GROUP..][..3], [7, 0, 0]);
     }
 
     #[test]

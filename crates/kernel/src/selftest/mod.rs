@@ -3,6 +3,8 @@
 
 mod check;
 mod copy;
+mod delta;
+mod loss;
 mod matmul;
 
 use std::time::{Duration, Instant};
@@ -31,7 +33,17 @@ impl Outcome {
 
 type Case = (&'static str, fn(&mut Check) -> Result<()>);
 
-const CASES: &[Case] = &[("copy", copy::run), ("matmul", matmul::run)];
+const CASES: &[Case] = &[
+    ("copy", copy::run),
+    ("matmul", matmul::run),
+    ("embedding", loss::embedding),
+    ("linear_cross_entropy", loss::linear_cross_entropy),
+    ("grad_norm", loss::grad_norm),
+    ("adamw", loss::adamw),
+    ("dropout", loss::dropout),
+    ("gated_delta_rule", delta::rule),
+    ("gated_delta_step", delta::step),
+];
 
 /// Runs every comparison on `cuda`, calling `done` after each primitive. Goes on after a failure: all of them are wanted.
 pub fn run(cuda: Cuda, mut done: impl FnMut(&Outcome)) -> Vec<Outcome> {

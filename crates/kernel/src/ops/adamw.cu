@@ -1,0 +1,78 @@
+// AdamW, a thread an element or one for eight. Every operation is rounded by itself, never fused, so that the results are the
+// CPU's bit for bit.
+
+// The scalars of adamw.rs, combined on the host.
+struct Scalars {
+    float grad_scale, to_m, beta2, to_v, root_correction, eps, keep, step_size;
+};
+
+__device__ __forceinline__ void step(float& w, float& m, float& v, float grad, const Scalars& s) {
+    float g = __fmul_rn(grad, s.grad_scale);
+    m = __fadd_rn(m, __fmul_rn(s.to_m, __fsub_rn(g, m)));
+    v = __fadd_rn(__fmul_rn(v, s.beta2), __fmul_rn(s.to_v, __fmul_rn(g, g)));
+    float denominator = __fadd_rn(__fdiv_rn(__fsqrt_rn(v), s.root_correction), s.eps);
+    w = __fsub_rn(__fmul_rn(w, s.keep), __fmul_rn(s.step_size, __fdiv_rn(m, denominator)));
+}
+
+// x as a bf16 in a word's upper half, rounded up with the chance that x's lower half is of the step: `noise` has 16 bits.
+__device__ __forceinline__ u32 round_by_chance(float x, u32 noise) {
+    u32 bits = __float_as_uint(x);
+    bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+    return is_nan ? (bits | 0x400000u) : bits + noise;
+}
+
+__device__ __forceinline__ void store_by_chance(View t, u64 i, float x, u32 noise) {
+    if (t.is_bf16) {
+        ((u16*)t.data)[i] = (u16)(round_by_chance(x, noise) >> 16);
+    } else {
+        ((float*)t.data)[i] = x;
+    }
+}
+// `shift`: which 16 bits of an element's 64 are this tensor's.
+__device__ __forceinline__ void store8_by_chance(View t, u64 i, const Eight& x, const u64 (&random)[8], int shift) {
+    if (!t.is_bf16) {
+        store8((float*)t.data, i, x);
+        return;
+    }
+    u32 words[4];
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        u32 low = round_by_chance(x.v[2 * j], (u32)(random[2 * j] >> shift) & 0xffffu);
+        u32 high = round_by_chance(x.v[2 * j + 1], (u32)(random[2 * j + 1] >> shift) & 0xffffu);
+        words[j] = low >> 16 | (high & 0xffff0000u);
+    }
+    *(uint4*)((bf16*)t.data + i) = make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+// `key` is that of (seed, step); without a bf16 tensor among w, m and v no random bits are made.
+extern "C" __global__ void __launch_bounds__(256) adamw_step(View w, View m, View v, View grad, u64 n, u64 key, float grad_scale, float to_m,
+                                                             float beta2, float to_v, float root_correction, float eps, float keep, float step_size) {
+    Scalars s = {grad_scale, to_m, beta2, to_v, root_correction, eps, keep, step_size};
+    u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    float w_new = load(w, i), m_new = load(m, i), v_new = load(v, i);
+    step(w_new, m_new, v_new, load(grad, i), s);
+    u64 random = w.is_bf16 | m.is_bf16 | v.is_bf16 ? random_bits(key, i) : 0;
+    store_by_chance(w, i, w_new, (u32)random & 0xffffu);
+    store_by_chance(m, i, m_new, (u32)(random >> 16) & 0xffffu);
+    store_by_chance(v, i, v_new, (u32)(random >> 32) & 0xffffu);
+}
+
+// n is a multiple of 8.
+extern "C" __global__ void __launch_bounds__(256) adamw_step_8(View w, View m, View v, View grad, u64 n, u64 key, float grad_scale, float to_m,
+                                                               float beta2, float to_v, float root_correction, float eps, float keep, float step_size) {
+    Scalars s = {grad_scale, to_m, beta2, to_v, root_correction, eps, keep, step_size};
+    u64 i = 8 * ((u64)blockIdx.x * blockDim.x + threadIdx.x);
+    if (i >= n) return;
+    Eight w8 = load8(w, i), m8 = load8(m, i), v8 = load8(v, i), grad8 = load8(grad, i);
+#pragma unroll
+    for (int j = 0; j < 8; j++) step(w8.v[j], m8.v[j], v8.v[j], grad8.v[j], s);
+    u64 random[8] = {};
+    if (w.is_bf16 | m.is_bf16 | v.is_bf16) {
+#pragma unroll
+        for (int j = 0; j < 8; j++) random[j] = random_bits(key, i + j);
+    }
+    store8_by_chance(w, i, w8, random, 0);
+    store8_by_chance(m, i, m8, random, 16);
+    store8_by_chance(v, i, v8, random, 32);
+}
