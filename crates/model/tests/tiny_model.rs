@@ -307,6 +307,20 @@ fn what_is_not_kept_is_computed_again_to_the_bit() {
 }
 
 #[test]
+fn a_smaller_budget_keeps_less_and_fits() {
+    let config = Config::from_json(&tiny_json(true)).unwrap();
+    let bytes = |keeps: &[Keep]| Saved::bytes_for(&config, 64, DType::F32, keeps);
+    let all = bytes(&[]);
+    let n_layers = config.layer_types.len();
+    let least = bytes(&vec![Keep::Input; n_layers]);
+    let keeps = Saved::fitting(&config, 64, DType::F32, all).unwrap();
+    assert_eq!(keeps, vec![Keep::All; n_layers]);
+    let keeps = Saved::fitting(&config, 64, DType::F32, all - 1).unwrap();
+    assert!(bytes(&keeps) < all);
+    assert!(Saved::fitting(&config, 64, DType::F32, least - 1).is_none());
+}
+
+#[test]
 fn same_seed_and_row_give_the_same_bytes() {
     let run = || {
         let model = tiny(true, 21);

@@ -12,6 +12,14 @@ pub enum Error {
     Model(#[from] model::Error),
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
+    #[error(
+        "micro-batches of {n_tokens} tokens need {needed} bytes beside weights, gradients and moments even when every layer is computed twice, and the GPU has {free} free; lower batch.rows or data.row_tokens, or use tuner.kind = \"lora\""
+    )]
+    DoesNotFit {
+        needed: usize,
+        free: usize,
+        n_tokens: usize,
+    },
     #[error(transparent)]
     Text(#[from] text::Error),
     #[error("{action} {path}: {source}")]

@@ -96,6 +96,7 @@ impl<'a> Run<'a> {
             checkpoint::read_weights(folder, &mut model)?;
         }
         let mut trainer = Trainer::new(model, &job.optimizer, job.seed)?;
+        trainer.plan(job.batch.rows * job.data.row_tokens)?;
         let metrics_path = job.out_dir.join("metrics.jsonl");
         let (state, metrics, events) = match resumed {
             Some((state, folder)) => {

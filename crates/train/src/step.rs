@@ -1,6 +1,7 @@
 //! One optimizer step: gradients of all micro-batches, clipping, update.
 
-use model::{Gradients, Model, Saved};
+use kernel::Device;
+use model::{Gradients, Keep, Model, Saved};
 use text::pack::Row;
 
 use crate::data::as_batch;
@@ -8,6 +9,9 @@ use crate::error::{Error, Result};
 use crate::job::OptimizerConfig;
 use crate::optimizer::{AdamW, clip_factor, global_norm};
 use crate::seed::{Purpose, derive};
+
+/// What ops need beside tensors on a GPU (a chunk of logits, states of the delta rule, LoRA's dropped inputs), with a margin.
+const RESERVE_BYTES: usize = 3 << 30;
 
 /// A model with what training it needs: moments, gradients, activations.
 #[derive(Debug)]
@@ -46,6 +50,31 @@ impl Trainer {
             seed,
             model,
         })
+    }
+
+    /// Chooses what micro-batches of `n_tokens` keep from forward to backward, by what the GPU has free now that weights, gradients
+    /// and moments are there, and returns it. A CPU keeps all.
+    ///
+    /// # Errors
+    /// [`Error::DoesNotFit`] with what is missing, before anything is computed.
+    pub fn plan(&mut self, n_tokens: usize) -> Result<Vec<Keep>> {
+        let (config, dtype) = (self.model.config(), self.model.dtype());
+        let Device::Cuda(cuda) = self.model.device() else {
+            self.saved = Saved::default();
+            return Ok(vec![Keep::All; config.layer_types.len()]);
+        };
+        let free = cuda.free_bytes()?;
+        let budget = free.saturating_sub(RESERVE_BYTES);
+        let keeps = Saved::fitting(config, n_tokens, dtype, budget).ok_or_else(|| {
+            let least = vec![Keep::Input; config.layer_types.len()];
+            Error::DoesNotFit {
+                needed: Saved::bytes_for(config, n_tokens, dtype, &least) + RESERVE_BYTES,
+                free,
+                n_tokens,
+            }
+        })?;
+        self.saved = Saved::keeping(keeps.clone());
+        Ok(keeps)
     }
 
     /// Loss = Σ nll over all micro-batches / `n_targets`, the targets of all micro-batches together; one update at learning rate `lr`.

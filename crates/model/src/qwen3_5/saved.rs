@@ -162,6 +162,28 @@ impl Saved {
             + Gradient::bytes_for(config, n_tokens, dtype)
     }
 
+    /// What each layer may keep so that a row of `n_tokens` needs at most `budget` bytes, with as little computed twice as possible:
+    /// first layers give up their feed-forward, then all they have. `None` if even that is too much.
+    pub fn fitting(
+        config: &Config,
+        n_tokens: usize,
+        dtype: DType,
+        budget: usize,
+    ) -> Option<Vec<Keep>> {
+        let n_layers = config.layer_types.len();
+        let fits = |keeps: &[Keep]| Saved::bytes_for(config, n_tokens, dtype, keeps) <= budget;
+        let mut keeps = vec![Keep::All; n_layers];
+        for less in [Keep::Mixer, Keep::Input] {
+            for layer in 0..n_layers {
+                if fits(&keeps) {
+                    return Some(keeps);
+                }
+                keeps[layer] = less;
+            }
+        }
+        fits(&keeps).then_some(keeps)
+    }
+
     /// Bytes in use for the last row, without LoRA's.
     pub fn bytes(&self) -> usize {
         self.arena.as_ref().map_or(0, Arena::bytes)

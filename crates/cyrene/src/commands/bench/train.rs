@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use kernel::{DType, Device};
-use model::{Config, LoraConfig, Model};
+use model::{Config, Keep, LoraConfig, Model};
 use serde::Serialize;
 use text::pack::Row;
 use train::OptimizerConfig;
@@ -74,6 +74,16 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         card.reset_peak();
     }
     let mut trainer = Trainer::new(model, &OptimizerConfig::default(), 3)?;
+
+    let keeps = trainer.plan(n_tokens)?;
+    let kept = |keep| keeps.iter().filter(|k| **k == keep).count();
+    ui.note(format_args!(
+        "of {} layers, {} keep all, {} compute their feed-forward twice, {} everything",
+        keeps.len(),
+        kept(Keep::All),
+        kept(Keep::Mixer),
+        kept(Keep::Input)
+    ));
 
     // 2. steps
     let mut milliseconds = Vec::new();
