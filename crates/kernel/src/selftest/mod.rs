@@ -6,6 +6,7 @@ mod copy;
 mod delta;
 mod loss;
 mod matmul;
+mod rows;
 
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,16 @@ type Case = (&'static str, fn(&mut Check) -> Result<()>);
 const CASES: &[Case] = &[
     ("copy", copy::run),
     ("matmul", matmul::run),
+    ("rms_norm", rows::rms_norm),
+    ("gated_rms_norm", rows::gated_rms_norm),
+    ("l2_norm", rows::l2_norm),
+    ("rope", rows::rope),
+    ("sigmoid_gate", rows::sigmoid_gate),
+    ("split", rows::split),
+    ("swiglu", rows::swiglu),
+    ("delta_gate", rows::delta_gate),
+    ("causal_conv1d", rows::causal_conv1d),
+    ("accumulate", rows::accumulate),
     ("embedding", loss::embedding),
     ("linear_cross_entropy", loss::linear_cross_entropy),
     ("grad_norm", loss::grad_norm),
