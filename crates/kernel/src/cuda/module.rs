@@ -38,6 +38,7 @@ pub(crate) mod sources {
     sources! {
         ACCUMULATE "accumulate",
         ADAMW "adamw",
+        ATTENTION "attention",
         CAUSAL_CONV1D "causal_conv1d",
         COPY "copy",
         DELTA_GATE "delta_gate",

@@ -1,6 +1,7 @@
 //! Every primitive on a GPU against the same primitive on the CPU, for the user's own card: outputs poisoned with NaN, ragged
 //! documents, both storage types, and the same bytes twice.
 
+mod attention;
 mod check;
 mod copy;
 mod delta;
@@ -52,6 +53,7 @@ const CASES: &[Case] = &[
     ("grad_norm", loss::grad_norm),
     ("adamw", loss::adamw),
     ("dropout", loss::dropout),
+    ("attention", attention::run),
     ("gated_delta_rule", delta::rule),
     ("gated_delta_step", delta::step),
 ];
