@@ -36,14 +36,26 @@ macro_rules! sources {
 pub(crate) mod sources {
     use super::Source;
     sources! {
+        ACCUMULATE "accumulate",
         ADAMW "adamw",
+        ATTENTION "attention",
+        CAUSAL_CONV1D "causal_conv1d",
         COPY "copy",
+        DELTA_GATE "delta_gate",
         DROPOUT "dropout",
         EMBEDDING "embedding",
         GATED_DELTA_RULE "gated_delta_rule",
         GATED_DELTA_STEP "gated_delta_step",
+        GATED_RMS_NORM "gated_rms_norm",
         GRAD_NORM "grad_norm",
+        L2_NORM "l2_norm",
         LINEAR_CROSS_ENTROPY "linear_cross_entropy",
+        RMS_NORM "rms_norm",
+        ROPE "rope",
+        ROWS "rows",
+        SIGMOID_GATE "sigmoid_gate",
+        SPLIT "split",
+        SWIGLU "swiglu",
     }
 }
 pub use sources::SOURCES;

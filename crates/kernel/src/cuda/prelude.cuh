@@ -231,11 +231,32 @@ __device__ __forceinline__ void put8(View t, i64 i, u32 n, const Eight& x) {
 // Of `n` things in eights, how many fall to number `eight`.
 __device__ __forceinline__ u32 n_in_eight(u32 n, u32 eight) { return n > 8 * eight ? min(n - 8 * eight, 8u) : 0; }
 
-// Sum over `group` neighbouring threads: a power of two up to 32, or the whole block. Every thread of the block must call it.
-__device__ __forceinline__ float group_sum(float x, u32 group) {
-    if (group > 32) return block_sum(x);
+// Sum over `group` neighbouring lanes, a power of two up to 32. Every lane of the warp must call it.
+__device__ __forceinline__ float lanes_sum(float x, u32 group) {
     for (u32 offset = group >> 1; offset > 0; offset >>= 1) x += __shfl_xor_sync(0xffffffffu, x, offset);
     return x;
+}
+// Sum over `group` neighbouring threads: lanes as above, or the whole block. Every thread of the block must call it.
+__device__ __forceinline__ float group_sum(float x, u32 group) { return group > 32 ? block_sum(x) : lanes_sum(x, group); }
+
+// Each block's row of `partials` (rows of `width` columns, begun at multiples of eight): what the block's groups hold of the
+// columns, eight a thread, added up in their order. Every thread of the block must call it; groups are parts of a warp of 256
+// threads, or one group is the block.
+__device__ __forceinline__ void add_groups(float* partials, const Eight& x, u32 width, u32 group) {
+    __shared__ float columns[8][256];
+    float* row = partials + (u64)blockIdx.x * ((width + 7) / 8 * 8);
+    if (group > 32) {
+        put8(View{row, 0, 0}, 8 * threadIdx.x, n_in_eight(width, threadIdx.x), x);
+        return;
+    }
+#pragma unroll
+    for (int j = 0; j < 8; j++) columns[j][threadIdx.x] = x.v[j];
+    __syncthreads();
+    if (threadIdx.x < width) {
+        float sum = 0.0f;
+        for (u32 at = threadIdx.x / 8; at < blockDim.x; at += group) sum += columns[threadIdx.x % 8][at];
+        row[threadIdx.x] = sum;
+    }
 }
 
 // ---- asynchronous copies to shared memory (sm_80 and later)

@@ -1,15 +1,19 @@
 //! y += alpha x, element by element: residual streams, and gradients of several micro-batches.
 
 use super::check;
-use crate::{Result, Tensor};
+use crate::{Device, Result, Tensor};
 
 /// `y += alpha * x`, in f32, stored in y's type. Shapes: any, both alike.
 ///
 /// # Errors
 /// [`crate::Error::Shape`] where the shapes differ.
 pub fn forward_residual(y: &mut Tensor, x: &Tensor, alpha: f32) -> Result<()> {
-    check::shape("accumulate::forward_residual", "x", x, y.shape())?;
-    cpu::forward_residual(y, x, alpha);
+    const OP: &str = "accumulate::forward_residual";
+    check::shape(OP, "x", x, y.shape())?;
+    match check::device(OP, y, &[("x", x)])? {
+        Device::Cpu => cpu::forward_residual(y, x, alpha),
+        Device::Cuda(cuda) => cuda::forward_residual(cuda, y, x, alpha)?,
+    }
     Ok(())
 }
 
@@ -25,6 +29,29 @@ mod cpu {
             #[inline(always)]
             |_, [y], [x]| add_scaled(y, x, alpha),
         );
+    }
+}
+
+mod cuda {
+    use crate::cuda::sources::ACCUMULATE;
+    use crate::cuda::{Args, Cuda};
+    use crate::ops::rows;
+    use crate::{Result, Tensor};
+
+    pub(super) fn forward_residual(
+        cuda: Cuda,
+        y: &mut Tensor,
+        x: &Tensor,
+        alpha: f32,
+    ) -> Result<()> {
+        let n = x.numel();
+        let names = [
+            "accumulate_forward_residual_bf16",
+            "accumulate_forward_residual_any",
+        ];
+        let kernel = rows::instance(names, &[y, x], &[n]);
+        let args = Args::new().view_mut(y).view(x).f32(alpha).u64(n as u64);
+        cuda.launch(&ACCUMULATE, kernel, rows::eights(n), args)
     }
 }
 

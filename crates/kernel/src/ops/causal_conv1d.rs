@@ -7,7 +7,7 @@
 
 use super::check;
 use crate::cpu::documents;
-use crate::{Result, Tensor};
+use crate::{Device, Result, Tensor};
 
 /// Taps of the filter.
 const WIDTH: usize = 4;
@@ -24,7 +24,10 @@ pub fn forward(out_tc: &mut Tensor, x_tc: &Tensor, w: &Tensor, cu_seqlens: &[u32
     check::shape(OP, "out_tc", out_tc, &[t, c])?;
     check::shape(OP, "w", w, &[c, 1, WIDTH])?;
     check::cu_seqlens(OP, cu_seqlens, t)?;
-    cpu::forward(out_tc, x_tc, w, &documents(cu_seqlens), None);
+    match check::device(OP, out_tc, &[("x_tc", x_tc), ("w", w)])? {
+        Device::Cpu => cpu::forward(out_tc, x_tc, w, &documents(cu_seqlens), None),
+        Device::Cuda(cuda) => cuda::forward(cuda, out_tc, x_tc, w, cu_seqlens)?,
+    }
     Ok(())
 }
 
@@ -46,11 +49,16 @@ pub fn backward(
     check::shape(OP, "d_out_tc", d_out_tc, &[t, c])?;
     check::shape(OP, "w", w, &[c, 1, WIDTH])?;
     check::cu_seqlens(OP, cu_seqlens, t)?;
-    if let Some(d_w) = &d_w {
+    let mut others = vec![("d_out_tc", d_out_tc), ("x_tc", x_tc), ("w", w)];
+    if let Some(d_w) = d_w.as_deref() {
         check::shape(OP, "d_w", d_w, &[c, 1, WIDTH])?;
         check::f32(OP, "d_w", d_w)?;
+        others.push(("d_w", d_w));
     }
-    cpu::backward(d_x_tc, d_w, d_out_tc, x_tc, w, &documents(cu_seqlens));
+    match check::device(OP, d_x_tc, &others)? {
+        Device::Cpu => cpu::backward(d_x_tc, d_w, d_out_tc, x_tc, w, &documents(cu_seqlens)),
+        Device::Cuda(cuda) => cuda::backward(cuda, d_x_tc, d_w, d_out_tc, x_tc, w, cu_seqlens)?,
+    }
     Ok(())
 }
 
@@ -71,9 +79,18 @@ pub fn forward_with_state(
     check::shape(OP, "state_3c", state_3c, &[PAST, c])?;
     check::f32(OP, "state_3c", state_3c)?;
     check::shape(OP, "w", w, &[c, 1, WIDTH])?;
-    let documents = documents(&[0, t as u32]);
-    cpu::forward(out_tc, x_tc, w, &documents, Some(state_3c.f32s()));
-    cpu::update_state(state_3c.f32s_mut(), x_tc);
+    match check::device(
+        OP,
+        out_tc,
+        &[("state_3c", &*state_3c), ("x_tc", x_tc), ("w", w)],
+    )? {
+        Device::Cpu => {
+            let documents = documents(&[0, t as u32]);
+            cpu::forward(out_tc, x_tc, w, &documents, Some(state_3c.f32s()));
+            cpu::update_state(state_3c.f32s_mut(), x_tc);
+        }
+        Device::Cuda(cuda) => cuda::forward_with_state(cuda, out_tc, state_3c, x_tc, w)?,
+    }
     Ok(())
 }
 
@@ -334,6 +351,164 @@ mod cpu {
     }
 }
 
+pub(super) mod cuda {
+    use super::{PAST, WIDTH};
+    use crate::cuda::sources::CAUSAL_CONV1D;
+    use crate::cuda::{Args, Cuda, Grid};
+    use crate::ops::rows::{self, Partials};
+    use crate::{Result, Tensor};
+
+    const THREADS: usize = 128;
+    /// Channels of a thread.
+    const CHANNELS: usize = 8;
+    /// Tokens that are worth a thread of their own: it reads three more and four weights a channel.
+    const MIN_RUN: usize = 16;
+    /// Blocks of the forward kernels that a multiprocessor holds, by their registers, and how many times over it should be filled.
+    const FORWARD_BLOCKS: usize = 4 * 3;
+    /// The same of the backward kernels. Each run leaves a row of d_w, so one filling it is.
+    const BACKWARD_BLOCKS: usize = 2;
+
+    /// How T tokens and a row's threads are shared out: blocks along the row, then runs of tokens.
+    #[derive(Debug, Clone, Copy)]
+    pub(in crate::ops) struct Walk {
+        pub run: usize,
+        pub n_runs: usize,
+        blocks_of_row: usize,
+    }
+
+    impl Walk {
+        pub fn forward(cuda: Cuda, n_tokens: usize, threads_of_row: usize) -> Walk {
+            let n_blocks = FORWARD_BLOCKS * cuda.n_multiprocessors() as usize;
+            Walk::new(n_blocks, n_tokens, threads_of_row)
+        }
+
+        pub fn backward(cuda: Cuda, n_tokens: usize, threads_of_row: usize) -> Walk {
+            let n_blocks = BACKWARD_BLOCKS * cuda.n_multiprocessors() as usize;
+            Walk::new(n_blocks, n_tokens, threads_of_row)
+        }
+
+        pub(super) fn new(n_blocks: usize, n_tokens: usize, threads_of_row: usize) -> Walk {
+            let blocks_of_row = threads_of_row.div_ceil(THREADS);
+            let n_runs = (n_blocks / blocks_of_row.max(1)).max(1);
+            let run = n_tokens.div_ceil(n_runs).max(MIN_RUN);
+            Walk {
+                run,
+                n_runs: n_tokens.div_ceil(run),
+                blocks_of_row,
+            }
+        }
+
+        pub fn grid(self) -> Grid {
+            Grid {
+                blocks: [self.blocks_of_row as u32, self.n_runs as u32, 1],
+                threads: THREADS as u32,
+                shared_bytes: 0,
+            }
+        }
+    }
+
+    pub(super) fn forward(
+        cuda: Cuda,
+        out: &mut Tensor,
+        x: &Tensor,
+        w: &Tensor,
+        cu_seqlens: &[u32],
+    ) -> Result<()> {
+        let walk = Walk::forward(cuda, x.shape()[0], x.shape()[1].div_ceil(CHANNELS));
+        let boundaries = cuda.upload(cu_seqlens)?;
+        launch_forward(
+            cuda,
+            walk,
+            out,
+            x,
+            w,
+            [0, 0],
+            boundaries,
+            cu_seqlens.len() - 1,
+        )
+    }
+
+    pub(super) fn forward_with_state(
+        cuda: Cuda,
+        out: &mut Tensor,
+        state: &mut Tensor,
+        x: &Tensor,
+        w: &Tensor,
+    ) -> Result<()> {
+        let (t, c) = (x.shape()[0], x.shape()[1]);
+        let walk = Walk::forward(cuda, t, c.div_ceil(CHANNELS));
+        let pointer = state.device_pointer();
+        if walk.n_runs <= 1 {
+            return launch_forward(cuda, walk, out, x, w, [pointer, pointer], 0, 1);
+        }
+        // The first run reads the old state while the last one ends: the new one is written after both.
+        launch_forward(cuda, walk, out, x, w, [pointer, 0], 0, 1)?;
+        let args = Args::new().tensor_mut(state).view(x).u32(t).u32(c);
+        let grid = Grid::each(PAST * c, THREADS as u32);
+        cuda.launch(&CAUSAL_CONV1D, "causal_conv1d_keep_state", grid, args)
+    }
+
+    /// `states`: the old and the new, or 0.
+    fn launch_forward(
+        cuda: Cuda,
+        walk: Walk,
+        out: &mut Tensor,
+        x: &Tensor,
+        w: &Tensor,
+        states: [u64; 2],
+        boundaries: u64,
+        n_documents: usize,
+    ) -> Result<()> {
+        let (t, c) = (x.shape()[0], x.shape()[1]);
+        let names = ["causal_conv1d_forward_bf16", "causal_conv1d_forward_any"];
+        let kernel = rows::instance(names, &[out, x], &[c]);
+        let args = Args::new()
+            .view_mut(out)
+            .view(x)
+            .view(w)
+            .pointer(states[0])
+            .pointer(states[1])
+            .pointer(boundaries)
+            .u32(n_documents)
+            .u32(t)
+            .u32(c)
+            .u32(walk.run);
+        cuda.launch(&CAUSAL_CONV1D, kernel, walk.grid(), args)
+    }
+
+    pub(super) fn backward(
+        cuda: Cuda,
+        d_x: &mut Tensor,
+        d_w: Option<&mut Tensor>,
+        d_out: &Tensor,
+        x: &Tensor,
+        w: &Tensor,
+        cu_seqlens: &[u32],
+    ) -> Result<()> {
+        let (t, c) = (x.shape()[0], x.shape()[1]);
+        let walk = Walk::backward(cuda, t, c.div_ceil(CHANNELS));
+        let partials = Partials::new(cuda, d_w.is_some(), walk.n_runs, WIDTH * c)?;
+        let names = ["causal_conv1d_backward_bf16", "causal_conv1d_backward_any"];
+        let kernel = rows::instance(names, &[d_x, d_out, x], &[c]);
+        let args = Args::new()
+            .view_mut(d_x)
+            .pointer(partials.pointer)
+            .view(d_out)
+            .view(x)
+            .view(w)
+            .pointer(cuda.upload(cu_seqlens)?)
+            .u32(cu_seqlens.len() - 1)
+            .u32(t)
+            .u32(c)
+            .u32(walk.run);
+        cuda.launch(&CAUSAL_CONV1D, kernel, walk.grid(), args)?;
+        match d_w {
+            Some(d_w) => partials.add_to(cuda, d_w, 0),
+            None => Ok(()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -532,6 +707,15 @@ mod tests {
     fn no_tokens_are_allowed() {
         let case = Case::new(&[0], 8, DType::F32);
         assert_eq!(case.run(&case.zero_d_w())[2], case.zero_d_w());
+    }
+
+    #[test]
+    fn runs_cover_the_tokens_of_any_length() {
+        for (n_tokens, threads) in [(0, 8), (1, 1024), (16, 1), (17, 1024), (15_360, 1024)] {
+            let walk = cuda::Walk::new(264, n_tokens, threads);
+            assert!(walk.run >= WIDTH && walk.n_runs * walk.run >= n_tokens);
+            assert!(n_tokens == 0 || (walk.n_runs - 1) * walk.run < n_tokens);
+        }
     }
 
     #[test]

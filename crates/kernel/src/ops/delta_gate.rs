@@ -6,7 +6,7 @@
 //! Source: `Qwen3_5GatedDeltaNet` of transformers 5.17.
 
 use super::check;
-use crate::{Result, Tensor};
+use crate::{Device, Result, Tensor};
 
 /// Both assigned. Shapes: g_th, beta_th [T,H] f32; a_th, b_th [T,H]; a_log_h, dt_bias_h [H].
 ///
@@ -26,7 +26,17 @@ pub fn forward(
         check::shape(OP, arg, tensor, a_th.shape())?;
         check::f32(OP, arg, tensor)?;
     }
-    cpu::forward(g_th, beta_th, a_th, b_th, a_log_h, dt_bias_h);
+    let others = [
+        ("beta_th", &*beta_th),
+        ("a_th", a_th),
+        ("b_th", b_th),
+        ("a_log_h", a_log_h),
+        ("dt_bias_h", dt_bias_h),
+    ];
+    match check::device(OP, g_th, &others)? {
+        Device::Cpu => cpu::forward(g_th, beta_th, a_th, b_th, a_log_h, dt_bias_h),
+        Device::Cuda(cuda) => cuda::forward(cuda, g_th, beta_th, a_th, b_th, a_log_h, dt_bias_h)?,
+    }
     Ok(())
 }
 
@@ -51,15 +61,30 @@ pub fn backward(
     check::shape(OP, "d_b_th", d_b_th, a_th.shape())?;
     check::shape(OP, "d_g_th", d_g_th, a_th.shape())?;
     check::shape(OP, "d_beta_th", d_beta_th, a_th.shape())?;
+    let mut others = vec![
+        ("d_b_th", &*d_b_th),
+        ("d_g_th", d_g_th),
+        ("d_beta_th", d_beta_th),
+        ("a_th", a_th),
+        ("b_th", b_th),
+        ("a_log_h", a_log_h),
+        ("dt_bias_h", dt_bias_h),
+    ];
     if let Some((d_a_log_h, d_dt_bias_h)) = &d_params {
         for (arg, tensor) in [("d_a_log_h", d_a_log_h), ("d_dt_bias_h", d_dt_bias_h)] {
             check::shape(OP, arg, tensor, a_log_h.shape())?;
             check::f32(OP, arg, tensor)?;
+            others.push((arg, tensor));
         }
     }
-    cpu::backward(
-        d_a_th, d_b_th, d_params, d_g_th, d_beta_th, a_th, b_th, a_log_h, dt_bias_h,
-    );
+    match check::device(OP, d_a_th, &others)? {
+        Device::Cpu => cpu::backward(
+            d_a_th, d_b_th, d_params, d_g_th, d_beta_th, a_th, b_th, a_log_h, dt_bias_h,
+        ),
+        Device::Cuda(cuda) => cuda::backward(
+            cuda, d_a_th, d_b_th, d_params, d_g_th, d_beta_th, a_th, b_th, a_log_h, dt_bias_h,
+        )?,
+    }
     Ok(())
 }
 
@@ -170,6 +195,87 @@ mod cpu {
             .into_iter()
             .map(|a_log| -a_log.exp())
             .collect()
+    }
+}
+
+mod cuda {
+    use crate::cuda::sources::DELTA_GATE;
+    use crate::cuda::{Args, Cuda, Grid};
+    use crate::ops::rows::Partials;
+    use crate::{Error, Result, Tensor};
+
+    const THREADS: usize = 256;
+    const MAX_THREADS: usize = 1024;
+
+    pub(super) fn forward(
+        cuda: Cuda,
+        g: &mut Tensor,
+        beta: &mut Tensor,
+        a: &Tensor,
+        b: &Tensor,
+        a_log_h: &Tensor,
+        dt_bias_h: &Tensor,
+    ) -> Result<()> {
+        let n = a.numel();
+        let args = Args::new()
+            .tensor_mut(g)
+            .tensor_mut(beta)
+            .view(a)
+            .view(b)
+            .view(a_log_h)
+            .view(dt_bias_h)
+            .u64(n as u64)
+            .u32(a_log_h.numel());
+        let grid = Grid::each(n, THREADS as u32);
+        cuda.launch(&DELTA_GATE, "delta_gate_forward", grid, args)
+    }
+
+    pub(super) fn backward(
+        cuda: Cuda,
+        d_a: &mut Tensor,
+        d_b: &mut Tensor,
+        d_params: Option<(&mut Tensor, &mut Tensor)>,
+        d_g: &Tensor,
+        d_beta: &Tensor,
+        a: &Tensor,
+        b: &Tensor,
+        a_log_h: &Tensor,
+        dt_bias_h: &Tensor,
+    ) -> Result<()> {
+        let h = a_log_h.numel();
+        if h > MAX_THREADS {
+            return Err(Error::Unsupported {
+                op: "delta_gate::backward",
+                what: format!("{h} heads (at most {MAX_THREADS})"),
+            });
+        }
+        if a.numel() == 0 {
+            return Ok(());
+        }
+        let n_tokens = a.numel() / h;
+        let threads = h.next_multiple_of(32).max(THREADS);
+        let at_a_time = cuda.n_multiprocessors() as usize * MAX_THREADS / threads;
+        let n_blocks = n_tokens.div_ceil(threads / h).min(at_a_time);
+        let partials = Partials::new(cuda, d_params.is_some(), n_blocks, 2 * h)?;
+        let args = Args::new()
+            .view_mut(d_a)
+            .view_mut(d_b)
+            .pointer(partials.pointer)
+            .view(d_g)
+            .view(d_beta)
+            .view(a)
+            .view(b)
+            .view(a_log_h)
+            .view(dt_bias_h)
+            .u32(n_tokens)
+            .u32(h);
+        let grid = Grid::line(n_blocks, threads as u32);
+        cuda.launch(&DELTA_GATE, "delta_gate_backward", grid, args)?;
+        if let Some((d_a_log_h, d_dt_bias_h)) = d_params {
+            partials.add_to(cuda, d_a_log_h, 0)?;
+            partials.add_to(cuda, d_dt_bias_h, h)?;
+        }
+        Ok(())
     }
 }
 

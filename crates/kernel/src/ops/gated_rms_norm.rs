@@ -5,7 +5,7 @@
 //! Source: `Qwen3_5RMSNormGated` of transformers 5.17.
 
 use super::check;
-use crate::{Result, Tensor};
+use crate::{Device, Result, Tensor};
 
 /// `out` and `rstd` assigned. Shapes: out_thv, x_thv, z_thv [T,H,V]; w_v [V]; rstd_th [T,H] f32. `eps` is added to mean(x²).
 ///
@@ -22,7 +22,16 @@ pub fn forward(
     const OP: &str = "gated_rms_norm::forward";
     check::shape(OP, "out_thv", out_thv, x_thv.shape())?;
     check_inputs(OP, x_thv, z_thv, w_v, rstd_th)?;
-    cpu::forward(out_thv, rstd_th, x_thv, z_thv, w_v, eps);
+    let others = [
+        ("rstd_th", &*rstd_th),
+        ("x_thv", x_thv),
+        ("z_thv", z_thv),
+        ("w_v", w_v),
+    ];
+    match check::device(OP, out_thv, &others)? {
+        Device::Cpu => cpu::forward(out_thv, rstd_th, x_thv, z_thv, w_v, eps),
+        Device::Cuda(cuda) => cuda::forward(cuda, out_thv, rstd_th, x_thv, z_thv, w_v, eps)?,
+    }
     Ok(())
 }
 
@@ -44,14 +53,28 @@ pub fn backward(
     check::shape(OP, "d_x_thv", d_x_thv, x_thv.shape())?;
     check::shape(OP, "d_z_thv", d_z_thv, x_thv.shape())?;
     check::shape(OP, "d_out_thv", d_out_thv, x_thv.shape())?;
-    if let Some(d_w_v) = &d_w_v {
+    let mut others = vec![
+        ("d_z_thv", &*d_z_thv),
+        ("d_out_thv", d_out_thv),
+        ("x_thv", x_thv),
+        ("z_thv", z_thv),
+        ("w_v", w_v),
+        ("rstd_th", rstd_th),
+    ];
+    if let Some(d_w_v) = d_w_v.as_deref() {
         check::shape(OP, "d_w_v", d_w_v, w_v.shape())?;
         check::f32(OP, "d_w_v", d_w_v)?;
+        others.push(("d_w_v", d_w_v));
     }
     check_inputs(OP, x_thv, z_thv, w_v, rstd_th)?;
-    cpu::backward(
-        d_x_thv, d_z_thv, d_w_v, d_out_thv, x_thv, z_thv, w_v, rstd_th,
-    );
+    match check::device(OP, d_x_thv, &others)? {
+        Device::Cpu => cpu::backward(
+            d_x_thv, d_z_thv, d_w_v, d_out_thv, x_thv, z_thv, w_v, rstd_th,
+        ),
+        Device::Cuda(cuda) => cuda::backward(
+            cuda, d_x_thv, d_z_thv, d_w_v, d_out_thv, x_thv, z_thv, w_v, rstd_th,
+        )?,
+    }
     Ok(())
 }
 
@@ -160,6 +183,78 @@ mod cpu {
         );
         if let Some(d_w_v) = d_w_v {
             add(d_w_v.f32s_mut(), &sums);
+        }
+    }
+}
+
+mod cuda {
+    use crate::cuda::sources::GATED_RMS_NORM;
+    use crate::cuda::{Args, Cuda};
+    use crate::ops::rows::{self, Partials, Rows};
+    use crate::{Result, Tensor};
+
+    pub(super) fn forward(
+        cuda: Cuda,
+        out: &mut Tensor,
+        rstd: &mut Tensor,
+        x: &Tensor,
+        z: &Tensor,
+        w_v: &Tensor,
+        eps: f32,
+    ) -> Result<()> {
+        let (n_rows, v) = (rstd.numel(), w_v.numel());
+        let rows = Rows::new("gated_rms_norm::forward", n_rows, v)?;
+        let names = ["gated_rms_norm_forward_bf16", "gated_rms_norm_forward_any"];
+        let kernel = rows::instance(names, &[out, x, z], &[v]);
+        let args = Args::new()
+            .view_mut(out)
+            .tensor_mut(rstd)
+            .view(x)
+            .view(z)
+            .view(w_v)
+            .u32(n_rows)
+            .u32(v)
+            .u32(rows.group)
+            .f32(eps);
+        cuda.launch(&GATED_RMS_NORM, kernel, rows.grid(), args)
+    }
+
+    pub(super) fn backward(
+        cuda: Cuda,
+        d_x: &mut Tensor,
+        d_z: &mut Tensor,
+        d_w_v: Option<&mut Tensor>,
+        d_out: &Tensor,
+        x: &Tensor,
+        z: &Tensor,
+        w_v: &Tensor,
+        rstd: &Tensor,
+    ) -> Result<()> {
+        let (n_rows, v) = (rstd.numel(), w_v.numel());
+        let rows = Rows::new("gated_rms_norm::backward", n_rows, v)?;
+        let grid = rows.walking_grid(cuda);
+        let partials = Partials::new(cuda, d_w_v.is_some(), grid.blocks[0] as usize, v)?;
+        let names = [
+            "gated_rms_norm_backward_bf16",
+            "gated_rms_norm_backward_any",
+        ];
+        let kernel = rows::instance(names, &[d_x, d_z, d_out, x, z], &[v]);
+        let args = Args::new()
+            .view_mut(d_x)
+            .view_mut(d_z)
+            .pointer(partials.pointer)
+            .view(d_out)
+            .view(x)
+            .view(z)
+            .view(w_v)
+            .tensor(rstd)
+            .u32(n_rows)
+            .u32(v)
+            .u32(rows.group);
+        cuda.launch(&GATED_RMS_NORM, kernel, grid, args)?;
+        match d_w_v {
+            Some(d_w_v) => partials.add_to(cuda, d_w_v, 0),
+            None => Ok(()),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! Source: `l2norm` of transformers 5.17 (Qwen3.5's q and k; q is also scaled by K^-0.5).
 
 use super::check;
-use crate::{Result, Tensor};
+use crate::{Device, Result, Tensor};
 
 /// `out` and `rstd` assigned. Shapes: out, x [..., K]; rstd one f32 a row, in any shape. `eps` is added to Σ x².
 ///
@@ -20,7 +20,10 @@ pub fn forward(
     const OP: &str = "l2_norm::forward";
     check::shape(OP, "out", out, x.shape())?;
     let k = check_rows(OP, x, rstd)?;
-    cpu::forward(out, rstd, x, k, scale, eps);
+    match check::device(OP, out, &[("rstd", &*rstd), ("x", x)])? {
+        Device::Cpu => cpu::forward(out, rstd, x, k, scale, eps),
+        Device::Cuda(cuda) => cuda::forward(cuda, out, rstd, x, k, scale, eps)?,
+    }
     Ok(())
 }
 
@@ -39,7 +42,10 @@ pub fn backward(
     check::shape(OP, "d_x", d_x, x.shape())?;
     check::shape(OP, "d_out", d_out, x.shape())?;
     let k = check_rows(OP, x, rstd)?;
-    cpu::backward(d_x, d_out, x, rstd, k, scale);
+    match check::device(OP, d_x, &[("d_out", d_out), ("x", x), ("rstd", rstd)])? {
+        Device::Cpu => cpu::backward(d_x, d_out, x, rstd, k, scale),
+        Device::Cuda(cuda) => cuda::backward(cuda, d_x, d_out, x, rstd, k, scale)?,
+    }
     Ok(())
 }
 
@@ -104,6 +110,63 @@ mod cpu {
                 }
             },
         );
+    }
+}
+
+mod cuda {
+    use crate::cuda::sources::L2_NORM;
+    use crate::cuda::{Args, Cuda};
+    use crate::ops::rows::{self, Rows};
+    use crate::{Result, Tensor};
+
+    pub(super) fn forward(
+        cuda: Cuda,
+        out: &mut Tensor,
+        rstd: &mut Tensor,
+        x: &Tensor,
+        k: usize,
+        scale: f32,
+        eps: f32,
+    ) -> Result<()> {
+        let n_rows = rstd.numel();
+        let rows = Rows::new("l2_norm::forward", n_rows, k)?;
+        let names = ["l2_norm_forward_bf16", "l2_norm_forward_any"];
+        let kernel = rows::instance(names, &[out, x], &[k]);
+        let args = Args::new()
+            .view_mut(out)
+            .tensor_mut(rstd)
+            .view(x)
+            .u32(n_rows)
+            .u32(k)
+            .u32(rows.group)
+            .f32(scale)
+            .f32(eps);
+        cuda.launch(&L2_NORM, kernel, rows.grid(), args)
+    }
+
+    pub(super) fn backward(
+        cuda: Cuda,
+        d_x: &mut Tensor,
+        d_out: &Tensor,
+        x: &Tensor,
+        rstd: &Tensor,
+        k: usize,
+        scale: f32,
+    ) -> Result<()> {
+        let n_rows = rstd.numel();
+        let rows = Rows::new("l2_norm::backward", n_rows, k)?;
+        let names = ["l2_norm_backward_bf16", "l2_norm_backward_any"];
+        let kernel = rows::instance(names, &[d_x, d_out, x], &[k]);
+        let args = Args::new()
+            .view_mut(d_x)
+            .view(d_out)
+            .view(x)
+            .tensor(rstd)
+            .u32(n_rows)
+            .u32(k)
+            .u32(rows.group)
+            .f32(scale);
+        cuda.launch(&L2_NORM, kernel, rows.grid(), args)
     }
 }
 

@@ -31,6 +31,7 @@ pub mod matmul;
 pub mod quantize_fp8;
 pub mod rms_norm;
 pub mod rope;
+pub(crate) mod rows;
 pub mod sigmoid_gate;
 pub mod split;
 pub mod swiglu;

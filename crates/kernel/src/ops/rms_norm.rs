@@ -4,7 +4,7 @@
 //! Source: arXiv 1910.07467; `Qwen3_5RMSNorm` of transformers 5.17 (the stored weight is the multiplier less 1).
 
 use super::check;
-use crate::{Result, Tensor};
+use crate::{Device, Result, Tensor};
 
 /// `out` and `rstd` assigned. Shapes: out, x [..., D]; w_d [D]; rstd one f32 a row, in any shape. `eps` is added to mean(x²).
 ///
@@ -20,7 +20,10 @@ pub fn forward(
     const OP: &str = "rms_norm::forward";
     check::shape(OP, "out", out, x.shape())?;
     check_rows(OP, x, w_d, rstd)?;
-    cpu::forward(out, rstd, x, w_d, eps);
+    match check::device(OP, out, &[("rstd", &*rstd), ("x", x), ("w_d", w_d)])? {
+        Device::Cpu => cpu::forward(out, rstd, x, w_d, eps),
+        Device::Cuda(cuda) => cuda::forward(cuda, out, rstd, x, w_d, eps)?,
+    }
     Ok(())
 }
 
@@ -36,26 +39,23 @@ pub fn backward(
     w_d: &Tensor,
     rstd: &Tensor,
 ) -> Result<()> {
-    check_backward(
-        "rms_norm::backward",
-        d_x,
-        d_w_d.as_deref(),
-        d_out,
-        x,
-        w_d,
-        rstd,
-    )?;
-    let d_x = crate::cpu::Out::assign(d_x, w_d.numel());
-    cpu::backward(
-        d_x,
-        d_w_d,
-        d_out,
-        x,
-        w_d,
-        rstd,
-        #[inline(always)]
-        |d_x, share| *d_x = share,
-    );
+    const OP: &str = "rms_norm::backward";
+    match check_backward(OP, d_x, d_w_d.as_deref(), d_out, x, w_d, rstd)? {
+        Device::Cpu => {
+            let d_x = crate::cpu::Out::assign(d_x, w_d.numel());
+            cpu::backward(
+                d_x,
+                d_w_d,
+                d_out,
+                x,
+                w_d,
+                rstd,
+                #[inline(always)]
+                |d_x, share| *d_x = share,
+            );
+        }
+        Device::Cuda(cuda) => cuda::backward(cuda, d_x, d_w_d, d_out, x, w_d, rstd)?,
+    }
     Ok(())
 }
 
@@ -71,26 +71,23 @@ pub fn backward_residual(
     w_d: &Tensor,
     rstd: &Tensor,
 ) -> Result<()> {
-    check_backward(
-        "rms_norm::backward_residual",
-        d_x,
-        d_w_d.as_deref(),
-        d_out,
-        x,
-        w_d,
-        rstd,
-    )?;
-    let d_x = crate::cpu::Out::update(d_x, w_d.numel());
-    cpu::backward(
-        d_x,
-        d_w_d,
-        d_out,
-        x,
-        w_d,
-        rstd,
-        #[inline(always)]
-        |d_x, share| *d_x += share,
-    );
+    const OP: &str = "rms_norm::backward_residual";
+    match check_backward(OP, d_x, d_w_d.as_deref(), d_out, x, w_d, rstd)? {
+        Device::Cpu => {
+            let d_x = crate::cpu::Out::update(d_x, w_d.numel());
+            cpu::backward(
+                d_x,
+                d_w_d,
+                d_out,
+                x,
+                w_d,
+                rstd,
+                #[inline(always)]
+                |d_x, share| *d_x += share,
+            );
+        }
+        Device::Cuda(cuda) => cuda::backward_residual(cuda, d_x, d_w_d, d_out, x, w_d, rstd)?,
+    }
     Ok(())
 }
 
@@ -102,14 +99,17 @@ fn check_backward(
     x: &Tensor,
     w_d: &Tensor,
     rstd: &Tensor,
-) -> Result<()> {
+) -> Result<Device> {
     check::shape(op, "d_x", d_x, x.shape())?;
     check::shape(op, "d_out", d_out, x.shape())?;
+    let mut others = vec![("d_out", d_out), ("x", x), ("w_d", w_d), ("rstd", rstd)];
     if let Some(d_w_d) = d_w_d {
         check::shape(op, "d_w_d", d_w_d, w_d.shape())?;
         check::f32(op, "d_w_d", d_w_d)?;
+        others.push(("d_w_d", d_w_d));
     }
-    check_rows(op, x, w_d, rstd)
+    check_rows(op, x, w_d, rstd)?;
+    check::device(op, d_x, &others)
 }
 
 fn check_rows(op: &'static str, x: &Tensor, w_d: &Tensor, rstd: &Tensor) -> Result<()> {
@@ -183,6 +183,98 @@ mod cpu {
 
     fn one_plus(w_d: &Tensor) -> Vec<f32> {
         w_d.to_f32_vec().into_iter().map(|w| 1.0 + w).collect()
+    }
+}
+
+mod cuda {
+    use crate::cuda::sources::RMS_NORM;
+    use crate::cuda::{Args, Cuda};
+    use crate::ops::rows::{self, Partials, Rows};
+    use crate::{Result, Tensor};
+
+    pub(super) fn forward(
+        cuda: Cuda,
+        out: &mut Tensor,
+        rstd: &mut Tensor,
+        x: &Tensor,
+        w_d: &Tensor,
+        eps: f32,
+    ) -> Result<()> {
+        let (n_rows, d) = (rstd.numel(), w_d.numel());
+        let rows = Rows::new("rms_norm::forward", n_rows, d)?;
+        let names = ["rms_norm_forward_bf16", "rms_norm_forward_any"];
+        let kernel = rows::instance(names, &[out, x], &[d]);
+        let args = Args::new()
+            .view_mut(out)
+            .tensor_mut(rstd)
+            .view(x)
+            .view(w_d)
+            .u32(n_rows)
+            .u32(d)
+            .u32(rows.group)
+            .f32(eps);
+        cuda.launch(&RMS_NORM, kernel, rows.grid(), args)
+    }
+
+    pub(super) fn backward(
+        cuda: Cuda,
+        d_x: &mut Tensor,
+        d_w_d: Option<&mut Tensor>,
+        d_out: &Tensor,
+        x: &Tensor,
+        w_d: &Tensor,
+        rstd: &Tensor,
+    ) -> Result<()> {
+        let names = ["rms_norm_backward_bf16", "rms_norm_backward_any"];
+        backward_as(cuda, names, d_x, d_w_d, d_out, x, w_d, rstd)
+    }
+
+    pub(super) fn backward_residual(
+        cuda: Cuda,
+        d_x: &mut Tensor,
+        d_w_d: Option<&mut Tensor>,
+        d_out: &Tensor,
+        x: &Tensor,
+        w_d: &Tensor,
+        rstd: &Tensor,
+    ) -> Result<()> {
+        let names = [
+            "rms_norm_backward_residual_bf16",
+            "rms_norm_backward_residual_any",
+        ];
+        backward_as(cuda, names, d_x, d_w_d, d_out, x, w_d, rstd)
+    }
+
+    fn backward_as(
+        cuda: Cuda,
+        names: [&'static str; 2],
+        d_x: &mut Tensor,
+        d_w_d: Option<&mut Tensor>,
+        d_out: &Tensor,
+        x: &Tensor,
+        w_d: &Tensor,
+        rstd: &Tensor,
+    ) -> Result<()> {
+        let (n_rows, d) = (rstd.numel(), w_d.numel());
+        let rows = Rows::new("rms_norm::backward", n_rows, d)?;
+        let grid = rows.walking_grid(cuda);
+        let partials = Partials::new(cuda, d_w_d.is_some(), grid.blocks[0] as usize, d)?;
+        let kernel = rows::instance(names, &[d_x, d_out, x], &[d]);
+        let args = Args::new()
+            .view_mut(d_x)
+            .pointer(partials.pointer)
+            .view(d_out)
+            .view(x)
+            .view(w_d)
+            .tensor(rstd)
+            .u32(n_rows)
+            .u32(d)
+            .u32(rows.group);
+        cuda.launch(&RMS_NORM, kernel, grid, args)?;
+        match d_w_d {
+            Some(d_w_d) => partials.add_to(cuda, d_w_d, 0),
+            None => Ok(()),
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 //! Source: arXiv 2104.09864; `Qwen3_5TextRotaryEmbedding` of transformers 5.17 (for text its three position planes are equal).
 
 use super::check;
-use crate::{Error, Result, Tensor};
+use crate::{Device, Error, Result, Tensor};
 
 /// Rotation parameters; angles are computed in f32 as transformers does (inverse frequency first, then times the position).
 #[derive(Debug, Clone)]
@@ -31,8 +31,7 @@ impl Rotation {
 /// [`Error::Shape`] where there is not one position a token or R > N.
 pub fn forward(x_thn: &mut Tensor, rotation: &Rotation, positions_t: &[u32]) -> Result<()> {
     check_rotation("rope::forward", "x_thn", x_thn, rotation, positions_t)?;
-    cpu::rotate(x_thn, rotation, positions_t, 1.0);
-    Ok(())
+    rotate(x_thn, rotation, positions_t, 1.0)
 }
 
 /// Rotates the gradient d_x_thn [T,H,N] back, in place.
@@ -41,7 +40,20 @@ pub fn forward(x_thn: &mut Tensor, rotation: &Rotation, positions_t: &[u32]) -> 
 /// As [`forward`].
 pub fn backward(d_x_thn: &mut Tensor, rotation: &Rotation, positions_t: &[u32]) -> Result<()> {
     check_rotation("rope::backward", "d_x_thn", d_x_thn, rotation, positions_t)?;
-    cpu::rotate(d_x_thn, rotation, positions_t, -1.0);
+    rotate(d_x_thn, rotation, positions_t, -1.0)
+}
+
+/// Turns by +angle or, with `direction` = -1, by -angle.
+fn rotate(
+    x_thn: &mut Tensor,
+    rotation: &Rotation,
+    positions_t: &[u32],
+    direction: f32,
+) -> Result<()> {
+    match x_thn.device() {
+        Device::Cpu => cpu::rotate(x_thn, rotation, positions_t, direction),
+        Device::Cuda(cuda) => cuda::rotate(cuda, x_thn, rotation, positions_t, direction)?,
+    }
     Ok(())
 }
 
@@ -71,7 +83,6 @@ mod cpu {
     use crate::Tensor;
     use crate::cpu::{Out, for_rows, with_scratch};
 
-    /// Turns by +angle or, with `direction` = -1, by -angle.
     pub(super) fn rotate(
         x_thn: &mut Tensor,
         rotation: &Rotation,
@@ -116,6 +127,48 @@ mod cpu {
                 );
             },
         );
+    }
+}
+
+mod cuda {
+    use super::Rotation;
+    use crate::cuda::sources::ROPE;
+    use crate::cuda::{Args, Cuda, Grid};
+    use crate::ops::rows;
+    use crate::{Result, Tensor};
+
+    const THREADS: u32 = 128;
+    /// Pairs and heads of a thread, as rope.cu has them.
+    const PAIRS: usize = 8;
+    const HEADS: usize = 4;
+
+    pub(super) fn rotate(
+        cuda: Cuda,
+        x_thn: &mut Tensor,
+        rotation: &Rotation,
+        positions_t: &[u32],
+        direction: f32,
+    ) -> Result<()> {
+        let half = rotation.inv_freq.len();
+        let &[t, h, n] = x_thn.shape() else {
+            return Ok(());
+        };
+        if half == 0 || x_thn.numel() == 0 {
+            return Ok(());
+        }
+        let inv_freq: Vec<u32> = rotation.inv_freq.iter().map(|x| x.to_bits()).collect();
+        let n_threads = t * half.div_ceil(PAIRS) * h.div_ceil(HEADS);
+        let kernel = rows::instance(["rope_turn_bf16", "rope_turn_any"], &[x_thn], &[half, n]);
+        let args = Args::new()
+            .view_mut(x_thn)
+            .pointer(cuda.upload(&inv_freq)?)
+            .pointer(cuda.upload(positions_t)?)
+            .u32(t)
+            .u32(h)
+            .u32(n)
+            .u32(half)
+            .f32(direction);
+        cuda.launch(&ROPE, kernel, Grid::each(n_threads, THREADS), args)
     }
 }
 

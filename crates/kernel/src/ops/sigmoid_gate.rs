@@ -4,7 +4,7 @@
 //! Source: `Qwen3_5Attention` of transformers 5.17 (`attn_output_gate`).
 
 use super::check;
-use crate::{Result, Tensor};
+use crate::{Device, Result, Tensor};
 
 /// `out` assigned. Shapes: any, all alike.
 ///
@@ -14,7 +14,10 @@ pub fn forward(out: &mut Tensor, x: &Tensor, gate: &Tensor) -> Result<()> {
     const OP: &str = "sigmoid_gate::forward";
     check::shape(OP, "x", x, out.shape())?;
     check::shape(OP, "gate", gate, out.shape())?;
-    cpu::forward(out, x, gate);
+    match check::device(OP, out, &[("x", x), ("gate", gate)])? {
+        Device::Cpu => cpu::forward(out, x, gate),
+        Device::Cuda(cuda) => cuda::forward(cuda, out, x, gate)?,
+    }
     Ok(())
 }
 
@@ -34,7 +37,16 @@ pub fn backward(
     check::shape(OP, "d_out", d_out, d_x.shape())?;
     check::shape(OP, "x", x, d_x.shape())?;
     check::shape(OP, "gate", gate, d_x.shape())?;
-    cpu::backward(d_x, d_gate, d_out, x, gate);
+    let others = [
+        ("d_gate", &*d_gate),
+        ("d_out", d_out),
+        ("x", x),
+        ("gate", gate),
+    ];
+    match check::device(OP, d_x, &others)? {
+        Device::Cpu => cpu::backward(d_x, d_gate, d_out, x, gate),
+        Device::Cuda(cuda) => cuda::backward(cuda, d_x, d_gate, d_out, x, gate)?,
+    }
     Ok(())
 }
 
@@ -77,6 +89,42 @@ mod cpu {
                 }
             },
         );
+    }
+}
+
+mod cuda {
+    use crate::cuda::sources::SIGMOID_GATE;
+    use crate::cuda::{Args, Cuda};
+    use crate::ops::rows;
+    use crate::{Result, Tensor};
+
+    pub(super) fn forward(cuda: Cuda, out: &mut Tensor, x: &Tensor, gate: &Tensor) -> Result<()> {
+        let n = x.numel();
+        let names = ["sigmoid_gate_forward_bf16", "sigmoid_gate_forward_any"];
+        let kernel = rows::instance(names, &[out, x, gate], &[n]);
+        let args = Args::new().view_mut(out).view(x).view(gate).u64(n as u64);
+        cuda.launch(&SIGMOID_GATE, kernel, rows::eights(n), args)
+    }
+
+    pub(super) fn backward(
+        cuda: Cuda,
+        d_x: &mut Tensor,
+        d_gate: &mut Tensor,
+        d_out: &Tensor,
+        x: &Tensor,
+        gate: &Tensor,
+    ) -> Result<()> {
+        let n = x.numel();
+        let names = ["sigmoid_gate_backward_bf16", "sigmoid_gate_backward_any"];
+        let kernel = rows::instance(names, &[d_x, d_gate, d_out, x, gate], &[n]);
+        let args = Args::new()
+            .view_mut(d_x)
+            .view_mut(d_gate)
+            .view(d_out)
+            .view(x)
+            .view(gate)
+            .u64(n as u64);
+        cuda.launch(&SIGMOID_GATE, kernel, rows::eights(n), args)
     }
 }
 

@@ -3,7 +3,7 @@
 //! Copies, exact but for a change of storage type. Source: `Qwen3_5Attention` and `Qwen3_5GatedDeltaNet` of transformers 5.17.
 
 use super::check;
-use crate::{Result, Tensor};
+use crate::{Device, Result, Tensor};
 
 /// Each head's 2N columns are its query, then its gate. Both assigned. Shapes: q_thn, gate_thn [T,H,N]; qg_th2n [T,H,2N].
 ///
@@ -14,7 +14,10 @@ pub fn query_gate(q_thn: &mut Tensor, gate_thn: &mut Tensor, qg_th2n: &Tensor) -
     let [t, h, n] = check::dims(OP, "q_thn", q_thn, "[T,H,N]")?;
     check::shape(OP, "gate_thn", gate_thn, &[t, h, n])?;
     check::shape(OP, "qg_th2n", qg_th2n, &[t, h, 2 * n])?;
-    cpu::split([q_thn, gate_thn], [n, n], qg_th2n);
+    match check::device(OP, q_thn, &[("gate_thn", gate_thn), ("qg_th2n", qg_th2n)])? {
+        Device::Cpu => cpu::split([q_thn, gate_thn], [n, n], qg_th2n),
+        Device::Cuda(cuda) => cuda::split(cuda, [q_thn, gate_thn], [n, n], qg_th2n)?,
+    }
     Ok(())
 }
 
@@ -31,7 +34,11 @@ pub fn query_gate_backward(
     let [t, h, n] = check::dims(OP, "d_q_thn", d_q_thn, "[T,H,N]")?;
     check::shape(OP, "d_gate_thn", d_gate_thn, &[t, h, n])?;
     check::shape(OP, "d_qg_th2n", d_qg_th2n, &[t, h, 2 * n])?;
-    cpu::join(d_qg_th2n, [d_q_thn, d_gate_thn], [n, n]);
+    let others = [("d_q_thn", d_q_thn), ("d_gate_thn", d_gate_thn)];
+    match check::device(OP, d_qg_th2n, &others)? {
+        Device::Cpu => cpu::join(d_qg_th2n, [d_q_thn, d_gate_thn], [n, n]),
+        Device::Cuda(cuda) => cuda::join(cuda, d_qg_th2n, [d_q_thn, d_gate_thn], [n, n])?,
+    }
     Ok(())
 }
 
@@ -48,7 +55,11 @@ pub fn qkv(
 ) -> Result<()> {
     const OP: &str = "split::qkv";
     let widths = qkv_widths(OP, q_tgk, k_tgk, v_thv, qkv_tc)?;
-    cpu::split([q_tgk, k_tgk, v_thv], widths, qkv_tc);
+    let others = [("k_tgk", &*k_tgk), ("v_thv", v_thv), ("qkv_tc", qkv_tc)];
+    match check::device(OP, q_tgk, &others)? {
+        Device::Cpu => cpu::split([q_tgk, k_tgk, v_thv], widths, qkv_tc),
+        Device::Cuda(cuda) => cuda::split(cuda, [q_tgk, k_tgk, v_thv], widths, qkv_tc)?,
+    }
     Ok(())
 }
 
@@ -64,7 +75,15 @@ pub fn qkv_backward(
 ) -> Result<()> {
     const OP: &str = "split::qkv_backward";
     let widths = qkv_widths(OP, d_q_tgk, d_k_tgk, d_v_thv, d_qkv_tc)?;
-    cpu::join(d_qkv_tc, [d_q_tgk, d_k_tgk, d_v_thv], widths);
+    let others = [
+        ("d_q_tgk", d_q_tgk),
+        ("d_k_tgk", d_k_tgk),
+        ("d_v_thv", d_v_thv),
+    ];
+    match check::device(OP, d_qkv_tc, &others)? {
+        Device::Cpu => cpu::join(d_qkv_tc, [d_q_tgk, d_k_tgk, d_v_thv], widths),
+        Device::Cuda(cuda) => cuda::join(cuda, d_qkv_tc, [d_q_tgk, d_k_tgk, d_v_thv], widths)?,
+    }
     Ok(())
 }
 
@@ -143,6 +162,68 @@ mod cpu {
                 }
             },
         );
+    }
+}
+
+mod cuda {
+    use crate::cuda::sources::SPLIT;
+    use crate::cuda::{Args, Cuda, Grid};
+    use crate::ops::rows;
+    use crate::{Result, Tensor};
+
+    const THREADS: u32 = 256;
+    /// The kernels take up to three parts.
+    const PARTS: usize = 3;
+
+    pub(super) fn split<const N: usize>(
+        cuda: Cuda,
+        parts: [&mut Tensor; N],
+        widths: [usize; N],
+        whole: &Tensor,
+    ) -> Result<()> {
+        let names = ["split_deal_bf16", "split_deal_any"];
+        let (mut args, mut tensors) = (Args::new(), vec![whole]);
+        let parts = parts.map(|part| &*part);
+        for idx in 0..PARTS {
+            args = args.view_or_null(parts.get(idx).copied());
+        }
+        tensors.extend(parts);
+        let args = args.view(whole);
+        launch(cuda, names, args, &tensors, &widths)
+    }
+
+    pub(super) fn join<const N: usize>(
+        cuda: Cuda,
+        whole: &mut Tensor,
+        parts: [&Tensor; N],
+        widths: [usize; N],
+    ) -> Result<()> {
+        let names = ["split_join_bf16", "split_join_any"];
+        let mut args = Args::new().view_mut(whole);
+        for idx in 0..PARTS {
+            args = args.view_or_null(parts.get(idx).copied());
+        }
+        let mut tensors = vec![&*whole];
+        tensors.extend(parts);
+        launch(cuda, names, args, &tensors, &widths)
+    }
+
+    /// `tensors`: the whole first.
+    fn launch(
+        cuda: Cuda,
+        names: [&'static str; 2],
+        mut args: Args,
+        tensors: &[&Tensor],
+        widths: &[usize],
+    ) -> Result<()> {
+        let kernel = rows::instance(names, tensors, widths);
+        for idx in 0..PARTS {
+            args = args.u32(widths.get(idx).copied().unwrap_or(0));
+        }
+        let n = tensors[0].numel();
+        let n_steps = if kernel == names[0] { n / 8 } else { n };
+        let args = args.u64(n_steps as u64);
+        cuda.launch(&SPLIT, kernel, Grid::each(n_steps, THREADS), args)
     }
 }
 

@@ -4,7 +4,7 @@
 //! Source: arXiv 2002.05202; `Qwen3_5MLP` of transformers 5.17.
 
 use super::check;
-use crate::{Result, Tensor};
+use crate::{Device, Result, Tensor};
 
 /// `out` assigned. Shapes: all [T,F], or any other shape that the three share.
 ///
@@ -14,7 +14,10 @@ pub fn forward(out_tf: &mut Tensor, gate_tf: &Tensor, up_tf: &Tensor) -> Result<
     const OP: &str = "swiglu::forward";
     check::shape(OP, "gate_tf", gate_tf, out_tf.shape())?;
     check::shape(OP, "up_tf", up_tf, out_tf.shape())?;
-    cpu::forward(out_tf, gate_tf, up_tf);
+    match check::device(OP, out_tf, &[("gate_tf", gate_tf), ("up_tf", up_tf)])? {
+        Device::Cpu => cpu::forward(out_tf, gate_tf, up_tf),
+        Device::Cuda(cuda) => cuda::forward(cuda, out_tf, gate_tf, up_tf)?,
+    }
     Ok(())
 }
 
@@ -34,7 +37,16 @@ pub fn backward(
     check::shape(OP, "d_out_tf", d_out_tf, d_gate_tf.shape())?;
     check::shape(OP, "gate_tf", gate_tf, d_gate_tf.shape())?;
     check::shape(OP, "up_tf", up_tf, d_gate_tf.shape())?;
-    cpu::backward(d_gate_tf, d_up_tf, d_out_tf, gate_tf, up_tf);
+    let others = [
+        ("d_up_tf", &*d_up_tf),
+        ("d_out_tf", d_out_tf),
+        ("gate_tf", gate_tf),
+        ("up_tf", up_tf),
+    ];
+    match check::device(OP, d_gate_tf, &others)? {
+        Device::Cpu => cpu::backward(d_gate_tf, d_up_tf, d_out_tf, gate_tf, up_tf),
+        Device::Cuda(cuda) => cuda::backward(cuda, d_gate_tf, d_up_tf, d_out_tf, gate_tf, up_tf)?,
+    }
     Ok(())
 }
 
@@ -77,6 +89,42 @@ mod cpu {
                 }
             },
         );
+    }
+}
+
+mod cuda {
+    use crate::cuda::sources::SWIGLU;
+    use crate::cuda::{Args, Cuda};
+    use crate::ops::rows;
+    use crate::{Result, Tensor};
+
+    pub(super) fn forward(cuda: Cuda, out: &mut Tensor, gate: &Tensor, up: &Tensor) -> Result<()> {
+        let n = gate.numel();
+        let names = ["swiglu_forward_bf16", "swiglu_forward_any"];
+        let kernel = rows::instance(names, &[out, gate, up], &[n]);
+        let args = Args::new().view_mut(out).view(gate).view(up).u64(n as u64);
+        cuda.launch(&SWIGLU, kernel, rows::eights(n), args)
+    }
+
+    pub(super) fn backward(
+        cuda: Cuda,
+        d_gate: &mut Tensor,
+        d_up: &mut Tensor,
+        d_out: &Tensor,
+        gate: &Tensor,
+        up: &Tensor,
+    ) -> Result<()> {
+        let n = gate.numel();
+        let names = ["swiglu_backward_bf16", "swiglu_backward_any"];
+        let kernel = rows::instance(names, &[d_gate, d_up, d_out, gate, up], &[n]);
+        let args = Args::new()
+            .view_mut(d_gate)
+            .view_mut(d_up)
+            .view(d_out)
+            .view(gate)
+            .view(up)
+            .u64(n as u64);
+        cuda.launch(&SWIGLU, kernel, rows::eights(n), args)
     }
 }
 

@@ -1,11 +1,13 @@
 //! Every primitive on a GPU against the same primitive on the CPU, for the user's own card: outputs poisoned with NaN, ragged
 //! documents, both storage types, and the same bytes twice.
 
+mod attention;
 mod check;
 mod copy;
 mod delta;
 mod loss;
 mod matmul;
+mod rows;
 
 use std::time::{Duration, Instant};
 
@@ -36,11 +38,22 @@ type Case = (&'static str, fn(&mut Check) -> Result<()>);
 const CASES: &[Case] = &[
     ("copy", copy::run),
     ("matmul", matmul::run),
+    ("rms_norm", rows::rms_norm),
+    ("gated_rms_norm", rows::gated_rms_norm),
+    ("l2_norm", rows::l2_norm),
+    ("rope", rows::rope),
+    ("sigmoid_gate", rows::sigmoid_gate),
+    ("split", rows::split),
+    ("swiglu", rows::swiglu),
+    ("delta_gate", rows::delta_gate),
+    ("causal_conv1d", rows::causal_conv1d),
+    ("accumulate", rows::accumulate),
     ("embedding", loss::embedding),
     ("linear_cross_entropy", loss::linear_cross_entropy),
     ("grad_norm", loss::grad_norm),
     ("adamw", loss::adamw),
     ("dropout", loss::dropout),
+    ("attention", attention::run),
     ("gated_delta_rule", delta::rule),
     ("gated_delta_step", delta::step),
 ];
