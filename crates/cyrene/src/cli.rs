@@ -136,7 +136,7 @@ pub struct BenchTrain {
     /// Optimizer steps timed, after two that are not
     #[arg(long, default_value_t = 5)]
     pub steps: usize,
-    /// Time every primitive by itself as well; slows the step down
+    /// After the timed steps, one more with every kernel timed by itself, printed on stderr; GPU only
     #[arg(long)]
     pub profile: bool,
     #[command(flatten)]

@@ -53,6 +53,8 @@ struct State {
     uploads: upload::Uploads,
     blas: Option<blas::Blas>,
     scratch: Option<Buffer>,
+    /// Milliseconds and calls by kernel, while profiling.
+    profile: Option<BTreeMap<String, (f64, usize)>>,
     /// Bytes of live buffers, and the most there ever were.
     bytes: usize,
     peak_bytes: usize,
@@ -157,6 +159,42 @@ impl Cuda {
         state.peak_bytes = state.bytes;
     }
 
+    /// From now on waits after every kernel and adds up its time; for `bench`.
+    pub fn start_profile(self) {
+        self.state().profile = Some(BTreeMap::new());
+    }
+
+    /// Ends profiling: (kernel or product, milliseconds, calls), longest first.
+    pub fn take_profile(self) -> Vec<(String, f64, usize)> {
+        let profile = self.state().profile.take().unwrap_or_default();
+        let mut lines: Vec<_> = profile
+            .into_iter()
+            .map(|(name, (ms, calls))| (name, ms, calls))
+            .collect();
+        lines.sort_by(|a, b| b.1.total_cmp(&a.1));
+        lines
+    }
+
+    /// Runs `queue`; while profiling, waits for it and books its time under `name`.
+    fn timed(
+        self,
+        name: impl FnOnce() -> String,
+        queue: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        if self.state().profile.is_none() {
+            return queue();
+        }
+        let timer = Timer::start(self)?;
+        queue()?;
+        let ms = f64::from(timer.stop()?);
+        if let Some(profile) = &mut self.state().profile {
+            let entry = profile.entry(name()).or_insert((0.0, 0));
+            entry.0 += ms;
+            entry.1 += 1;
+        }
+        Ok(())
+    }
+
     /// Waits until all work is done.
     ///
     /// # Errors
@@ -206,7 +244,10 @@ impl Cuda {
             .state()
             .modules
             .function(self, source, kernel, grid.shared_bytes)?;
-        module::launch(self.0.stream, kernel, function, grid, args)
+        self.timed(
+            || kernel.to_owned(),
+            || module::launch(self.0.stream, kernel, function, grid, args),
+        )
     }
 
     /// Device copy of a small table (tokens, boundaries), valid for the ops queued until 64 other tables came.
@@ -247,18 +288,19 @@ impl Cuda {
     /// d = alpha · a bᵀ (+ d), see [`Gemm`].
     pub(crate) fn gemm(self, gemm: &Gemm) -> Result<()> {
         self.bind()?;
-        let mut state = self.state();
-        if state.blas.is_none() {
+        if self.state().blas.is_none() {
             // Its workspace is a buffer, which counts itself under the same lock.
-            drop(state);
             let blas = blas::Blas::new(self)?;
-            state = self.state();
-            state.blas = Some(blas);
+            self.state().blas = Some(blas);
         }
-        match &mut state.blas {
+        let name = || {
+            let adds = if gemm.adds { " added" } else { "" };
+            format!("product [{},{}] over {}{adds}", gemm.m, gemm.n, gemm.k)
+        };
+        self.timed(name, || match &mut self.state().blas {
             Some(blas) => blas.run(self, gemm),
             None => Ok(()),
-        }
+        })
     }
 
     fn count_bytes(self, change: isize) {
@@ -310,6 +352,7 @@ impl Context {
                 uploads: upload::Uploads::default(),
                 blas: None,
                 scratch: None,
+                profile: None,
                 bytes: 0,
                 peak_bytes: 0,
             }),

@@ -494,10 +494,11 @@ pub(super) mod cpu {
     }
 }
 
-/// Through cuBLASLt. Two f32 operands are multiplied in f32; where one is bf16 the other is rounded to bf16 first.
+/// Through cuBLASLt. Two f32 operands are multiplied in f32; where one is bf16, or the result is, all are rounded to bf16 first.
 mod cuda {
     use super::{Dims, Write};
     use crate::cuda::{Cuda, Gemm, Operand};
+    use crate::ops::copy;
     use crate::{DType, Result, Tensor};
 
     pub(super) fn forward(
@@ -510,7 +511,7 @@ mod cuda {
         write: Write,
     ) -> Result<()> {
         let Dims { t, i, o } = dims;
-        let (x, w, in_dtype) = operands(cuda, x, w)?;
+        let (x, w, in_dtype) = operands(cuda, x, w, y.dtype())?;
         cuda.gemm(&Gemm {
             a: Operand {
                 pointer: x,
@@ -544,7 +545,7 @@ mod cuda {
         write: Write,
     ) -> Result<()> {
         let Dims { t, i, o } = dims;
-        let (d_y, w, in_dtype) = operands(cuda, d_y, w)?;
+        let (d_y, w, in_dtype) = operands(cuda, d_y, w, d_x.dtype())?;
         cuda.gemm(&Gemm {
             a: Operand {
                 pointer: d_y,
@@ -577,7 +578,7 @@ mod cuda {
         alpha: f32,
     ) -> Result<()> {
         let Dims { t, i, o } = dims;
-        let (d_y, x, in_dtype) = operands(cuda, d_y, x)?;
+        let (d_y, x, in_dtype) = operands(cuda, d_y, x, DType::F32)?;
         cuda.gemm(&Gemm {
             a: Operand {
                 pointer: d_y,
@@ -602,19 +603,30 @@ mod cuda {
     }
 
     /// Addresses of both operands in one dtype.
-    fn operands(cuda: Cuda, a: &Tensor, b: &Tensor) -> Result<(u64, u64, DType)> {
+    fn operands(cuda: Cuda, a: &Tensor, b: &Tensor, out_dtype: DType) -> Result<(u64, u64, DType)> {
         let (pa, pb) = (a.device_pointer(), b.device_pointer());
-        match (a.dtype(), b.dtype()) {
-            (DType::F32, DType::Bf16) => Ok((rounded(cuda, a)?, pb, DType::Bf16)),
-            (DType::Bf16, DType::F32) => Ok((pa, rounded(cuda, b)?, DType::Bf16)),
-            (dtype, _) => Ok((pa, pb, dtype)),
+        let size = |x: &Tensor| (x.numel() * DType::Bf16.size()).next_multiple_of(256);
+        let rounded = |x: &Tensor, pointer| {
+            copy::cuda::to_bf16(cuda, pointer, x)?;
+            Ok(pointer)
+        };
+        match (a.dtype(), b.dtype(), out_dtype) {
+            (DType::F32, DType::Bf16, _) => {
+                let scratch = cuda.scratch(size(a))?;
+                Ok((rounded(a, scratch)?, pb, DType::Bf16))
+            }
+            (DType::Bf16, DType::F32, _) => {
+                let scratch = cuda.scratch(size(b))?;
+                Ok((pa, rounded(b, scratch)?, DType::Bf16))
+            }
+            // cuBLASLt has no product of f32 that ends in bf16; the result is as coarse as the operands then are.
+            (DType::F32, DType::F32, DType::Bf16) => {
+                let scratch = cuda.scratch(size(a) + size(b))?;
+                let (a, b) = (rounded(a, scratch)?, rounded(b, scratch + size(a) as u64)?);
+                Ok((a, b, DType::Bf16))
+            }
+            (dtype, _, _) => Ok((pa, pb, dtype)),
         }
-    }
-
-    fn rounded(cuda: Cuda, x: &Tensor) -> Result<u64> {
-        let scratch = cuda.scratch(x.numel() * DType::Bf16.size())?;
-        crate::ops::copy::cuda::to_bf16(cuda, scratch, x)?;
-        Ok(scratch)
     }
 }
 

@@ -4,7 +4,7 @@ use super::{Check, Tolerance};
 use crate::ops::matmul;
 use crate::{DType, Result, Tensor};
 
-const KINDS: [[DType; 3]; 5] = [
+const KINDS: [[DType; 3]; 6] = [
     // x, w, y
     [DType::F32, DType::F32, DType::F32],
     [DType::Bf16, DType::Bf16, DType::Bf16],
@@ -12,12 +12,14 @@ const KINDS: [[DType; 3]; 5] = [
     // A gradient in f32 against bf16 weights; an f32 adapter under bf16 activations.
     [DType::F32, DType::Bf16, DType::Bf16],
     [DType::Bf16, DType::F32, DType::Bf16],
+    // An adapter's gradient from the f32 residual stream.
+    [DType::F32, DType::F32, DType::Bf16],
 ];
 
 pub(super) fn run(check: &mut Check) -> Result<()> {
     for [x_type, w_type, y_type] in KINDS {
         // Where one operand is bf16 the GPU rounds the other to bf16 as well.
-        let mixed = x_type != w_type;
+        let mixed = x_type != w_type || (x_type == DType::F32 && y_type == DType::Bf16);
         let tolerance = Tolerance {
             f32: if mixed { 5e-3 } else { 2e-6 },
             bf16: 5e-3,

@@ -115,6 +115,20 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         ));
     }
 
+    let profile = match device {
+        Device::Cuda(card) if args.profile => {
+            card.start_profile();
+            let row = random_row(n_tokens, document_tokens, vocab_size, 0);
+            let n_targets = row.targets_t.iter().filter(|target| **target >= 0).count();
+            trainer.step(std::iter::once(row), n_targets as u64, 2e-5)?;
+            card.take_profile()
+        }
+        _ => Vec::new(),
+    };
+    for (name, ms, calls) in profile {
+        ui.note(format_args!("{ms:9.2} ms {calls:5} x {name}"));
+    }
+
     // 3. figures
     let ms_first_step = milliseconds[0];
     let mut timed = milliseconds.split_off(WARMUP);
