@@ -19,6 +19,7 @@ pub mod causal_conv1d;
 pub(crate) mod check;
 pub mod copy;
 pub mod delta_gate;
+pub mod delta_inputs;
 pub mod dropout;
 pub mod embedding;
 pub mod gated_delta_rule;

@@ -48,6 +48,7 @@ const CASES: &[Case] = &[
     ("delta_gate", rows::delta_gate),
     ("causal_conv1d", rows::causal_conv1d),
     ("accumulate", rows::accumulate),
+    ("delta_inputs", rows::delta_inputs),
     ("embedding", loss::embedding),
     ("linear_cross_entropy", loss::linear_cross_entropy),
     ("grad_norm", loss::grad_norm),

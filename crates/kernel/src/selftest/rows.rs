@@ -4,8 +4,8 @@
 use super::{Check, Tolerance};
 use crate::ops::rope::Rotation;
 use crate::ops::{
-    accumulate, causal_conv1d, delta_gate, gated_rms_norm, l2_norm, rms_norm, rope, sigmoid_gate,
-    split, swiglu,
+    accumulate, causal_conv1d, delta_gate, delta_inputs, gated_rms_norm, l2_norm, rms_norm, rope,
+    sigmoid_gate, split, swiglu,
 };
 use crate::{DType, Result, Tensor};
 
@@ -528,6 +528,139 @@ pub(super) fn causal_conv1d(check: &mut Check) -> Result<()> {
                     causal_conv1d::forward_with_state(out, state, &ins[0], &ins[1])
                 },
             )?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn delta_inputs(check: &mut Check) -> Result<()> {
+    for [x_type, d_type, w_type] in TYPES {
+        // In f32, a head's norm near zero is divided by. In bf16 the CPU rounds what lies between to the type of its input, the
+        // GPU does not, and f32 outputs show it.
+        let tolerance = Tolerance {
+            f32: if x_type == F32 { 2e-5 } else { 1e-2 },
+            bf16: 1e-2,
+        };
+        for lengths in DOCUMENTS {
+            for [g, k, h, v] in [
+                [2, 128, 2, 128],
+                [2, 128, 4, 128],
+                [1, 64, 3, 64],
+                [1, 256, 1, 256],
+                [3, 12, 3, 10],
+                [2, 24, 2, 40],
+            ] {
+                let t: usize = lengths.iter().sum();
+                let cu_seqlens = offsets(lengths);
+                let case =
+                    format!("{x_type} {d_type} {w_type} [{t}, 2 {g} {k} + {h} {v}] {lengths:?}");
+                let c = 2 * g * k + h * v;
+                let scale = 1.0 / (k as f32).sqrt();
+                let x = check.range(&[t, c], x_type, -2.0, 2.0);
+                let w = check.tensor(&[c, 1, 4], w_type);
+                let [d_q, d_k] = [0, 1].map(|_| check.tensor(&[t, g, k], d_type));
+                let d_v = check.tensor(&[t, h, v], d_type);
+                let d_w = check.tensor(&[c, 1, 4], F32);
+                let outs = [[t, g, k], [t, g, k], [t, h, v]].map(|s| Tensor::poison(&s, d_type));
+                let rstds = [0, 1].map(|_| Tensor::poison(&[t, g], F32));
+                let ([q, k_out, v_out], [q_rstd, k_rstd]) = (outs.clone(), rstds.clone());
+                check.both(
+                    &case,
+                    tolerance,
+                    vec![
+                        ("q", q),
+                        ("k", k_out),
+                        ("v", v_out),
+                        ("q_rstd", q_rstd),
+                        ("k_rstd", k_rstd),
+                    ],
+                    &[&x, &w],
+                    |out, ins| {
+                        let [q, k, v, q_rstd, k_rstd] = out else {
+                            unreachable!()
+                        };
+                        let [x, w] = ins else { unreachable!() };
+                        delta_inputs::forward(
+                            q,
+                            k,
+                            v,
+                            q_rstd,
+                            k_rstd,
+                            x,
+                            w,
+                            &cu_seqlens,
+                            scale,
+                            EPS,
+                        )
+                    },
+                )?;
+                let ([mut q, mut k_out, mut v_out], [mut q_rstd, mut k_rstd]) = (outs, rstds);
+                delta_inputs::forward(
+                    &mut q,
+                    &mut k_out,
+                    &mut v_out,
+                    &mut q_rstd,
+                    &mut k_rstd,
+                    &x,
+                    &w,
+                    &cu_seqlens,
+                    scale,
+                    EPS,
+                )?;
+                let ins = [&d_q, &d_k, &d_v, &x, &w, &q_rstd, &k_rstd];
+                let poison = || Tensor::poison(&[t, c], d_type);
+                check.both(
+                    &case,
+                    tolerance,
+                    vec![("d_qkv", poison()), ("d_w", d_w)],
+                    &ins,
+                    |out, ins| {
+                        let [d_x, d_w] = out else { unreachable!() };
+                        let [d_q, d_k, d_v, x, w, q_rstd, k_rstd] = ins else {
+                            unreachable!()
+                        };
+                        let d_w = Some(d_w);
+                        delta_inputs::backward(
+                            d_x,
+                            d_w,
+                            d_q,
+                            d_k,
+                            d_v,
+                            x,
+                            w,
+                            q_rstd,
+                            k_rstd,
+                            &cu_seqlens,
+                            scale,
+                        )
+                    },
+                )?;
+                check.both(
+                    &case,
+                    tolerance,
+                    vec![("d_qkv, frozen", poison())],
+                    &ins,
+                    |out, ins| {
+                        let [d_q, d_k, d_v, x, w, q_rstd, k_rstd] = ins else {
+                            unreachable!()
+                        };
+                        let d_x = &mut out[0];
+                        delta_inputs::backward(
+                            d_x,
+                            None,
+                            d_q,
+                            d_k,
+                            d_v,
+                            x,
+                            w,
+                            q_rstd,
+                            k_rstd,
+                            &cu_seqlens,
+                            scale,
+                        )
+                    },
+                )?;
+            }
         }
     }
     Ok(())

@@ -1,0 +1,462 @@
+//! What the delta rule takes, from the projected row in one pass: q and k convolved, passed through SiLU and l2-normalised head by
+//! head (q scaled too), v convolved and passed through SiLU. One pass because on a GPU the memory traffic is all it costs.
+//!
+//! The same as [`causal_conv1d`], [`split::qkv`] and [`l2_norm`] one after the other, which is what the CPU does; a GPU does not
+//! round to the storage type in between. Backward convolves again rather than keep what lies between.
+
+// T tokens (packed), G key heads, K key dim, H value heads, V value dim, C = 2·G·K + H·V channels: q, then k, then v.
+
+use super::{causal_conv1d, check, l2_norm, split};
+use crate::{Device, Result, Tensor};
+
+/// All five outputs assigned. Shapes: q_tgk, k_tgk [T,G,K]; v_thv [T,H,V]; q_rstd_tg, k_rstd_tg [T,G] f32; qkv_tc [T,C];
+/// w [C,1,4]. `eps` is added to the sums of squares; q is multiplied by `q_scale`.
+///
+/// # Errors
+/// [`crate::Error::Shape`] where shapes disagree or `cu_seqlens` does not rise from 0 to T, [`crate::Error::DType`] where an rstd
+/// is not f32, [`crate::Error::Unsupported`] on a GPU for K above 256.
+pub fn forward(
+    q_tgk: &mut Tensor,
+    k_tgk: &mut Tensor,
+    v_thv: &mut Tensor,
+    q_rstd_tg: &mut Tensor,
+    k_rstd_tg: &mut Tensor,
+    qkv_tc: &Tensor,
+    w: &Tensor,
+    cu_seqlens: &[u32],
+    q_scale: f32,
+    eps: f32,
+) -> Result<()> {
+    const OP: &str = "delta_inputs::forward";
+    let dims = Dims::new(
+        OP,
+        [q_tgk, k_tgk, v_thv],
+        [q_rstd_tg, k_rstd_tg],
+        [qkv_tc, w],
+        cu_seqlens,
+    )?;
+    let others = [
+        ("k_tgk", &*k_tgk),
+        ("v_thv", v_thv),
+        ("q_rstd_tg", q_rstd_tg),
+        ("k_rstd_tg", k_rstd_tg),
+        ("qkv_tc", qkv_tc),
+        ("w", w),
+    ];
+    match check::device(OP, q_tgk, &others)? {
+        Device::Cpu => {
+            let [raw_q, raw_k] = cpu::convolve_and_split(v_thv, dims, qkv_tc, w, cu_seqlens)?;
+            l2_norm::forward(q_tgk, q_rstd_tg, &raw_q, q_scale, eps)?;
+            l2_norm::forward(k_tgk, k_rstd_tg, &raw_k, 1.0, eps)
+        }
+        Device::Cuda(cuda) => cuda::forward(
+            cuda,
+            [q_tgk, k_tgk, v_thv],
+            [q_rstd_tg, k_rstd_tg],
+            dims,
+            qkv_tc,
+            w,
+            cu_seqlens,
+            q_scale,
+            eps,
+        ),
+    }
+}
+
+/// d_qkv_tc assigned, d_w [C,1,4] f32 added to (None: frozen), from the gradients of the three outputs and the rstd that
+/// [`forward`] gave. Shapes as there.
+///
+/// # Errors
+/// As [`forward`]; [`crate::Error::DType`] where d_w is not f32.
+pub fn backward(
+    d_qkv_tc: &mut Tensor,
+    d_w: Option<&mut Tensor>,
+    d_q_tgk: &Tensor,
+    d_k_tgk: &Tensor,
+    d_v_thv: &Tensor,
+    qkv_tc: &Tensor,
+    w: &Tensor,
+    q_rstd_tg: &Tensor,
+    k_rstd_tg: &Tensor,
+    cu_seqlens: &[u32],
+    q_scale: f32,
+) -> Result<()> {
+    const OP: &str = "delta_inputs::backward";
+    let dims = Dims::new(
+        OP,
+        [d_q_tgk, d_k_tgk, d_v_thv],
+        [q_rstd_tg, k_rstd_tg],
+        [qkv_tc, w],
+        cu_seqlens,
+    )?;
+    check::shape(OP, "d_qkv_tc", d_qkv_tc, qkv_tc.shape())?;
+    let mut others = vec![
+        ("d_q_tgk", d_q_tgk),
+        ("d_k_tgk", d_k_tgk),
+        ("d_v_thv", d_v_thv),
+        ("qkv_tc", qkv_tc),
+        ("w", w),
+        ("q_rstd_tg", q_rstd_tg),
+        ("k_rstd_tg", k_rstd_tg),
+    ];
+    if let Some(d_w) = d_w.as_deref() {
+        check::shape(OP, "d_w", d_w, w.shape())?;
+        check::f32(OP, "d_w", d_w)?;
+        others.push(("d_w", d_w));
+    }
+    let d_parts = [d_q_tgk, d_k_tgk, d_v_thv];
+    let rstds = [q_rstd_tg, k_rstd_tg];
+    match check::device(OP, d_qkv_tc, &others)? {
+        Device::Cpu => cpu::backward(
+            d_qkv_tc, d_w, d_parts, rstds, dims, qkv_tc, w, cu_seqlens, q_scale,
+        ),
+        Device::Cuda(cuda) => cuda::backward(
+            cuda, d_qkv_tc, d_w, d_parts, rstds, dims, qkv_tc, w, cu_seqlens, q_scale,
+        ),
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Dims {
+    t: usize,
+    /// Key heads, and their width.
+    g: usize,
+    k: usize,
+    /// Value heads, and their width.
+    h: usize,
+    v: usize,
+}
+
+impl Dims {
+    fn new(
+        op: &'static str,
+        [q_tgk, k_tgk, v_thv]: [&Tensor; 3],
+        [q_rstd_tg, k_rstd_tg]: [&Tensor; 2],
+        [qkv_tc, w]: [&Tensor; 2],
+        cu_seqlens: &[u32],
+    ) -> Result<Dims> {
+        let [t, g, k] = check::dims(op, "q_tgk", q_tgk, "[T,G,K]")?;
+        let [v_t, h, v] = check::dims(op, "v_thv", v_thv, "[T,H,V]")?;
+        let c = 2 * g * k + h * v;
+        check::shape(op, "k_tgk", k_tgk, &[t, g, k])?;
+        check::len(op, "v_thv", v_t, t)?;
+        for (arg, rstd) in [("q_rstd_tg", q_rstd_tg), ("k_rstd_tg", k_rstd_tg)] {
+            check::shape(op, arg, rstd, &[t, g])?;
+            check::f32(op, arg, rstd)?;
+        }
+        check::shape(op, "qkv_tc", qkv_tc, &[t, c])?;
+        check::shape(op, "w", w, &[c, 1, 4])?;
+        check::cu_seqlens(op, cu_seqlens, t)?;
+        Ok(Dims { t, g, k, h, v })
+    }
+}
+
+mod cpu {
+    use super::{Dims, causal_conv1d, l2_norm, split};
+    use crate::{Result, Tensor};
+
+    /// v, and q and k before the norm, in the storage type of qkv.
+    pub(super) fn convolve_and_split(
+        v_thv: &mut Tensor,
+        dims: Dims,
+        qkv_tc: &Tensor,
+        w: &Tensor,
+        cu_seqlens: &[u32],
+    ) -> Result<[Tensor; 2]> {
+        let Dims { t, g, k, .. } = dims;
+        let dtype = qkv_tc.dtype();
+        let mut conv_tc = Tensor::zeros(qkv_tc.shape(), dtype);
+        let mut raw = [0, 1].map(|_| Tensor::zeros(&[t, g, k], dtype));
+        causal_conv1d::forward(&mut conv_tc, qkv_tc, w, cu_seqlens)?;
+        let [raw_q, raw_k] = &mut raw;
+        split::qkv(raw_q, raw_k, v_thv, &conv_tc)?;
+        Ok(raw)
+    }
+
+    pub(super) fn backward(
+        d_qkv_tc: &mut Tensor,
+        d_w: Option<&mut Tensor>,
+        [d_q, d_k, d_v]: [&Tensor; 3],
+        [q_rstd, k_rstd]: [&Tensor; 2],
+        dims: Dims,
+        qkv_tc: &Tensor,
+        w: &Tensor,
+        cu_seqlens: &[u32],
+        q_scale: f32,
+    ) -> Result<()> {
+        let Dims { t, g, k, h, v } = dims;
+        let dtype = d_qkv_tc.dtype();
+        let mut d_conv_tc = Tensor::zeros(d_qkv_tc.shape(), dtype);
+        {
+            let mut v_thv = Tensor::zeros(&[t, h, v], qkv_tc.dtype());
+            let [raw_q, raw_k] = convolve_and_split(&mut v_thv, dims, qkv_tc, w, cu_seqlens)?;
+            let [mut d_raw_q, mut d_raw_k] = [0, 1].map(|_| Tensor::zeros(&[t, g, k], dtype));
+            l2_norm::backward(&mut d_raw_k, d_k, &raw_k, k_rstd, 1.0)?;
+            l2_norm::backward(&mut d_raw_q, d_q, &raw_q, q_rstd, q_scale)?;
+            split::qkv_backward(&mut d_conv_tc, &d_raw_q, &d_raw_k, d_v)?;
+        }
+        causal_conv1d::backward(d_qkv_tc, d_w, &d_conv_tc, qkv_tc, w, cu_seqlens)
+    }
+}
+
+mod cuda {
+    use super::Dims;
+    use super::causal_conv1d::cuda::Walk;
+    use crate::cuda::sources::CAUSAL_CONV1D;
+    use crate::cuda::{Args, Cuda};
+    use crate::ops::rows::{self, Partials};
+    use crate::{Error, Result, Tensor};
+
+    /// Widest head of q and k: eight channels for each lane of a warp.
+    const MAX_KEY_DIM: usize = 256;
+    const CHANNELS: usize = 8;
+
+    pub(super) fn forward(
+        cuda: Cuda,
+        [q, k, v]: [&mut Tensor; 3],
+        [q_rstd, k_rstd]: [&mut Tensor; 2],
+        dims: Dims,
+        qkv: &Tensor,
+        w: &Tensor,
+        cu_seqlens: &[u32],
+        q_scale: f32,
+        eps: f32,
+    ) -> Result<()> {
+        let shape = Shape::new("delta_inputs::forward", dims)?;
+        let walk = Walk::forward(cuda, dims.t, shape.threads_of_row);
+        let names = ["delta_inputs_forward_bf16", "delta_inputs_forward_any"];
+        let kernel = rows::instance(names, &[q, k, v, qkv], &[dims.k, shape.value_width]);
+        let args = Args::new()
+            .view_mut(q)
+            .view_mut(k)
+            .view_mut(v)
+            .tensor_mut(q_rstd)
+            .tensor_mut(k_rstd)
+            .view(qkv)
+            .view(w);
+        let args = shape
+            .put(cuda, args, dims, cu_seqlens, walk)?
+            .f32(q_scale)
+            .f32(eps);
+        cuda.launch(&CAUSAL_CONV1D, kernel, walk.grid(), args)
+    }
+
+    pub(super) fn backward(
+        cuda: Cuda,
+        d_qkv: &mut Tensor,
+        d_w: Option<&mut Tensor>,
+        [d_q, d_k, d_v]: [&Tensor; 3],
+        [q_rstd, k_rstd]: [&Tensor; 2],
+        dims: Dims,
+        qkv: &Tensor,
+        w: &Tensor,
+        cu_seqlens: &[u32],
+        q_scale: f32,
+    ) -> Result<()> {
+        let shape = Shape::new("delta_inputs::backward", dims)?;
+        let walk = Walk::backward(cuda, dims.t, shape.threads_of_row);
+        let partials = Partials::new(cuda, d_w.is_some(), walk.n_runs, w.numel())?;
+        let names = ["delta_inputs_backward_bf16", "delta_inputs_backward_any"];
+        let tensors = [d_qkv, d_q, d_k, d_v, qkv];
+        let kernel = rows::instance(names, &tensors, &[dims.k, shape.value_width]);
+        let args = Args::new()
+            .view_mut(d_qkv)
+            .pointer(partials.pointer)
+            .view(d_q)
+            .view(d_k)
+            .view(d_v)
+            .view(qkv)
+            .view(w)
+            .tensor(q_rstd)
+            .tensor(k_rstd);
+        let args = shape.put(cuda, args, dims, cu_seqlens, walk)?.f32(q_scale);
+        cuda.launch(&CAUSAL_CONV1D, kernel, walk.grid(), args)?;
+        match d_w {
+            Some(d_w) => partials.add_to(cuda, d_w, 0),
+            None => Ok(()),
+        }
+    }
+
+    /// How the threads of a row are dealt out, as `Role` in causal_conv1d.cu has it.
+    #[derive(Debug, Clone, Copy)]
+    struct Shape {
+        /// Threads of a head of q or k.
+        group: usize,
+        value_width: usize,
+        threads_of_row: usize,
+    }
+
+    impl Shape {
+        fn new(op: &'static str, dims: Dims) -> Result<Shape> {
+            if dims.k > MAX_KEY_DIM {
+                let what = format!("heads of {} (at most {MAX_KEY_DIM})", dims.k);
+                return Err(Error::Unsupported { op, what });
+            }
+            let group = dims.k.div_ceil(CHANNELS).next_power_of_two();
+            let value_width = dims.h * dims.v;
+            let threads_of_heads = (2 * dims.g * group).next_multiple_of(32);
+            Ok(Shape {
+                group,
+                value_width,
+                threads_of_row: threads_of_heads + value_width.div_ceil(CHANNELS),
+            })
+        }
+
+        /// The arguments that both kernels take after their tensors.
+        fn put(
+            self,
+            cuda: Cuda,
+            args: Args,
+            dims: Dims,
+            cu_seqlens: &[u32],
+            walk: Walk,
+        ) -> Result<Args> {
+            Ok(args
+                .pointer(cuda.upload(cu_seqlens)?)
+                .u32(cu_seqlens.len() - 1)
+                .u32(dims.t)
+                .u32(dims.g)
+                .u32(dims.k)
+                .u32(self.value_width)
+                .u32(self.group)
+                .u32(walk.run))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{assert_close, dot, f64s, gradient, offsets, plus, tensor};
+    use crate::{DType, Error};
+
+    const EPS: f32 = 1e-6;
+    const SCALE: f32 = 0.5;
+    const LENGTHS: [usize; 3] = [5, 1, 2];
+
+    /// Two key heads of 4, one value head of 3.
+    struct Case {
+        qkv: Tensor,
+        w: Tensor,
+        cu_seqlens: Vec<u32>,
+    }
+
+    impl Case {
+        fn new() -> Self {
+            Case {
+                qkv: tensor(&[8, 19], 1, DType::F32),
+                w: tensor(&[19, 1, 4], 2, DType::F32),
+                cu_seqlens: offsets(&LENGTHS),
+            }
+        }
+
+        /// q, k, v and the two rstd.
+        fn forward(&self) -> Result<[Tensor; 5]> {
+            let shapes: [&[usize]; 5] = [&[8, 2, 4], &[8, 2, 4], &[8, 1, 3], &[8, 2], &[8, 2]];
+            let mut outs = shapes.map(|shape| Tensor::poison(shape, DType::F32));
+            let [q, k, v, q_rstd, k_rstd] = &mut outs;
+            forward(
+                q,
+                k,
+                v,
+                q_rstd,
+                k_rstd,
+                &self.qkv,
+                &self.w,
+                &self.cu_seqlens,
+                SCALE,
+                EPS,
+            )?;
+            Ok(outs)
+        }
+    }
+
+    /// q, k and v of each token side by side.
+    fn define(x: &[f64], w: &[f64]) -> Vec<f64> {
+        let (c, cu_seqlens) = (19, offsets(&LENGTHS));
+        let mut out = Vec::new();
+        for ends in cu_seqlens.windows(2) {
+            for t in ends[0] as usize..ends[1] as usize {
+                let first = ends[0] as usize;
+                let conv: Vec<f64> = (0..c)
+                    .map(|channel| {
+                        let y: f64 = (0..4)
+                            .filter(|j| t + j >= first + 3)
+                            .map(|j| w[channel * 4 + j] * x[(t + j - 3) * c + channel])
+                            .sum();
+                        y / (1.0 + (-y).exp())
+                    })
+                    .collect();
+                for (head, raw) in conv[..16].chunks(4).enumerate() {
+                    let scale = if head < 2 { f64::from(SCALE) } else { 1.0 };
+                    let norm = (dot(raw, raw) + f64::from(EPS)).sqrt();
+                    out.extend(raw.iter().map(|x| scale * x / norm));
+                }
+                out.extend(&conv[16..]);
+            }
+        }
+        out
+    }
+
+    fn side_by_side([q, k, v]: [&Tensor; 3]) -> Vec<f64> {
+        let parts = [q, k, v].map(f64s);
+        (0..8)
+            .flat_map(|t| {
+                let [q, k, v] = &parts;
+                [&q[t * 8..][..8], &k[t * 8..][..8], &v[t * 3..][..3]].concat()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn forward_agrees_with_definition() {
+        let case = Case::new();
+        let [q, k, v, q_rstd, k_rstd] = case.forward().unwrap();
+        let got: Vec<f32> = side_by_side([&q, &k, &v])
+            .iter()
+            .map(|x| *x as f32)
+            .collect();
+        let got = Tensor::from_f32(&[got.len()], got);
+        assert_close("out", &got, &define(&f64s(&case.qkv), &f64s(&case.w)), 1e-5);
+        for rstd in [q_rstd, k_rstd] {
+            assert!(rstd.f32s().iter().all(|r| r.is_finite() && *r > 0.0));
+        }
+    }
+
+    #[test]
+    fn backward_agrees_with_differences() {
+        let case = Case::new();
+        let [.., q_rstd, k_rstd] = case.forward().unwrap();
+        let [d_q, d_k] = [3, 4].map(|seed| tensor(&[8, 2, 4], seed, DType::F32));
+        let d_v = tensor(&[8, 1, 3], 5, DType::F32);
+        let before = tensor(&[19, 1, 4], 6, DType::F32);
+        let (mut d_qkv, mut d_w) = (Tensor::poison(&[8, 19], DType::F32), before.clone());
+        backward(
+            &mut d_qkv,
+            Some(&mut d_w),
+            &d_q,
+            &d_k,
+            &d_v,
+            &case.qkv,
+            &case.w,
+            &q_rstd,
+            &k_rstd,
+            &case.cu_seqlens,
+            SCALE,
+        )
+        .unwrap();
+        let d_out = side_by_side([&d_q, &d_k, &d_v]);
+        let at = [f64s(&case.qkv), f64s(&case.w)];
+        let loss = |at: &[Vec<f64>]| dot(&d_out, &define(&at[0], &at[1]));
+        assert_close("d_qkv", &d_qkv, &gradient(&at, 0, loss), 1e-5);
+        assert_close("d_w", &d_w, &plus(&gradient(&at, 1, loss), &before), 1e-5);
+    }
+
+    #[test]
+    fn wrong_widths_are_refused() {
+        let mut case = Case::new();
+        case.qkv = tensor(&[8, 18], 1, DType::F32);
+        let got = case.forward();
+        assert!(matches!(got, Err(Error::Shape { arg: "qkv_tc", .. })));
+    }
+}
