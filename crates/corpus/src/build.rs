@@ -1,6 +1,6 @@
 //! Builds data sets: reads the source once, writes every task in every language, then names the files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -129,7 +129,33 @@ struct Built {
     task: Task,
     source_sha256: String,
     parts: Vec<DatasetPart>,
-    warnings: Vec<Warning>,
+    warnings: Warnings,
+}
+
+/// What looks wrong, each once with its count, in the order in which it was met.
+#[derive(Default)]
+struct Warnings {
+    list: Vec<Warning>,
+    places: HashMap<String, usize>,
+}
+
+impl Warnings {
+    fn add(&mut self, text: String, count: usize) {
+        let place = *self.places.entry(text).or_insert_with_key(|text| {
+            self.list.push(Warning {
+                text: text.clone(),
+                count: 0,
+            });
+            self.list.len() - 1
+        });
+        self.list[place].count += count as u64;
+    }
+
+    fn add_markup(&mut self, unknown: BTreeMap<String, usize>) {
+        for (tag, n) in unknown {
+            self.add(format!("unknown markup {tag}"), n);
+        }
+    }
 }
 
 fn build_story(
@@ -170,19 +196,20 @@ fn build_story(
     let mut built: Vec<Built> = Vec::new();
     for (task, part, unknown) in parts {
         if built.last().is_none_or(|b| b.task != task) {
-            let keys = story.unknown_keys.iter();
+            let mut warnings = Warnings::default();
+            for (key, n) in &story.unknown_keys {
+                warnings.add(format!("unknown key `{key}`"), *n);
+            }
             built.push(Built {
                 task,
                 source_sha256: story.sha256.clone(),
                 parts: Vec::new(),
-                warnings: keys
-                    .map(|(key, n)| warning(format!("unknown key `{key}`"), *n))
-                    .collect(),
+                warnings,
             });
         }
         if let Some(last) = built.last_mut() {
             last.parts.push(part);
-            merge_markup(&mut last.warnings, unknown);
+            last.warnings.add_markup(unknown);
         }
     }
     Ok(built)
@@ -238,17 +265,17 @@ fn build_game(
             task: *task,
             source_sha256: source_sha256.clone(),
             parts: Vec::new(),
-            warnings: Vec::new(),
+            warnings: Warnings::default(),
         })
         .collect();
     for language in built {
         for (task, (part, unknown)) in by_task.iter_mut().zip(language.parts) {
             if language.map_is_missing {
                 let text = format!("there is no text map of {}", part.file.key);
-                task.warnings.push(warning(text, 1));
+                task.warnings.add(text, 1);
             }
             task.parts.push(part);
-            merge_markup(&mut task.warnings, unknown);
+            task.warnings.add_markup(unknown);
         }
     }
     Ok(by_task)
@@ -319,25 +346,8 @@ fn build_vendor(
         task,
         source_sha256: output::hex(&source.finalize()),
         parts,
-        warnings: Vec::new(),
+        warnings: Warnings::default(),
     }])
-}
-
-fn merge_markup(warnings: &mut Vec<Warning>, unknown: BTreeMap<String, usize>) {
-    for (tag, n) in unknown {
-        let text = format!("unknown markup {tag}");
-        match warnings.iter_mut().find(|w| w.text == text) {
-            Some(known) => known.count += n as u64,
-            None => warnings.push(warning(text, n)),
-        }
-    }
-}
-
-fn warning(text: String, count: usize) -> Warning {
-    Warning {
-        text,
-        count: count as u64,
-    }
 }
 
 fn languages(request: &BuildRequest<'_>) -> Vec<Language> {
@@ -381,7 +391,7 @@ fn publish(
             tokens_sha256,
             scenes: Vec::new(),
             files: Vec::new(),
-            warnings,
+            warnings: warnings.list,
         };
         let mut scene_idx = BTreeMap::new();
         for mut part in parts {

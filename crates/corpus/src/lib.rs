@@ -8,6 +8,8 @@ mod character;
 mod dataset;
 mod error;
 mod fold;
+#[doc(hidden)]
+pub mod fuzz;
 mod language;
 pub mod manifest;
 mod near;

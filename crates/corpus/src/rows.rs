@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, without_position};
 use crate::language::Language;
 use crate::manifest::{self, DataFile, Dataset, Manifest, RowScenes};
 use crate::output::Role;
@@ -138,13 +138,13 @@ fn load_file(
     };
     let input = BufReader::new(std::fs::File::open(&path).map_err(read_error)?);
     let mut n_rows = 0;
-    for line in input.lines() {
+    for line in input.split(b'\n') {
         let line = line.map_err(read_error)?;
-        let record: Record = serde_json::from_str(&line).map_err(|error| Error::Json {
+        let record: Record = serde_json::from_slice(&line).map_err(|error| Error::Json {
             path: path.clone(),
             line: n_rows + 1,
             column: error.column(),
-            problem: error.to_string(),
+            problem: without_position(&error.to_string()),
         })?;
         let origin = file
             .rows

@@ -5,6 +5,8 @@ mod bpe_trainer;
 mod chat_template;
 mod conversation;
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod labels;
 pub mod pack;
 mod stream;

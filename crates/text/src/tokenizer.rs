@@ -402,7 +402,7 @@ impl Tokenizer {
     }
 
     /// The pipeline as the file describes it: what the quick way must agree with.
-    fn encode_by_pipeline(&self, text: &str) -> Result<Vec<u32>> {
+    pub(crate) fn encode_by_pipeline(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.inner.pipeline.encode_fast(text, false);
         Ok(encoding
             .map_err(|source| Error::Tokenizer { source })?

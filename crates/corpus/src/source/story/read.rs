@@ -10,7 +10,7 @@ use flate2::read::MultiGzDecoder;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shorten, without_position};
 use crate::language::{ByLanguage, Language};
 use crate::near;
 use crate::output::hex;
@@ -210,7 +210,8 @@ impl StoryReader {
                     key: keys.name("kind"),
                     expected: "dialogue, narration, objective or option",
                     got: format!(
-                        "`{other}`{}",
+                        "`{}`{}",
+                        shorten(other, 40),
                         near::hint(other, ["dialogue", "narration", "objective", "option"])
                     ),
                 });
@@ -301,7 +302,7 @@ impl StoryReader {
             Some((first_path, first_line)) => Err(Error::DuplicateScene {
                 path: place.path.to_owned(),
                 line: place.line,
-                scene: id.to_owned(),
+                scene: shorten(id, 80),
                 first_path,
                 first_line,
             }),
@@ -330,7 +331,7 @@ impl Place<'_> {
             Value::Null => "null".to_owned(),
             Value::Bool(b) => b.to_string(),
             Value::Number(n) => format!("the number {n}"),
-            Value::String(s) => format!("the text `{}`", s.chars().take(40).collect::<String>()),
+            Value::String(s) => format!("the text `{}`", shorten(s, 40)),
             Value::Array(_) => "a list".to_owned(),
             Value::Object(_) => "an object".to_owned(),
         };
@@ -410,7 +411,7 @@ impl<'a> Keys<'a> {
                 path: self.place.path.to_owned(),
                 line: self.place.line,
                 key: self.name(key),
-                code: code.clone(),
+                code: shorten(code, 40),
                 near: near::hint(code, Language::ALL.map(Language::code)),
             })?;
             match value {
@@ -423,15 +424,6 @@ impl<'a> Keys<'a> {
         }
         Ok(texts)
     }
-}
-
-/// serde_json puts " at line 1 column 7" behind its messages; our own position stands in front.
-fn without_position(message: &str) -> String {
-    message
-        .split(" at line ")
-        .next()
-        .unwrap_or(message)
-        .to_owned()
 }
 
 struct HashingReader {
