@@ -66,6 +66,7 @@ pub fn build(
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<BuildReport> {
     let mut manifest = Manifest::load(request.out)?.unwrap_or_default();
+    output::remove_leftovers(request.out);
     let built = match request.source {
         SourceKind::Story => build_story(request, count, progress)?,
         SourceKind::TurnBasedGame => build_game(request, count, progress)?,
@@ -368,6 +369,7 @@ fn publish(
 ) -> Result<BuildReport> {
     let mut pending: Vec<Pending> = Vec::new();
     let mut datasets = BTreeMap::new();
+    let mut unlisted = manifest.clone();
     for Built {
         task,
         source_sha256,
@@ -421,10 +423,19 @@ fn publish(
         manifest.datasets.insert(task.to_string(), dataset.clone());
         datasets.insert(task, dataset);
     }
+    // A build that dies between two renames must not leave old and new files listed as one data set.
+    let path = request.out.join(manifest::FILE_NAME);
+    let n_listed = unlisted.datasets.len();
+    unlisted
+        .datasets
+        .retain(|name, _| datasets.keys().all(|task: &Task| task.name() != name));
+    if unlisted.datasets.len() < n_listed {
+        output::write_file(&path, &unlisted.to_json())?;
+    }
     for file in pending {
         file.publish()?;
     }
-    output::write_file(&request.out.join(manifest::FILE_NAME), &manifest.to_json())?;
+    output::write_file(&path, &manifest.to_json())?;
     Ok(BuildReport { datasets })
 }
 

@@ -143,7 +143,7 @@ fn load_file(
         let record: Record = serde_json::from_slice(&line).map_err(|error| Error::Json {
             path: path.clone(),
             line: n_rows + 1,
-            column: error.column(),
+            column: error.column().max(1),
             problem: without_position(&error.to_string()),
         })?;
         let origin = file

@@ -101,7 +101,10 @@ fn check_place(error: &Error) {
     assert!(text.is_some(), "no such line: {error}");
     let length = text.map_or(0, <[u8]>::len);
     if let Some(column) = column {
-        assert!(column <= length + 1, "no such column: {error}");
+        assert!(
+            (1..=length + 1).contains(&column),
+            "no such column: {error}"
+        );
     }
     assert!(
         error.to_string().len() < 1500,

@@ -16,6 +16,9 @@ use crate::near;
 use crate::output::hex;
 use crate::scene::{Line, LineKind, Scene, Speaker, Story, Text};
 
+/// What JSON allows behind a value.
+const JSON_SPACE: [char; 4] = ['\n', '\r', '\t', ' '];
+
 /// Reads a story.
 ///
 /// # Errors
@@ -131,7 +134,8 @@ impl StoryReader {
                 column: error.valid_up_to() + 1,
             })?;
             if !text.trim().is_empty() {
-                self.read_line(&Place { path, line }, text)?;
+                // Without its end, so that JSON that breaks off does so in this line.
+                self.read_line(&Place { path, line }, text.trim_end_matches(JSON_SPACE))?;
             }
         }
     }
@@ -140,7 +144,7 @@ impl StoryReader {
         let value: Value = serde_json::from_str(text).map_err(|error| Error::Json {
             path: place.path.to_owned(),
             line: place.line,
-            column: error.column(),
+            column: error.column().max(1),
             problem: without_position(&error.to_string()),
         })?;
         let Value::Object(object) = &value else {

@@ -75,7 +75,7 @@ pub(crate) fn json_error(path: &Path, error: &serde_json::Error) -> Error {
     Error::Json {
         path: path.to_owned(),
         line: error.line(),
-        column: error.column(),
+        column: error.column().max(1),
         problem: without_position(&error.to_string()),
     }
 }
