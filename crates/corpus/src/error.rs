@@ -151,6 +151,10 @@ pub enum Error {
         ids: String,
         most: String,
     },
+    #[error(
+        "{path} holds a row of more than 2 GB, which Parquet cannot; cut the scene it comes from"
+    )]
+    RowTooLong { path: PathBuf },
     #[error("{path}: {problem}; build the data set again")]
     Manifest { path: PathBuf, problem: String },
     #[error("{path}: {problem}; write it again with `cyrene corpus split --force`")]

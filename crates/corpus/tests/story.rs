@@ -488,7 +488,7 @@ fn stats_passes_and_sample_say_what_a_mixture_shows() {
     let setup = Setup::new(STORY);
     setup.build(&[Task::PtEverything]).unwrap();
     let folder = setup.out().join("pt/everything");
-    let stats = corpus::stats::stats(&folder).unwrap();
+    let stats = corpus::stats::stats(&folder, None).unwrap();
     assert_eq!(stats.n_scenes, 5);
     assert_eq!(
         stats.files.iter().map(|f| f.n_rows).collect::<Vec<_>>(),
