@@ -1,6 +1,6 @@
 //! Builds data sets: reads the source once, writes every task in every language, then names the files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -66,6 +66,7 @@ pub fn build(
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<BuildReport> {
     let mut manifest = Manifest::load(request.out)?.unwrap_or_default();
+    output::remove_leftovers(request.out);
     let built = match request.source {
         SourceKind::Story => build_story(request, count, progress)?,
         SourceKind::TurnBasedGame => build_game(request, count, progress)?,
@@ -129,7 +130,33 @@ struct Built {
     task: Task,
     source_sha256: String,
     parts: Vec<DatasetPart>,
-    warnings: Vec<Warning>,
+    warnings: Warnings,
+}
+
+/// What looks wrong, each once with its count, in the order in which it was met.
+#[derive(Default)]
+struct Warnings {
+    list: Vec<Warning>,
+    places: HashMap<String, usize>,
+}
+
+impl Warnings {
+    fn add(&mut self, text: String, count: usize) {
+        let place = *self.places.entry(text).or_insert_with_key(|text| {
+            self.list.push(Warning {
+                text: text.clone(),
+                count: 0,
+            });
+            self.list.len() - 1
+        });
+        self.list[place].count += count as u64;
+    }
+
+    fn add_markup(&mut self, unknown: BTreeMap<String, usize>) {
+        for (tag, n) in unknown {
+            self.add(format!("unknown markup {tag}"), n);
+        }
+    }
 }
 
 fn build_story(
@@ -170,19 +197,20 @@ fn build_story(
     let mut built: Vec<Built> = Vec::new();
     for (task, part, unknown) in parts {
         if built.last().is_none_or(|b| b.task != task) {
-            let keys = story.unknown_keys.iter();
+            let mut warnings = Warnings::default();
+            for (key, n) in &story.unknown_keys {
+                warnings.add(format!("unknown key `{key}`"), *n);
+            }
             built.push(Built {
                 task,
                 source_sha256: story.sha256.clone(),
                 parts: Vec::new(),
-                warnings: keys
-                    .map(|(key, n)| warning(format!("unknown key `{key}`"), *n))
-                    .collect(),
+                warnings,
             });
         }
         if let Some(last) = built.last_mut() {
             last.parts.push(part);
-            merge_markup(&mut last.warnings, unknown);
+            last.warnings.add_markup(unknown);
         }
     }
     Ok(built)
@@ -238,17 +266,17 @@ fn build_game(
             task: *task,
             source_sha256: source_sha256.clone(),
             parts: Vec::new(),
-            warnings: Vec::new(),
+            warnings: Warnings::default(),
         })
         .collect();
     for language in built {
         for (task, (part, unknown)) in by_task.iter_mut().zip(language.parts) {
             if language.map_is_missing {
                 let text = format!("there is no text map of {}", part.file.key);
-                task.warnings.push(warning(text, 1));
+                task.warnings.add(text, 1);
             }
             task.parts.push(part);
-            merge_markup(&mut task.warnings, unknown);
+            task.warnings.add_markup(unknown);
         }
     }
     Ok(by_task)
@@ -319,25 +347,8 @@ fn build_vendor(
         task,
         source_sha256: output::hex(&source.finalize()),
         parts,
-        warnings: Vec::new(),
+        warnings: Warnings::default(),
     }])
-}
-
-fn merge_markup(warnings: &mut Vec<Warning>, unknown: BTreeMap<String, usize>) {
-    for (tag, n) in unknown {
-        let text = format!("unknown markup {tag}");
-        match warnings.iter_mut().find(|w| w.text == text) {
-            Some(known) => known.count += n as u64,
-            None => warnings.push(warning(text, n)),
-        }
-    }
-}
-
-fn warning(text: String, count: usize) -> Warning {
-    Warning {
-        text,
-        count: count as u64,
-    }
 }
 
 fn languages(request: &BuildRequest<'_>) -> Vec<Language> {
@@ -358,6 +369,7 @@ fn publish(
 ) -> Result<BuildReport> {
     let mut pending: Vec<Pending> = Vec::new();
     let mut datasets = BTreeMap::new();
+    let mut unlisted = manifest.clone();
     for Built {
         task,
         source_sha256,
@@ -381,7 +393,7 @@ fn publish(
             tokens_sha256,
             scenes: Vec::new(),
             files: Vec::new(),
-            warnings,
+            warnings: warnings.list,
         };
         let mut scene_idx = BTreeMap::new();
         for mut part in parts {
@@ -411,10 +423,19 @@ fn publish(
         manifest.datasets.insert(task.to_string(), dataset.clone());
         datasets.insert(task, dataset);
     }
+    // A build that dies between two renames must not leave old and new files listed as one data set.
+    let path = request.out.join(manifest::FILE_NAME);
+    let n_listed = unlisted.datasets.len();
+    unlisted
+        .datasets
+        .retain(|name, _| datasets.keys().all(|task: &Task| task.name() != name));
+    if unlisted.datasets.len() < n_listed {
+        output::write_file(&path, &unlisted.to_json())?;
+    }
     for file in pending {
         file.publish()?;
     }
-    output::write_file(&request.out.join(manifest::FILE_NAME), &manifest.to_json())?;
+    output::write_file(&path, &manifest.to_json())?;
     Ok(BuildReport { datasets })
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shorten};
 use crate::language::{ByLanguage, Language};
 use crate::near;
 
@@ -178,11 +178,13 @@ impl Character {
     /// # Errors
     /// The file cannot be read, is not TOML, has an unknown key (the near miss is named) or a value out of range.
     pub fn load(path: &Path) -> Result<Character> {
-        let source = std::fs::read_to_string(path).map_err(|source| Error::Read {
+        let bytes = std::fs::read(path).map_err(|source| Error::Read {
             path: path.to_owned(),
             source,
         })?;
-        Character::parse(&source, path)
+        let source = std::str::from_utf8(&bytes)
+            .map_err(|error| Error::not_utf8(path, &bytes[..error.valid_up_to()]))?;
+        Character::parse(source, path)
     }
 
     /// The same from a text already read; `path` only names it in messages.
@@ -228,8 +230,10 @@ impl Character {
                 problem: problem.to_owned(),
             })
         };
-        if self.name.iter().all(|(_, name)| name.trim().is_empty()) {
-            return problem("[name] holds no name; add one, for example en = \"Ada\"");
+        if self.name.is_empty() || self.name.iter().any(|(_, name)| name.trim().is_empty()) {
+            return problem(
+                "[name] holds no name or an empty one; write one, for example en = \"Ada\"",
+            );
         }
         if let Some(id) = self
             .player
@@ -279,7 +283,7 @@ fn toml_error(source: &str, path: &Path, error: &toml::de::Error) -> Error {
                 path: path.to_owned(),
                 line,
                 column,
-                key: key.to_owned(),
+                key: shorten(key, 40),
                 near: near::hint(key, known.iter().copied()),
                 known: known.join(", "),
             }
@@ -288,7 +292,7 @@ fn toml_error(source: &str, path: &Path, error: &toml::de::Error) -> Error {
             path: path.to_owned(),
             line,
             column,
-            problem: message.to_owned(),
+            problem: shorten(message, 200),
         },
     }
 }
@@ -335,6 +339,22 @@ mod tests {
         assert_eq!(ada.system_in(Language::Jp), "エイダ");
         assert_eq!(ada.system_in(Language::Vi), "Ada");
         assert_eq!(ada.languages().len(), 13);
+    }
+
+    /// Found by the fuzz target `character`: every language without a name of its own showed nothing.
+    #[test]
+    fn empty_name_is_refused() {
+        let error = parse("[name]\nen = \" \"\njp = \"エイダ\"\n").unwrap_err();
+        assert!(error.to_string().contains("an empty one"), "{error}");
+    }
+
+    #[test]
+    fn file_that_is_not_utf8_is_named_with_its_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ada.toml");
+        std::fs::write(&path, b"[name]\nen = \"\xff\"\n").unwrap();
+        let error = Character::load(&path).unwrap_err().to_string();
+        assert!(error.ends_with("ada.toml:2:7: this byte is not UTF-8; save the file as UTF-8"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What can go wrong between a story's files and the data sets; each text names the place and the remedy.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -151,6 +151,10 @@ pub enum Error {
         ids: String,
         most: String,
     },
+    #[error(
+        "{path} holds a row of more than 2 GB, which Parquet cannot; cut the scene it comes from"
+    )]
+    RowTooLong { path: PathBuf },
     #[error("{path}: {problem}; build the data set again")]
     Manifest { path: PathBuf, problem: String },
     #[error("{path}: {problem}; write it again with `cyrene corpus split --force`")]
@@ -168,4 +172,31 @@ pub enum Error {
         "{split} exists already and was made with other settings ({problem}); use --force to replace it"
     )]
     SplitExists { split: PathBuf, problem: String },
+}
+
+impl Error {
+    /// The byte behind `before`, the beginning of a file, is not UTF-8.
+    pub(crate) fn not_utf8(path: &Path, before: &[u8]) -> Error {
+        let in_line = before.iter().rev().take_while(|b| **b != b'\n').count();
+        Error::NotUtf8 {
+            path: path.to_owned(),
+            line: before.iter().filter(|b| **b == b'\n').count() + 1,
+            column: in_line + 1,
+        }
+    }
+}
+
+/// What a file holds, for a message: its beginning if it is longer than `most` characters.
+pub(crate) fn shorten(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// A message of serde_json without the " at line 1 column 7" behind it, which our own place in front replaces, and
+/// without the whole of a long text that it may quote.
+pub(crate) fn without_position(message: &str) -> String {
+    let end = message.rfind(" at line ").unwrap_or(message.len());
+    shorten(&message[..end], 200)
 }

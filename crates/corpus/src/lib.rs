@@ -1,13 +1,17 @@
 //! Story sources to scenes, scenes to CPT documents and SFT conversations; the only crate that knows a game's data.
 //!
 //! The road: [`source`] reads a story, [`rules`] make sentences into rows, [`build`] writes the data sets and their
-//! manifest, [`split`] holds scenes out, [`rows`] gives the rows back with their scene and side.
+//! manifest, [`split`] holds scenes out, [`rows`] gives the rows back with their scene and side, [`stats`]
+//! says what data sets hold, [`export`] writes them for other tools.
 
 mod build;
 mod character;
 mod dataset;
 mod error;
+pub mod export;
 mod fold;
+#[doc(hidden)]
+pub mod fuzz;
 mod language;
 pub mod manifest;
 mod near;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shorten};
 use crate::language::Language;
 
 /// Name of the file in the output folder.
@@ -103,7 +103,10 @@ impl Manifest {
         let manifest: Manifest =
             serde_json::from_slice(&bytes).map_err(|error| Error::Manifest {
                 path: path.clone(),
-                problem: format!("is no manifest of data sets ({error}); remove it"),
+                problem: format!(
+                    "is no manifest of data sets ({}); remove it",
+                    shorten(&error.to_string(), 200)
+                ),
             })?;
         if manifest.version != VERSION {
             return Err(Error::Manifest {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::task::Task;
 
 /// Lower-case hex.
 pub(crate) fn hex(bytes: &[u8]) -> String {
@@ -78,7 +79,7 @@ pub enum Role {
 }
 
 impl Role {
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Role::System => "system",
             Role::User => "user",
@@ -221,6 +222,29 @@ pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<Written> {
     let written = pending.finish()?;
     pending.publish()?;
     Ok(written)
+}
+
+/// Takes away what a build that was killed left below an output folder: the temporary files of data sets and manifest.
+pub(crate) fn remove_leftovers(out: &Path) {
+    let mut folders = vec![out.to_owned(), out.join("pt"), out.join("sft")];
+    folders.extend(Task::ALL.map(|task| out.join(task.name())));
+    let entries = folders
+        .iter()
+        .filter_map(|folder| std::fs::read_dir(folder).ok())
+        .flatten()
+        .flatten();
+    for entry in entries {
+        let path = entry.path();
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let is_ours = [".jsonl.tmp", ".json.tmp"]
+            .iter()
+            .any(|end| name.ends_with(end));
+        if is_ours && path.is_file() {
+            // One that cannot be removed cannot be written again either, and that error names it.
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 /// Makes a rename last; folders cannot be synchronised everywhere, and the data is safe without it.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, without_position};
 use crate::language::Language;
 use crate::manifest::{self, DataFile, Dataset, Manifest, RowScenes};
 use crate::output::Role;
@@ -48,14 +48,31 @@ pub fn load(path: &Path, split: Option<&Split>) -> Result<Vec<Row>> {
     let found = find(path)?;
     let mut rows = Vec::new();
     for file in &found.files {
-        load_file(&found.out, &found.dataset, file, split, &mut rows)?;
+        rows.extend(load_file(&found, file, split)?);
     }
     Ok(rows)
+}
+
+/// The data sets that a path means: those of an output folder, in the order of its manifest, or the path itself.
+///
+/// # Errors
+/// There is a manifest that cannot be read.
+pub fn datasets(path: &Path) -> Result<Vec<PathBuf>> {
+    Ok(match Manifest::load(path)? {
+        Some(manifest) => manifest
+            .datasets
+            .keys()
+            .map(|task| path.join(task))
+            .collect(),
+        None => vec![path.to_owned()],
+    })
 }
 
 /// A data set, or one file of it, as the manifest above it lists it.
 pub(crate) struct Found {
     pub out: PathBuf,
+    /// Name of the data set: `pt/everything`.
+    pub task: String,
     pub dataset: Dataset,
     pub files: Vec<DataFile>,
 }
@@ -101,6 +118,7 @@ pub(crate) fn find(path: &Path) -> Result<Found> {
             if !files.is_empty() {
                 return Ok(Found {
                     out: out.to_owned(),
+                    task,
                     dataset,
                     files,
                 });
@@ -116,94 +134,207 @@ pub(crate) fn find(path: &Path) -> Result<Found> {
     })
 }
 
-fn load_file(
-    out: &Path,
-    dataset: &Dataset,
-    file: &DataFile,
-    split: Option<&Split>,
-    rows: &mut Vec<Row>,
-) -> Result<()> {
-    #[derive(Deserialize)]
-    struct Record {
-        messages: Vec<RowMessage>,
+/// Rows of a file by the sides of their scenes.
+fn load_file(found: &Found, file: &DataFile, split: Option<&Split>) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    found.each_record(
+        file,
+        |_| true,
+        |record| {
+            rows.extend(found.by_side(file, split, record)?);
+            Ok(())
+        },
+    )?;
+    Ok(rows)
+}
+
+/// A line of a data set's file.
+pub(crate) struct Record<'a> {
+    /// From 0.
+    pub idx: usize,
+    pub messages: Vec<RowMessage>,
+    pub origin: &'a RowScenes,
+}
+
+impl Found {
+    /// The tokens of a file's rows.
+    pub fn tokens_of<'a>(
+        &self,
+        file: &DataFile,
+        counts: &'a BTreeMap<String, Vec<u64>>,
+    ) -> Result<&'a [u64]> {
+        let tokens = counts.get(&file.key).map_or(&[][..], |c| &c[..]);
+        if tokens.len() == file.rows.len() {
+            return Ok(tokens);
+        }
+        let problem = format!(
+            "has {} rows, but {} holds {} token counts for it",
+            file.rows.len(),
+            self.dataset.tokens_file,
+            tokens.len()
+        );
+        Err(self.changed(file, problem))
     }
-    let path = out.join(&file.path);
-    let read_error = |source| Error::Read {
-        path: path.clone(),
-        source,
-    };
-    let changed = |problem: String| Error::Manifest {
-        path: path.clone(),
-        problem,
-    };
-    let input = BufReader::new(std::fs::File::open(&path).map_err(read_error)?);
-    let mut n_rows = 0;
-    for line in input.lines() {
-        let line = line.map_err(read_error)?;
-        let record: Record = serde_json::from_str(&line).map_err(|error| Error::Json {
+
+    /// Reads the lines of a file for which `wanted` (their places from 0) holds, and checks that there are as many lines
+    /// as the manifest says.
+    pub fn each_record<'a>(
+        &self,
+        file: &'a DataFile,
+        wanted: impl Fn(usize) -> bool,
+        mut f: impl FnMut(Record<'a>) -> Result<()>,
+    ) -> Result<()> {
+        #[derive(Deserialize)]
+        struct Line {
+            messages: Vec<RowMessage>,
+        }
+        let path = self.out.join(&file.path);
+        let read_error = |source| Error::Read {
             path: path.clone(),
-            line: n_rows + 1,
-            column: error.column(),
-            problem: error.to_string(),
-        })?;
-        let origin = file
-            .rows
-            .get(n_rows)
-            .ok_or_else(|| changed("has more rows than its manifest says".to_owned()))?;
-        n_rows += 1;
-        let side = |scene: u32| -> Result<(&str, Side)> {
-            let id = dataset.scenes.get(scene as usize).ok_or_else(|| {
-                changed(format!("points to a scene {scene} that the manifest lacks"))
-            })?;
-            let side = match split {
-                None => Side::Train,
-                // Vendor sets have no language and no scenes; they are for training only.
-                Some(_) if file.language.is_none() => Side::Train,
-                Some(split) => split.side(id).ok_or_else(|| {
-                    changed(format!("holds scene `{id}`, which the split does not know"))
-                })?,
-            };
-            Ok((id, side))
+            source,
         };
+        let mut input = BufReader::new(std::fs::File::open(&path).map_err(read_error)?);
+        let mut line = Vec::new();
+        let mut n_rows = 0;
+        loop {
+            line.clear();
+            if input.read_until(b'\n', &mut line).map_err(read_error)? == 0 {
+                break;
+            }
+            if line.last() == Some(&b'\n') {
+                line.pop();
+            }
+            let idx = n_rows;
+            n_rows += 1;
+            if !wanted(idx) {
+                continue;
+            }
+            let json: Line = serde_json::from_slice(&line).map_err(|error| Error::Json {
+                path: path.clone(),
+                line: n_rows,
+                column: error.column().max(1),
+                problem: without_position(&error.to_string()),
+            })?;
+            let origin = file.rows.get(idx).ok_or_else(|| {
+                self.changed(file, "has more rows than its manifest says".to_owned())
+            })?;
+            f(Record {
+                idx,
+                messages: json.messages,
+                origin,
+            })?;
+        }
+        if n_rows != file.rows.len() {
+            let problem = format!(
+                "has {n_rows} rows, but its manifest says {}",
+                file.rows.len()
+            );
+            return Err(self.changed(file, problem));
+        }
+        Ok(())
+    }
+
+    /// The scenes of a row with the lines that come from each; `None` for all lines.
+    pub fn scenes_of<'a>(
+        &'a self,
+        file: &DataFile,
+        origin: &RowScenes,
+    ) -> Result<Vec<(&'a str, Option<u32>)>> {
         match origin {
-            RowScenes::One(scene) => {
-                let (id, side) = side(*scene)?;
-                rows.push(Row {
-                    scene: id.to_owned(),
-                    side,
-                    language: file.language,
-                    messages: record.messages,
-                });
-            }
-            RowScenes::Several(parts) => {
-                let content = record.messages.first().map_or("", |m| m.content.as_str());
-                let mut sides: Vec<(Side, &str, Vec<&str>)> = Vec::new();
-                let mut lines = content.split('\n');
-                for (scene, n_lines) in parts {
-                    let (id, side) = side(*scene)?;
-                    let taken = lines.by_ref().take(*n_lines as usize);
-                    match sides.iter_mut().find(|(s, ..)| *s == side) {
-                        Some((_, _, known)) => known.extend(taken),
-                        None => sides.push((side, id, taken.collect())),
-                    }
-                }
-                rows.extend(sides.into_iter().map(|(side, id, lines)| Row {
-                    scene: id.to_owned(),
-                    side,
-                    language: file.language,
-                    messages: vec![RowMessage {
-                        role: Role::Assistant,
-                        content: lines.join("\n"),
-                    }],
-                }));
-            }
+            RowScenes::One(scene) => Ok(vec![(self.scene(file, *scene)?, None)]),
+            RowScenes::Several(parts) => parts
+                .iter()
+                .map(|(scene, n_lines)| Ok((self.scene(file, *scene)?, Some(*n_lines))))
+                .collect(),
         }
     }
-    if n_rows != file.rows.len() {
-        return Err(changed(format!(
-            "has {n_rows} rows, but its manifest says {}",
-            file.rows.len()
-        )));
+
+    /// The side of a scene of a file's row.
+    pub fn side(&self, file: &DataFile, split: Option<&Split>, scene: &str) -> Result<Side> {
+        match split {
+            None => Ok(Side::Train),
+            // Vendor sets have no language and no scenes; they are for training only.
+            Some(_) if file.language.is_none() => Ok(Side::Train),
+            Some(split) => split.side(scene).ok_or_else(|| {
+                self.changed(
+                    file,
+                    format!("holds scene `{scene}`, which the split does not know"),
+                )
+            }),
+        }
     }
-    Ok(())
+
+    /// The side of a whole row; `None` if its lines are on several.
+    pub fn row_side(
+        &self,
+        file: &DataFile,
+        split: Option<&Split>,
+        origin: &RowScenes,
+    ) -> Result<Option<Side>> {
+        let mut side = None;
+        for (scene, _) in self.scenes_of(file, origin)? {
+            let other = self.side(file, split, scene)?;
+            if *side.get_or_insert(other) != other {
+                return Ok(None);
+            }
+        }
+        // A row without a text comes from no scene; it has nothing to hold out.
+        Ok(Some(side.unwrap_or(Side::Train)))
+    }
+
+    /// A record as one row, or as one for each side that its scenes are on.
+    pub fn by_side(
+        &self,
+        file: &DataFile,
+        split: Option<&Split>,
+        record: Record<'_>,
+    ) -> Result<Vec<Row>> {
+        if let RowScenes::One(scene) = record.origin {
+            let scene = self.scene(file, *scene)?;
+            return Ok(vec![Row {
+                scene: scene.to_owned(),
+                side: self.side(file, split, scene)?,
+                language: file.language,
+                messages: record.messages,
+            }]);
+        }
+        let content = record.messages.first().map_or("", |m| m.content.as_str());
+        let mut sides: Vec<(Side, &str, Vec<&str>)> = Vec::new();
+        let mut lines = content.split('\n');
+        for (scene, n_lines) in self.scenes_of(file, record.origin)? {
+            let side = self.side(file, split, scene)?;
+            let taken = lines.by_ref().take(n_lines.unwrap_or(0) as usize);
+            match sides.iter_mut().find(|(s, ..)| *s == side) {
+                Some((_, _, known)) => known.extend(taken),
+                None => sides.push((side, scene, taken.collect())),
+            }
+        }
+        let rows = sides.into_iter().map(|(side, scene, lines)| Row {
+            scene: scene.to_owned(),
+            side,
+            language: file.language,
+            messages: vec![RowMessage {
+                role: Role::Assistant,
+                content: lines.join("\n"),
+            }],
+        });
+        Ok(rows.collect())
+    }
+
+    fn scene(&self, file: &DataFile, idx: u32) -> Result<&str> {
+        let scene = self.dataset.scenes.get(idx as usize);
+        scene.map(String::as_str).ok_or_else(|| {
+            self.changed(
+                file,
+                format!("points to a scene {idx} that the manifest lacks"),
+            )
+        })
+    }
+
+    fn changed(&self, file: &DataFile, problem: String) -> Error {
+        Error::Manifest {
+            path: self.out.join(&file.path),
+            problem,
+        }
+    }
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shorten};
 use crate::language::Language;
 use crate::output;
 use crate::similar;
@@ -82,7 +82,7 @@ impl Split {
         })?;
         let split: Split = serde_json::from_slice(&bytes).map_err(|error| Error::Split {
             path: path.to_owned(),
-            problem: format!("is no split ({error})"),
+            problem: format!("is no split ({})", shorten(&error.to_string(), 200)),
         })?;
         if split.version != VERSION {
             return Err(Error::Split {

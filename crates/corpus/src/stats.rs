@@ -1,26 +1,34 @@
 //! What data sets hold, for the eye: lengths, holes, speakers; how often a mixture shows each scene; a random sample.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::error::Result;
 use crate::language::Language;
-use crate::manifest::{RowScenes, Tally};
+use crate::manifest::{DataFile, RowScenes, Tally};
 use crate::output::Role;
-use crate::rows::{self, Row};
+use crate::rows::{self, Found, Row};
 use crate::split::{Side, Split};
 
 /// Passes over the same scene above which a mixture teaches by heart.
 pub const MANY_PASSES: f64 = 4.0;
 
+/// Where a row stands whose lines are on several sides; each line goes to its own.
+pub const SEVERAL_SIDES: &str = "several";
+
 /// A data set in numbers.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Stats {
+    /// Name of the data set: `sft/cyrene`.
+    pub task: String,
     pub files: Vec<FileStats>,
     pub n_scenes: usize,
+    /// With a split: scenes by side; one that is on different sides in different languages counts on each.
+    pub sides: Vec<(String, u64)>,
     /// Whose lines are the assistant's, with the rows; for pre-training empty.
     pub speakers: Vec<(String, u64)>,
 }
@@ -32,10 +40,17 @@ pub struct FileStats {
     pub key: String,
     pub n_rows: u64,
     pub n_tokens: u64,
+    /// Tokens of a row: half of the rows are at most this long, 95 % of them, all of them.
+    pub median: u64,
+    pub p95: u64,
+    pub longest: u64,
     /// Rows by length; empty bins between others are there, so that bars of languages stack.
     pub histogram: Vec<Bin>,
     pub holes: BTreeMap<String, u64>,
     pub filtered: BTreeMap<String, Tally>,
+    /// With a split: rows and tokens by side, or [`SEVERAL_SIDES`].
+    pub sides: Vec<(String, Tally)>,
+    pub speakers: Vec<(String, u64)>,
 }
 
 /// Rows of `from..to` tokens; the bounds are powers of two but the first, 0..1.
@@ -51,30 +66,110 @@ pub struct Bin {
 ///
 /// # Errors
 /// As [`rows::load`]; a file of token counts that does not fit.
-pub fn stats(path: &Path) -> Result<Stats> {
+pub fn stats(path: &Path, split: Option<&Split>) -> Result<Stats> {
     let found = rows::find(path)?;
     let counts = found.token_counts()?;
-    let mut speakers: HashMap<String, u64> = HashMap::new();
-    for row in rows::load(path, None)? {
-        if let Some(system) = row.messages.first().filter(|m| m.role == Role::System) {
-            *speakers.entry(system.content.clone()).or_default() += 1;
+    let files = found
+        .files
+        .par_iter()
+        .map(|file| file_stats(&found, file, &counts, split))
+        .collect::<Result<Vec<_>>>()?;
+    let mut speakers: HashMap<&str, u64> = HashMap::new();
+    for (name, n) in files.iter().flat_map(|file| &file.speakers) {
+        *speakers.entry(name).or_default() += n;
+    }
+    let mut scenes = HashSet::new();
+    let mut on_sides = HashSet::new();
+    let mut sides: BTreeMap<Side, u64> = BTreeMap::new();
+    for file in &found.files {
+        for origin in &file.rows {
+            for (scene, _) in found.scenes_of(file, origin)? {
+                scenes.insert(scene);
+                let side = found.side(file, split, scene)?;
+                if split.is_some() && on_sides.insert((scene, side)) {
+                    *sides.entry(side).or_default() += 1;
+                }
+            }
         }
     }
-    let mut speakers: Vec<_> = speakers.into_iter().collect();
-    speakers.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-    let files = found.files.iter().map(|file| FileStats {
+    Ok(Stats {
+        speakers: by_count(speakers),
+        n_scenes: scenes.len(),
+        sides: sides.into_iter().map(|(s, n)| (side_name(s), n)).collect(),
+        files,
+        task: found.task,
+    })
+}
+
+fn file_stats(
+    found: &Found,
+    file: &DataFile,
+    counts: &BTreeMap<String, Vec<u64>>,
+    split: Option<&Split>,
+) -> Result<FileStats> {
+    let tokens = found.tokens_of(file, counts)?;
+    let mut speakers: HashMap<String, u64> = HashMap::new();
+    found.each_record(
+        file,
+        |_| true,
+        |record| {
+            if let Some(system) = record.messages.first().filter(|m| m.role == Role::System) {
+                *speakers.entry(system.content.clone()).or_default() += 1;
+            }
+            Ok(())
+        },
+    )?;
+    let mut sides: BTreeMap<(bool, Option<Side>), Tally> = BTreeMap::new();
+    if split.is_some() {
+        for (origin, tokens) in file.rows.iter().zip(tokens) {
+            let side = found.row_side(file, split, origin)?;
+            // The rows of several sides come last.
+            let tally = sides.entry((side.is_none(), side)).or_default();
+            tally.rows += 1;
+            tally.tokens += tokens;
+        }
+    }
+    let mut sorted = tokens.to_vec();
+    sorted.sort_unstable();
+    let quantile = |share: f64| {
+        let place = (share * sorted.len() as f64).ceil() as usize;
+        sorted.get(place.max(1) - 1).copied().unwrap_or(0)
+    };
+    Ok(FileStats {
         key: file.key.clone(),
         n_rows: file.n_rows,
         n_tokens: file.n_tokens,
-        histogram: histogram(counts.get(&file.key).map_or(&[], |c| &c[..])),
+        median: quantile(0.5),
+        p95: quantile(0.95),
+        longest: quantile(1.0),
+        histogram: histogram(tokens),
         holes: file.holes.clone(),
         filtered: file.filtered.clone(),
-    });
-    Ok(Stats {
-        n_scenes: found.dataset.scenes.len(),
-        files: files.collect(),
-        speakers,
+        sides: sides
+            .into_iter()
+            .map(|((_, side), tally)| {
+                let name = side.map_or_else(|| SEVERAL_SIDES.to_owned(), side_name);
+                (name, tally)
+            })
+            .collect(),
+        speakers: by_count(speakers),
     })
+}
+
+/// A side as `split.json` and JSON outputs write it.
+pub(crate) fn side_name(side: Side) -> String {
+    // A variant without data is a text: this cannot fail.
+    match serde_json::to_value(side) {
+        Ok(serde_json::Value::String(name)) => name,
+        _ => format!("{side:?}"),
+    }
+}
+
+fn by_count<T: Into<String>>(counts: HashMap<T, u64>) -> Vec<(String, u64)> {
+    let counts = counts.into_iter().map(|(name, n)| (name.into(), n));
+    let mut counts: Vec<(String, u64)> = counts.collect();
+    counts.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    counts
 }
 
 fn histogram(tokens: &[u64]) -> Vec<Bin> {
@@ -108,6 +203,27 @@ pub struct Passes {
     pub all_languages_most: f64,
     /// Scenes and languages above [`MANY_PASSES`].
     pub n_above_limit: usize,
+    /// By language (or vendor set): passes over a scene, mean and most.
+    pub languages: Vec<LanguagePasses>,
+    /// Scenes and languages by passes, and scenes by passes in all languages, both in rising order.
+    pub same_language: Vec<PassCount>,
+    pub all_languages: Vec<PassCount>,
+}
+
+/// Passes of a mixture over the scenes of one language.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LanguagePasses {
+    pub key: String,
+    pub n_scenes: usize,
+    pub mean: f64,
+    pub most: f64,
+}
+
+/// How many are shown so often.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct PassCount {
+    pub passes: f64,
+    pub count: u64,
 }
 
 /// Effective passes per scene of a mixture in one epoch. `sources` are data sets or files of them with their weights;
@@ -116,7 +232,8 @@ pub struct Passes {
 /// # Errors
 /// As [`rows::load`].
 pub fn passes(sources: &[(&Path, f64)], split: Option<&Split>) -> Result<Passes> {
-    let mut by_scene: HashMap<String, HashMap<String, f64>> = HashMap::new();
+    // Ordered, so that the same mixture gives the same sums to the last bit.
+    let mut by_scene: BTreeMap<String, BTreeMap<String, f64>> = BTreeMap::new();
     for (path, weight) in sources {
         let found = rows::find(path)?;
         for file in &found.files {
@@ -149,7 +266,20 @@ pub fn passes(sources: &[(&Path, f64)], split: Option<&Split>) -> Result<Passes>
     let sums: Vec<f64> = by_scene.values().map(|l| l.values().sum()).collect();
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
     let most = |values: &[f64]| values.iter().copied().fold(0.0, f64::max);
+    let mut by_key: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    for (key, passes) in by_scene.values().flatten() {
+        by_key.entry(key).or_default().push(*passes);
+    }
+    let languages = by_key.into_iter().map(|(key, passes)| LanguagePasses {
+        key: key.to_owned(),
+        n_scenes: passes.len(),
+        mean: mean(&passes),
+        most: most(&passes),
+    });
     Ok(Passes {
+        languages: languages.collect(),
+        same_language: pass_counts(&each),
+        all_languages: pass_counts(&sums),
         n_scenes: by_scene.len(),
         same_language_mean: mean(&each),
         same_language_most: most(&each),
@@ -159,7 +289,30 @@ pub fn passes(sources: &[(&Path, f64)], split: Option<&Split>) -> Result<Passes>
     })
 }
 
-/// A random sample of `n_rows` rows of a data set, the same for the same seed.
+fn pass_counts(values: &[f64]) -> Vec<PassCount> {
+    let mut values = values.to_vec();
+    values.sort_unstable_by(f64::total_cmp);
+    let mut counts: Vec<PassCount> = Vec::new();
+    for passes in values {
+        match counts.last_mut() {
+            Some(last) if last.passes == passes => last.count += 1,
+            _ => counts.push(PassCount { passes, count: 1 }),
+        }
+    }
+    counts
+}
+
+/// A row of a sample and where it stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampled {
+    pub path: PathBuf,
+    /// From 1.
+    pub line: usize,
+    pub row: Row,
+}
+
+/// A random sample of `n_lines` lines of a data set, the same for the same seed. A line whose scenes are on different
+/// sides gives a row for each side.
 ///
 /// # Errors
 /// As [`rows::load`].
@@ -167,12 +320,50 @@ pub fn peek(
     path: &Path,
     split: Option<&Split>,
     language: Option<Language>,
-    n_rows: usize,
+    n_lines: usize,
     seed: u64,
-) -> Result<Vec<Row>> {
-    let mut rows = rows::load(path, split)?;
-    rows.retain(|row| language.is_none() || row.language == language);
-    let mut order: Vec<([u8; 32], usize)> = (0..rows.len())
+) -> Result<Vec<Sampled>> {
+    let found = rows::find(path)?;
+    let files = found.files.iter().enumerate();
+    let files = files.filter(|(_, file)| language.is_none() || file.language == language);
+    let mut places: Vec<(usize, usize)> = files
+        .flat_map(|(at, file)| (0..file.rows.len()).map(move |idx| (at, idx)))
+        .collect();
+    let drawn = draw(places.len(), n_lines, seed);
+    places = drawn.into_iter().map(|at| places[at]).collect();
+    let mut by_place: HashMap<(usize, usize), Vec<Sampled>> = HashMap::new();
+    for (at, file) in found.files.iter().enumerate() {
+        let wanted: HashSet<usize> = places
+            .iter()
+            .filter(|(file, _)| *file == at)
+            .map(|(_, idx)| *idx)
+            .collect();
+        if wanted.is_empty() {
+            continue;
+        }
+        found.each_record(
+            file,
+            |idx| wanted.contains(&idx),
+            |record| {
+                let line = record.idx + 1;
+                let rows = found.by_side(file, split, record)?;
+                let rows = rows.into_iter().map(|row| Sampled {
+                    path: found.out.join(&file.path),
+                    line,
+                    row,
+                });
+                by_place.insert((at, line - 1), rows.collect());
+                Ok(())
+            },
+        )?;
+    }
+    let rows = places.iter().filter_map(|place| by_place.remove(place));
+    Ok(rows.flatten().collect())
+}
+
+/// `n_drawn` of the places 0..n in a random order that the seed alone decides.
+pub fn draw(n: usize, n_drawn: usize, seed: u64) -> Vec<usize> {
+    let mut order: Vec<([u8; 32], usize)> = (0..n)
         .map(|idx| {
             let mut hash = Sha256::new();
             hash.update(seed.to_le_bytes());
@@ -181,19 +372,8 @@ pub fn peek(
         })
         .collect();
     order.sort_unstable();
-    let chosen: HashMap<usize, usize> = order
-        .iter()
-        .take(n_rows)
-        .enumerate()
-        .map(|(place, (_, idx))| (*idx, place))
-        .collect();
-    let mut sample: Vec<(usize, Row)> = rows
-        .into_iter()
-        .enumerate()
-        .filter_map(|(idx, row)| Some((*chosen.get(&idx)?, row)))
-        .collect();
-    sample.sort_by_key(|(place, _)| *place);
-    Ok(sample.into_iter().map(|(_, row)| row).collect())
+    order.truncate(n_drawn);
+    order.into_iter().map(|(_, idx)| idx).collect()
 }
 
 #[cfg(test)]

@@ -315,6 +315,36 @@ fn broken_json_names_line_and_column() {
 }
 
 #[test]
+fn file_that_breaks_off_names_its_last_line() {
+    check_error(
+        format!("{GOOD}\n{{\"campaign\":\"a\",\"sce").as_bytes(),
+        "story.jsonl:2:20: EOF while parsing a string; mend",
+    );
+}
+
+#[test]
+fn half_a_surrogate_pair_names_line_and_column() {
+    check_error(
+        format!("{GOOD}\n{{\"campaign\":\"\\ud83d\"}}").as_bytes(),
+        "story.jsonl:2:20: unexpected end of hex escape",
+    );
+}
+
+#[test]
+fn unknown_markup_is_listed_once_with_its_count() {
+    let story = STORY
+        .replace("boat", "<blink>boat</blink>")
+        .replace("hill", "<blink>hill");
+    let report = Setup::new(&story).build(&[Task::PtEverything]).unwrap();
+    let warnings = &report.datasets[&Task::PtEverything].warnings;
+    let said: Vec<_> = warnings
+        .iter()
+        .map(|w| (w.text.as_str(), w.count))
+        .collect();
+    assert_eq!(said, [("unknown markup <blink>", 4)]);
+}
+
+#[test]
 fn missing_and_mistyped_keys_are_named() {
     check_error(
         br#"{"campaign":"a","scene":"x","line":[]}"#,
@@ -458,7 +488,7 @@ fn stats_passes_and_sample_say_what_a_mixture_shows() {
     let setup = Setup::new(STORY);
     setup.build(&[Task::PtEverything]).unwrap();
     let folder = setup.out().join("pt/everything");
-    let stats = corpus::stats::stats(&folder).unwrap();
+    let stats = corpus::stats::stats(&folder, None).unwrap();
     assert_eq!(stats.n_scenes, 5);
     assert_eq!(
         stats.files.iter().map(|f| f.n_rows).collect::<Vec<_>>(),

@@ -463,6 +463,62 @@ fn missing_text_map_is_an_empty_one_and_reported() {
 }
 
 #[test]
+fn empty_text_map_has_no_text_and_an_empty_file_is_an_error() {
+    let mut tree = Tree::new();
+    tree.talk(1001, Some(ADA), "hello");
+    tree.tables["AvatarConfig"] = json!([]);
+    tree.write();
+    tree.put("TextMap/TextMapEN.json", b" {}\n");
+    let report = tree.build(Task::PtEverything).unwrap();
+    let dataset = &report.datasets[&Task::PtEverything];
+    assert_eq!((dataset.files[0].n_rows, dataset.files[1].n_rows), (1, 0));
+    assert_eq!(
+        dataset.warnings.len(),
+        0,
+        "a map that is there is not missing"
+    );
+    tree.put("TextMap/TextMapEN.json", b"");
+    tree.check_error(Task::PtEverything, "TextMapEN.json:1:1: EOF while parsing");
+}
+
+#[test]
+fn later_of_equal_ids_wins() {
+    let mut tree = Tree::new();
+    let (old, new) = (tree.text("old"), tree.text("new"));
+    let unknown = json!({"Hash": 404});
+    for text in [&unknown, &new] {
+        tree.row(
+            "TarotWikiSubdata",
+            json!({"ID": 7, "Title": text, "Details": text, "ChangeID": []}),
+        );
+        tree.row(
+            "TarotWikiChangeinfo",
+            json!({"ChangeID": 5, "NewTitle": text, "NewDetails": text}),
+        );
+        tree.row(
+            "MainMission",
+            json!({"MainMissionID": 1_040_001, "Name": text}),
+        );
+        tree.row(
+            "StoryAtlas",
+            json!({"AvatarID": 1, "StoryID": 3, "Story": text}),
+        );
+    }
+    tree.row(
+        "TarotWikiData",
+        json!({"ID": 101, "Title": old, "Details": old, "ChangeID": [5], "SubdataList": [7]}),
+    );
+    tree.row(
+        "ChronicleConclusion",
+        json!({"MissionID": 1_040_001, "MissionConclusion": old}),
+    );
+    assert_eq!(
+        tree.rows(Task::PtEverything),
+        [["Bo\nnew"], ["new\nold"], ["new\nnew\nnew\nnew"]]
+    );
+}
+
+#[test]
 fn unknown_markers_are_reported_once_with_their_count() {
     let mut tree = Tree::new();
     tree.talk(1001, Some(ADA), "{ODD#1} and {ODD#2}");
@@ -528,12 +584,16 @@ fn damaged_files_are_named() {
     tree.check_error(task, "TextMapEN.json begins with a byte order mark");
     tree.put("TextMap/TextMapEN.json", b"{\"1\":\n\"\xff\"}");
     tree.check_error(task, "TextMapEN.json:2:2: this byte is not UTF-8");
+    tree.put("TextMap/TextMapEN.json", b"{\"1\": \"a\",\n\"2\": \"b");
+    tree.check_error(task, "TextMapEN.json:2:7: EOF while parsing a string");
     tree.put("TextMap/TextMapEN.json", b"{\"one\": \"a\"}");
     tree.check_error(task, "the key `one` is not a number");
 
     tree.write();
     tree.put("ExcelOutput/VoiceAtlas.json", b"[{\"AvatarID\": 1},\n]");
     tree.check_error(task, "VoiceAtlas.json:2:1: trailing comma");
+    tree.put("ExcelOutput/VoiceAtlas.json", b"[{\"AvatarID\": 1},\n{\"Av");
+    tree.check_error(task, "VoiceAtlas.json:2:4: EOF while parsing a string");
     tree.put("ExcelOutput/VoiceAtlas.json", b"[{\"AvatarID\": 1}]");
     tree.check_error(
         task,

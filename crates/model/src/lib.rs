@@ -10,6 +10,8 @@
 pub mod checkpoint;
 pub mod config;
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 mod linear;
 pub mod lora;
 mod parameter;

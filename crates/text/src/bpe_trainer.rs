@@ -34,7 +34,7 @@ struct Candidate {
 pub(crate) fn train(words: &BTreeMap<Vec<u8>, u64>, vocab_size: usize) -> Learned {
     // 1. the byte tokens and the words spelt in them
     let mut bytes: Vec<u8> = (0..=255).collect();
-    bytes.sort_unstable_by_key(|&b| crate::tokenizer::char_of(b));
+    bytes.sort_unstable_by_key(|&b| crate::spelling::char_of(b));
     let mut id_of_byte = [0u32; 256];
     for (id, &byte) in (0..).zip(&bytes) {
         id_of_byte[byte as usize] = id;

@@ -43,6 +43,18 @@ pub enum Error {
         "the tokenizer cuts words by no regular expression, so the word pattern cannot be chosen; load it as it is"
     )]
     NoWordPattern,
+    #[error(
+        "the tokenizer marks parts of words with `{mark}`, only byte-level BPE works here; use a Qwen3.5 tokenizer.json"
+    )]
+    SubwordMark { mark: String },
+    #[error(
+        "a merge needs the token `{token}`, which the vocabulary lacks; the file is damaged, fetch it again"
+    )]
+    UnknownMerge { token: String },
+    #[error(
+        "the vocabulary has {n_ids} ids and {n_merges} merges, at most 4194304 and 1048575 work here; use a Qwen3.5 tokenizer.json"
+    )]
+    VocabTooLarge { n_ids: usize, n_merges: usize },
     #[error("a vocabulary of {vocab_size} is too small: 256 byte tokens come first; ask for more")]
     VocabTooSmall { vocab_size: usize },
     #[error("tokenizer: {source}")]

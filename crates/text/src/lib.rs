@@ -1,14 +1,24 @@
 //! Between strings and token ids: tokenizer, chat template, loss masks and packing.
 //! No tensor and no device is known here, so that counting, training, evaluation and serving all share one reading of a text.
 
+mod added_tokens;
+mod bpe;
+mod bpe_file;
 mod bpe_trainer;
 mod chat_template;
 mod conversation;
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
+mod hash;
 pub mod labels;
 pub mod pack;
+mod spelling;
 mod stream;
 mod tokenizer;
+mod tokenizer_file;
+mod vocab;
+mod word_cache;
 mod words;
 
 pub use chat_template::{ChatTemplate, RenderOptions};

@@ -1,25 +1,26 @@
-//! The byte-level BPE tokenizer: text to ids and back, over the `tokenizers` crate.
-//! Its JSON is read here rather than by that crate, which buffers the whole model once more and so takes twice as long to load.
+//! The byte-level BPE tokenizer: text to ids and back.
+//! Qwen's pipeline runs in code of our own ([`WordSplitter`], [`Bpe`]); the `tokenizers` crate, which needs most of a second to set up and
+//! five times as long for a text, runs every other pipeline, writes tokenizer.json, and is the oracle of the tests.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use serde::de::{SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
-use tokenizers::models::bpe::{BPE, BpeBuilder, Vocab};
-use tokenizers::{
-    AddedToken, DecoderWrapper, Model, NormalizerWrapper, OffsetReferential, OffsetType,
-    PostProcessorWrapper, PreTokenizer, PreTokenizerWrapper, TokenizerImpl,
-};
+use tokenizers::{NormalizedString, OffsetReferential, OffsetType, PreTokenizer};
 
+use crate::added_tokens::AddedTokens;
+use crate::bpe;
+use crate::bpe_file::{Merges, Model, Tokens};
 use crate::bpe_trainer;
 use crate::chat_template::ChatTemplate;
 use crate::error::{Error, Result};
-use crate::words::{WordCache, WordSplitter, is_always_nfc};
+use crate::spelling::{self, char_of};
+use crate::tokenizer_file::{self as file, Pipeline, Steps, TokenizerFile, wrap};
+use crate::word_cache::{CacheKey, WordCache};
+use crate::words::{WordSplitter, is_surely_nfc};
 
 /// The 33 added tokens of Qwen3.5 in id order, and whether each is special (left out when a reply is decoded).
 /// In any text each is one token, special or not.
@@ -85,14 +86,6 @@ impl WordPattern {
     }
 }
 
-type Pipeline = TokenizerImpl<
-    BPE,
-    NormalizerWrapper,
-    PreTokenizerWrapper,
-    PostProcessorWrapper,
-    DecoderWrapper,
->;
-
 /// A loaded tokenizer; a clone is cheap and shares the vocabulary, and every method may run on many threads at once.
 #[derive(Clone)]
 pub struct Tokenizer {
@@ -101,15 +94,21 @@ pub struct Tokenizer {
 
 #[derive(Clone)]
 struct Inner {
-    pipeline: Pipeline,
+    model: Model,
+    steps: Steps,
+    added: AddedTokens,
     /// tokenizer_config.json as read, so that a save hands it on.
     config: Option<Value>,
     turn_end: u32,
     document_end: u32,
     vocab_size: usize,
+    /// The ids of the 256 bytes; without them nothing is done without the crate's pipeline.
+    byte_ids: Option<Box<[u32; 256]>>,
     /// How to cut words without the pipeline; `None` where its steps are others than Qwen's.
     splitter: Option<WordSplitter>,
-    cache: WordCache,
+    cache: CacheKey,
+    /// The crate's tokenizer, made when it is first needed.
+    pipeline: OnceLock<Pipeline>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -126,15 +125,14 @@ impl Tokenizer {
     /// A missing file, broken JSON, a model other than BPE, no `<|im_end|>` or `<|endoftext|>`, or files that disagree on ids.
     pub fn load(path: &Path) -> Result<Self> {
         let path = if path.is_dir() {
-            tokenizer_file_in(path)
+            file::file_in(path)
         } else {
             path.to_path_buf()
         };
-        let bytes = read(&path)?;
-        let mut file = parse(&path, &bytes)?;
+        let mut file = TokenizerFile::read(&path)?;
         let config_path = path.with_file_name("tokenizer_config.json");
         let config: Option<Value> = if config_path.is_file() {
-            let bytes = read(&config_path)?;
+            let bytes = file::read(&config_path)?;
             Some(
                 serde_json::from_slice(&bytes).map_err(|source| Error::Json {
                     path: config_path.clone(),
@@ -161,7 +159,8 @@ impl Tokenizer {
             return Err(Error::VocabTooSmall { vocab_size });
         }
         // 1. a tokenizer of bytes only, whose own pipeline cuts the texts into words
-        let bytes_only = Self::from_file(TokenizerFile::qwen3_5(byte_vocab(), Vec::new())?, None)?;
+        let bytes_only = TokenizerFile::qwen3_5(byte_tokens(), Merges::default())?;
+        let bytes_only = Self::from_file(bytes_only, None)?;
         let mut words: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
         for text in texts {
             bytes_only.count_words(text, &mut words)?;
@@ -169,14 +168,15 @@ impl Tokenizer {
         // 2. merges, and the vocabulary they build
         let learned = bpe_trainer::train(&words, vocab_size);
         let spell = |bytes: &[u8]| bytes.iter().map(|&b| char_of(b)).collect::<String>();
-        let mut vocab = byte_vocab();
-        vocab.extend(learned.tokens.iter().zip(0..).map(|(t, id)| (spell(t), id)));
-        let merges = learned
-            .merges
-            .iter()
-            .map(|(left, right)| Merge(spell(left), spell(right)))
-            .collect();
-        Self::from_file(TokenizerFile::qwen3_5(vocab, merges)?, None)
+        let mut tokens = Tokens::default();
+        for (token, id) in learned.tokens.iter().zip(0..) {
+            tokens.push(&spell(token), id);
+        }
+        let mut merges = Merges::default();
+        for (left, right) in &learned.merges {
+            merges.push(&spell(left), &spell(right));
+        }
+        Self::from_file(TokenizerFile::qwen3_5(tokens, merges)?, None)
     }
 
     /// The same vocabulary with words cut by another pattern.
@@ -184,17 +184,11 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::NoWordPattern`] where the tokenizer cuts by no regular expression.
     pub fn with_pattern(self, pattern: WordPattern) -> Result<Self> {
-        let current = self.inner.pipeline.get_pre_tokenizer();
-        let mut steps = serde_json::to_value(current).map_err(wrap)?;
-        if !replace_regex(&mut steps, pattern.regex()) {
-            return Err(Error::NoWordPattern);
-        }
-        let steps: PreTokenizerWrapper = serde_json::from_value(steps).map_err(wrap)?;
         let mut inner = Arc::unwrap_or_clone(self.inner);
-        inner.pipeline.with_pre_tokenizer(Some(steps));
-        inner.splitter = splitter_for(&inner.pipeline)?;
+        inner.steps.set_pattern(pattern)?;
+        inner.pipeline = OnceLock::new();
         Ok(Tokenizer {
-            inner: Arc::new(inner),
+            inner: Arc::new(inner.with_splitter()?),
         })
     }
 
@@ -224,15 +218,20 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] when the decoder of the file fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner
-            .pipeline
-            .decode(ids, skip_special)
-            .map_err(|source| Error::Tokenizer { source })
+        if self.inner.splitter.is_none() {
+            let text = self.inner.pipeline()?.decode(ids, skip_special);
+            return text.map_err(|source| Error::Tokenizer { source });
+        }
+        let mut bytes = Vec::with_capacity(ids.len() * 4);
+        for id in ids {
+            self.append_bytes(*id, skip_special, &mut bytes);
+        }
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
     /// Id of a token by its exact spelling (`<|im_start|>`), `None` if the vocabulary has none such.
     pub fn id(&self, token: &str) -> Option<u32> {
-        self.inner.pipeline.token_to_id(token)
+        self.inner.id(token)
     }
 
     /// Highest id + 1: what an embedding must at least have.
@@ -252,32 +251,30 @@ impl Tokenizer {
 
     /// Whether `id` is an added token (`<|im_end|>`, `<think>`, ..), which stands for no text of its own.
     pub fn is_added(&self, id: u32) -> bool {
-        let added = self.inner.pipeline.get_added_vocabulary();
-        added.get_added_tokens_decoder().contains_key(&id)
+        self.inner.added.get(id).is_some()
     }
 
     /// Appends the bytes that `id` stands for: of a special token nothing if `skip_special`, of an id without a token nothing.
     pub fn append_bytes(&self, id: u32, skip_special: bool, out: &mut Vec<u8>) {
-        let added = self.inner.pipeline.get_added_vocabulary();
-        if let Some(token) = added.get_added_tokens_decoder().get(&id) {
+        if let Some(token) = self.inner.added.get(id) {
             if !(skip_special && token.special) {
-                append_spelled(&token.content, out);
+                spelling::append_bytes(&token.content, out);
             }
-        } else if let Some(token) = self.inner.pipeline.id_to_token(id) {
-            append_spelled(&token, out);
+        } else if let Some(token) = self.inner.model.vocab.token(id) {
+            spelling::append_bytes(token, out);
         }
     }
 
     /// Writes `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja` into `dir`, each beside its name first and then renamed.
     ///
     /// # Errors
-    /// [`Error::Write`] with the path.
+    /// [`Error::Write`] with the path; [`Error::Tokenizer`] if the `tokenizers` crate refuses the parts.
     pub fn save(&self, dir: &Path, template: &ChatTemplate) -> Result<()> {
         fs::create_dir_all(dir).map_err(|source| Error::Write {
             path: dir.to_path_buf(),
             source,
         })?;
-        let pipeline = serde_json::to_vec(&self.inner.pipeline).map_err(wrap)?;
+        let pipeline = serde_json::to_vec(self.inner.pipeline()?).map_err(wrap)?;
         write(&dir.join("tokenizer.json"), &pipeline)?;
         let mut config = match &self.inner.config {
             Some(config) => config.clone(),
@@ -294,12 +291,9 @@ impl Tokenizer {
 
     /// A config that makes other stacks take tokenizer.json as it is: the class `Qwen2Tokenizer` would put its own word pattern in.
     fn new_config(&self) -> Value {
-        let added = self.inner.pipeline.get_added_tokens_decoder();
-        let by_id: BTreeMap<u32, &AddedToken> = added.iter().map(|(id, t)| (*id, t)).collect();
-        let decoder: serde_json::Map<String, Value> = by_id
-            .into_iter()
-            .map(|(id, t)| (id.to_string(), json!(t)))
-            .collect();
+        let added = self.inner.added.iter();
+        let decoder: serde_json::Map<String, Value> =
+            added.map(|e| (e.id.to_string(), json!(e.token))).collect();
         json!({
             "add_prefix_space": false,
             "added_tokens_decoder": decoder,
@@ -316,94 +310,56 @@ impl Tokenizer {
     }
 
     fn from_file(file: TokenizerFile, config: Option<Value>) -> Result<Self> {
-        let highest = file.model.vocab.values().max().copied();
-        let mut pipeline: Pipeline = TokenizerImpl::new(file.model.build()?);
-        pipeline
-            .with_normalizer(file.normalizer)
-            .map_err(|source| Error::Tokenizer { source })?
-            .with_pre_tokenizer(file.pre_tokenizer)
-            .with_post_processor(file.post_processor)
-            .with_decoder(file.decoder);
-        let expected: Vec<(String, u32)> = file
-            .added_tokens
-            .iter()
-            .map(|t| (t.token.content.clone(), t.id))
-            .collect();
-        pipeline
-            .add_tokens(file.added_tokens.into_iter().map(|t| t.token))
-            .map_err(|source| Error::Tokenizer { source })?;
-        for (token, expected) in &expected {
-            let got = pipeline.token_to_id(token).unwrap_or(u32::MAX);
-            if got != *expected {
-                let token = token.clone();
-                return Err(Error::AddedTokenId {
-                    token,
-                    expected: *expected,
-                    got,
-                });
-            }
-        }
+        let model = file.model.build()?;
+        let added = AddedTokens::new(file.added_tokens, &model.vocab)?;
         let required = |token: &str| {
-            pipeline
-                .token_to_id(token)
-                .ok_or_else(|| Error::MissingToken {
-                    token: token.to_owned(),
-                })
+            let id = added.id(token).or_else(|| model.vocab.id(token));
+            id.ok_or_else(|| Error::MissingToken {
+                token: token.to_owned(),
+            })
         };
         let (turn_end, document_end) = (required(TURN_END)?, required(DOCUMENT_END)?);
-        let highest_added = expected.iter().map(|(_, id)| *id).max();
-        let vocab_size = highest.max(highest_added).map_or(0, |id| id as usize + 1);
-        let splitter = splitter_for(&pipeline)?;
+        let highest_added = added.highest_id().map_or(0, |id| id as usize + 1);
+        let inner = Inner {
+            vocab_size: model.vocab.n_ids().max(highest_added),
+            byte_ids: bpe::byte_ids(&model.vocab),
+            model,
+            steps: file.steps,
+            added,
+            config,
+            turn_end,
+            document_end,
+            splitter: None,
+            cache: CacheKey::new(),
+            pipeline: OnceLock::new(),
+        };
         Ok(Tokenizer {
-            inner: Arc::new(Inner {
-                pipeline,
-                config,
-                turn_end,
-                document_end,
-                vocab_size,
-                splitter,
-                cache: WordCache::new(),
-            }),
+            inner: Arc::new(inner.with_splitter()?),
         })
     }
 
-    /// Hands over the ids of `text`, word by word.
+    /// Hands over the ids of `text`, a word or an added token at a time.
     fn each_word(&self, text: &str, mut take: impl FnMut(&[u32])) -> Result<()> {
-        let Inner {
-            pipeline, cache, ..
-        } = &*self.inner;
-        let Some(splitter) = &self.inner.splitter else {
+        let inner = &*self.inner;
+        let (Some(splitter), Some(byte_ids)) = (inner.splitter, &inner.byte_ids) else {
             take(&self.encode_by_pipeline(text)?);
             return Ok(());
         };
-        // Every added token begins with `<`.
-        if !text.contains('<') && text.chars().all(is_always_nfc) {
-            return cache.each(splitter.words(text), |word| self.encode_word(word), take);
-        }
-        let added = pipeline.get_added_vocabulary();
-        let pieces = added.extract_and_normalize(pipeline.get_normalizer(), text);
-        for (piece, _, ids) in pieces.get_splits(OffsetReferential::Original, OffsetType::None) {
-            match ids {
-                Some(ids) => ids.iter().for_each(|token| take(&[token.id])),
-                None => {
-                    let words = splitter.words(piece);
-                    cache.each(words, |word| self.encode_word(word), &mut take)?;
-                }
+        inner.cache.with(|cache| {
+            let mut rest = text;
+            while let Some((before, id, behind)) = inner.added.split(rest) {
+                inner.each_word_of(before, splitter, byte_ids, cache, &mut take);
+                take(&[id]);
+                rest = behind;
             }
-        }
+            inner.each_word_of(rest, splitter, byte_ids, cache, &mut take);
+        });
         Ok(())
     }
 
-    fn encode_word(&self, word: &str) -> Result<Vec<u32>> {
-        let spelt: String = word.bytes().map(char_of).collect();
-        let tokens = self.inner.pipeline.get_model().tokenize(&spelt);
-        let tokens = tokens.map_err(|source| Error::Tokenizer { source })?;
-        Ok(tokens.into_iter().map(|token| token.id).collect())
-    }
-
     /// The pipeline as the file describes it: what the quick way must agree with.
-    fn encode_by_pipeline(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.pipeline.encode_fast(text, false);
+    pub(crate) fn encode_by_pipeline(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.pipeline()?.encode_fast(text, false);
         Ok(encoding
             .map_err(|source| Error::Tokenizer { source })?
             .get_ids()
@@ -412,7 +368,7 @@ impl Tokenizer {
 
     /// Adds the words of `text`, as bytes, to the counts; added tokens in the text are no words.
     fn count_words(&self, text: &str, words: &mut BTreeMap<Vec<u8>, u64>) -> Result<()> {
-        let pipeline = &self.inner.pipeline;
+        let pipeline = self.inner.pipeline()?;
         let added = pipeline.get_added_vocabulary();
         let mut pieces = added.extract_and_normalize(pipeline.get_normalizer(), text);
         if let Some(steps) = pipeline.get_pre_tokenizer() {
@@ -423,7 +379,7 @@ impl Tokenizer {
         for (word, _, ids) in pieces.get_splits(OffsetReferential::Original, OffsetType::Byte) {
             if ids.is_none() {
                 let mut bytes = Vec::with_capacity(word.len());
-                append_spelled(word, &mut bytes);
+                spelling::append_bytes(word, &mut bytes);
                 *words.entry(bytes).or_default() += 1;
             }
         }
@@ -431,233 +387,61 @@ impl Tokenizer {
     }
 }
 
-/// The parts of tokenizer.json that matter here.
-#[derive(Deserialize)]
-struct TokenizerFile {
-    #[serde(default)]
-    added_tokens: Vec<AddedTokenEntry>,
-    normalizer: Option<NormalizerWrapper>,
-    pre_tokenizer: Option<PreTokenizerWrapper>,
-    post_processor: Option<PostProcessorWrapper>,
-    decoder: Option<DecoderWrapper>,
-    model: BpeFile,
-}
-
-#[derive(Deserialize)]
-struct AddedTokenEntry {
-    id: u32,
-    #[serde(flatten)]
-    token: AddedToken,
-}
-
-#[derive(Deserialize)]
-struct BpeFile {
-    vocab: Vocab,
-    merges: Vec<Merge>,
-    unk_token: Option<String>,
-    continuing_subword_prefix: Option<String>,
-    end_of_word_suffix: Option<String>,
-    #[serde(default)]
-    fuse_unk: bool,
-    #[serde(default)]
-    byte_fallback: bool,
-    #[serde(default)]
-    ignore_merges: bool,
-}
-
-/// One merge, written `["a", "b"]` or, in older files, `"a b"`.
-struct Merge(String, String);
-
-impl TokenizerFile {
-    /// The Qwen3.5 pipeline around a vocabulary, with its added tokens at the end.
-    fn qwen3_5(vocab: Vocab, merges: Vec<Merge>) -> Result<Self> {
-        let byte_level = byte_level();
-        let pre_tokenizer = pre_tokenizer(WordPattern::Qwen3_5);
-        let first_added = vocab.len() as u32;
-        let added_tokens =
-            ADDED_TOKENS
-                .iter()
-                .zip(first_added..)
-                .map(|(&(content, special), id)| AddedTokenEntry {
-                    id,
-                    token: AddedToken::from(content, special).normalized(false),
-                });
-        Ok(TokenizerFile {
-            added_tokens: added_tokens.collect(),
-            normalizer: serde_json::from_value(json!({"type": "NFC"})).map_err(wrap)?,
-            pre_tokenizer: serde_json::from_value(pre_tokenizer).map_err(wrap)?,
-            post_processor: serde_json::from_value(byte_level.clone()).map_err(wrap)?,
-            decoder: serde_json::from_value(byte_level).map_err(wrap)?,
-            model: BpeFile {
-                vocab,
-                merges,
-                unk_token: None,
-                continuing_subword_prefix: None,
-                end_of_word_suffix: None,
-                fuse_unk: false,
-                byte_fallback: false,
-                ignore_merges: false,
-            },
-        })
-    }
-
-    /// Adds the tokens of `added_tokens_decoder` that the file itself lacks, in id order.
-    fn merge_added_tokens(&mut self, config: &Value, path: &Path) -> Result<()> {
-        let Some(decoder) = config.get("added_tokens_decoder") else {
-            return Ok(());
+impl Inner {
+    /// Finds out whether the steps are Qwen's; for others the crate's pipeline is made at once, so that what it refuses is known now.
+    fn with_splitter(mut self) -> Result<Self> {
+        let is_plain =
+            self.model.options.are_plain() && self.added.are_plain() && self.byte_ids.is_some();
+        let pattern = if is_plain {
+            self.steps.qwen_pattern()?
+        } else {
+            None
         };
-        let decoder: BTreeMap<u32, AddedToken> =
-            serde_json::from_value(decoder.clone()).map_err(|source| Error::Json {
-                path: path.to_path_buf(),
-                source,
-            })?;
-        for (id, token) in decoder {
-            if !self
-                .added_tokens
-                .iter()
-                .any(|t| t.token.content == token.content)
-            {
-                self.added_tokens.push(AddedTokenEntry { id, token });
-            }
+        self.splitter = pattern.map(WordSplitter::new);
+        if self.splitter.is_none() {
+            self.pipeline()?;
         }
-        self.added_tokens.sort_by_key(|t| t.id);
-        Ok(())
+        Ok(self)
     }
-}
 
-impl BpeFile {
-    fn build(self) -> Result<BPE> {
-        let merges = self.merges.into_iter().map(|Merge(a, b)| (a, b)).collect();
-        let mut builder = BpeBuilder::new()
-            .vocab_and_merges(self.vocab, merges)
-            .fuse_unk(self.fuse_unk)
-            .byte_fallback(self.byte_fallback)
-            .ignore_merges(self.ignore_merges);
-        if let Some(token) = self.unk_token {
-            builder = builder.unk_token(token);
+    fn pipeline(&self) -> Result<&Pipeline> {
+        if let Some(pipeline) = self.pipeline.get() {
+            return Ok(pipeline);
         }
-        // The words that come twice are in a cache of our own.
-        builder = builder.cache_capacity(0);
-        if let Some(prefix) = self.continuing_subword_prefix.filter(|p| !p.is_empty()) {
-            builder = builder.continuing_subword_prefix(prefix);
+        let pipeline = file::pipeline(&self.model, &self.steps, &self.added)?;
+        Ok(self.pipeline.get_or_init(|| pipeline))
+    }
+
+    fn id(&self, token: &str) -> Option<u32> {
+        self.added.id(token).or_else(|| self.model.vocab.id(token))
+    }
+
+    /// Hands over the ids of the words of a text without added tokens.
+    fn each_word_of(
+        &self,
+        text: &str,
+        splitter: WordSplitter,
+        byte_ids: &[u32; 256],
+        cache: &mut WordCache,
+        take: &mut impl FnMut(&[u32]),
+    ) {
+        let normalized;
+        let text = if is_surely_nfc(text) {
+            text
+        } else {
+            let mut changed = NormalizedString::from(text);
+            changed.nfc();
+            normalized = changed;
+            normalized.get()
+        };
+        let text = text.as_bytes();
+        let mut start = 0;
+        while start < text.len() {
+            let end = splitter.end(text, start);
+            take(cache.ids(text, start, end, &self.model.bpe, byte_ids));
+            start = end;
         }
-        if let Some(suffix) = self.end_of_word_suffix.filter(|s| !s.is_empty()) {
-            builder = builder.end_of_word_suffix(suffix);
-        }
-        builder
-            .build()
-            .map_err(|source| Error::Tokenizer { source })
     }
-}
-
-impl<'de> Deserialize<'de> for Merge {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct MergeVisitor;
-        impl<'de> Visitor<'de> for MergeVisitor {
-            type Value = Merge;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a merge, [\"a\", \"b\"] or \"a b\"")
-            }
-
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> std::result::Result<Merge, E> {
-                let (left, right) = text
-                    .split_once(' ')
-                    .ok_or_else(|| E::invalid_value(serde::de::Unexpected::Str(text), &self))?;
-                Ok(Merge(left.to_owned(), right.to_owned()))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(
-                self,
-                mut parts: A,
-            ) -> std::result::Result<Merge, A::Error> {
-                let missing = |n| <A::Error as serde::de::Error>::invalid_length(n, &"2 parts");
-                let left = parts.next_element()?.ok_or_else(|| missing(0))?;
-                let right = parts.next_element()?.ok_or_else(|| missing(1))?;
-                Ok(Merge(left, right))
-            }
-        }
-        deserializer.deserialize_any(MergeVisitor)
-    }
-}
-
-fn byte_level() -> Value {
-    json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false})
-}
-
-fn pre_tokenizer(pattern: WordPattern) -> Value {
-    json!({"type": "Sequence", "pretokenizers": [
-        {"type": "Split", "pattern": {"Regex": pattern.regex()}, "behavior": "Isolated", "invert": false},
-        byte_level(),
-    ]})
-}
-
-/// A splitter that does what the pipeline's own steps do, if those are Qwen's: NFC, one of the two patterns, bytes, and added tokens
-/// that stand for themselves.
-fn splitter_for(pipeline: &Pipeline) -> Result<Option<WordSplitter>> {
-    let added = pipeline.get_added_vocabulary().get_added_tokens_decoder();
-    let is_plain = |t: &AddedToken| {
-        t.content.starts_with('<') && !(t.normalized || t.single_word || t.lstrip || t.rstrip)
-    };
-    let normalizer = serde_json::to_value(pipeline.get_normalizer()).map_err(wrap)?;
-    if normalizer != json!({"type": "NFC"}) || !added.values().all(is_plain) {
-        return Ok(None);
-    }
-    let mut steps = serde_json::to_value(pipeline.get_pre_tokenizer()).map_err(wrap)?;
-    if let Some(byte_level) = steps.pointer_mut("/pretokenizers/1") {
-        // Where offsets are trimmed changes no id.
-        byte_level["trim_offsets"] = false.into();
-    }
-    let pattern = [WordPattern::Qwen3_5, WordPattern::Qwen2]
-        .into_iter()
-        .find(|&p| steps == pre_tokenizer(p));
-    Ok(pattern.and_then(WordSplitter::new))
-}
-
-fn parse(path: &Path, bytes: &[u8]) -> Result<TokenizerFile> {
-    let source = match serde_json::from_slice(bytes) {
-        Ok(file) => return Ok(file),
-        Err(source) => source,
-    };
-    // A file of another model fails somewhere inside; its own name for the model says more than that place does.
-    let model = serde_json::from_slice::<Value>(bytes)
-        .ok()
-        .and_then(|v| v.get("model").and_then(|m| m.get("type")).cloned());
-    let path = path.to_path_buf();
-    match model.as_ref().and_then(Value::as_str) {
-        Some(got) if got != "BPE" => Err(Error::NotBpe {
-            path,
-            got: got.to_owned(),
-        }),
-        _ => Err(Error::Json { path, source }),
-    }
-}
-
-fn tokenizer_file_in(dir: &Path) -> PathBuf {
-    let plain = dir.join("tokenizer.json");
-    let packed = dir.join("tokenizer.json.gz");
-    if !plain.is_file() && packed.is_file() {
-        packed
-    } else {
-        plain
-    }
-}
-
-/// A file's bytes, unpacked if they are gzip.
-fn read(path: &Path) -> Result<Vec<u8>> {
-    let wrap = |source| Error::Read {
-        path: path.to_path_buf(),
-        source,
-    };
-    let bytes = fs::read(path).map_err(wrap)?;
-    if !bytes.starts_with(&[0x1f, 0x8b]) {
-        return Ok(bytes);
-    }
-    let mut unpacked = Vec::with_capacity(bytes.len() * 3);
-    flate2::read::GzDecoder::new(bytes.as_slice())
-        .read_to_end(&mut unpacked)
-        .map_err(wrap)?;
-    Ok(unpacked)
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -675,87 +459,21 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
         .map_err(wrap)
 }
 
-fn wrap(source: serde_json::Error) -> Error {
-    Error::Tokenizer {
-        source: source.into(),
-    }
-}
-
-/// Puts `regex` in the place of the first `{"Regex": ..}`; false if there is none.
-fn replace_regex(steps: &mut Value, regex: &str) -> bool {
-    match steps {
-        Value::Object(map) => {
-            if let Some(place) = map.get_mut("Regex") {
-                *place = regex.into();
-                return true;
-            }
-            map.values_mut().any(|v| replace_regex(v, regex))
-        }
-        Value::Array(items) => items.iter_mut().any(|v| replace_regex(v, regex)),
-        _ => false,
-    }
-}
-
 /// The 256 byte tokens in the released order: by the character that spells the byte.
-fn byte_vocab() -> Vocab {
+fn byte_tokens() -> Tokens {
     let mut spellings: Vec<char> = (0..=255).map(char_of).collect();
     spellings.sort_unstable();
-    spellings
-        .into_iter()
-        .zip(0..)
-        .map(|(c, id)| (c.to_string(), id))
-        .collect()
-}
-
-/// How byte-level BPE spells a byte: printable Latin-1 as itself, the 68 others as U+0100 and on, in byte order (GPT-2's table).
-pub(crate) fn char_of(byte: u8) -> char {
-    match byte {
-        b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => byte as char,
-        0..=0x20 => char_from(0x100 + u32::from(byte)),
-        0x7f..=0xa0 => char_from(0x121 + u32::from(byte - 0x7f)),
-        0xad => '\u{143}',
+    let mut tokens = Tokens::default();
+    for (spelling, id) in spellings.into_iter().zip(0..) {
+        tokens.push(spelling.encode_utf8(&mut [0; 4]), id);
     }
-}
-
-fn char_from(code: u32) -> char {
-    char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER)
-}
-
-fn byte_of(spelling: char) -> Option<u8> {
-    let code = spelling as u32;
-    match code {
-        0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => Some(code as u8),
-        0x100..=0x120 => Some((code - 0x100) as u8),
-        0x121..=0x142 => Some((code - 0x121) as u8 + 0x7f),
-        0x143 => Some(0xad),
-        _ => None,
-    }
-}
-
-/// Bytes of a token; one with a character that spells no byte stands for itself (added tokens with spaces).
-fn append_spelled(token: &str, out: &mut Vec<u8>) {
-    let start = out.len();
-    for spelling in token.chars() {
-        match byte_of(spelling) {
-            Some(byte) => out.push(byte),
-            None => {
-                out.truncate(start);
-                out.extend_from_slice(token.as_bytes());
-                return;
-            }
-        }
-    }
+    tokens
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn byte_spellings_are_one_to_one() {
-        let bytes: Vec<Option<u8>> = (0..=255).map(|b| byte_of(char_of(b))).collect();
-        assert_eq!(bytes, (0..=255).map(Some).collect::<Vec<_>>());
-    }
+    use crate::words;
 
     fn check_quick_way(tokenizer: &Tokenizer, text: &str) {
         assert!(tokenizer.inner.splitter.is_some());
@@ -764,7 +482,7 @@ mod tests {
         assert_eq!(tokenizer.count(text).unwrap(), expect.len());
     }
 
-    /// Alone, doubled, after white space and between letters; every character of the lower planes, and a sieve of the higher.
+    /// Alone, doubled, after white space and apostrophes and between letters; every character of the lower planes, and a sieve of the higher.
     #[test]
     fn quick_way_agrees_with_the_pipeline_on_every_character() {
         let newer = Tokenizer::train(["a b c"].into_iter(), 256).unwrap();
@@ -777,7 +495,7 @@ mod tests {
         for chunk in all.chunks(512) {
             let text: String = chunk
                 .iter()
-                .map(|c| format!("{c} {c}{c}  {c}a{c}\n"))
+                .map(|c| format!("{c} {c}{c}  {c}a{c}'{c}e {c}'L{c}\n"))
                 .collect();
             check_quick_way(&newer, &text);
             check_quick_way(&older, &text);
@@ -785,22 +503,26 @@ mod tests {
     }
 
     #[test]
-    fn always_nfc_characters_are_left_alone_by_nfc() {
-        let tokenizer = Tokenizer::train(["a"].into_iter(), 256).unwrap();
-        let chars: Vec<char> = ('\0'..=char::MAX).filter(|&c| is_always_nfc(c)).collect();
+    fn surely_nfc_characters_are_left_alone_by_nfc() {
+        let is_stable = |c: &char| words::is_surely_nfc(c.encode_utf8(&mut [0; 4]));
+        let chars: Vec<char> = ('\0'..=char::MAX).filter(is_stable).collect();
         for step in [1, 7, 331] {
             let text: String = (0..chars.len())
                 .map(|i| chars[i * step % chars.len()])
-                .filter(|&c| c != '<')
                 .collect();
-            check_quick_way(&tokenizer, &text);
+            assert!(words::is_surely_nfc(&text));
+            let mut normalized = NormalizedString::from(text.as_str());
+            normalized.nfc();
+            assert!(normalized.get() == text, "step {step}");
         }
     }
 
     #[test]
-    fn byte_vocab_has_the_released_order() {
-        let vocab = byte_vocab();
-        assert_eq!(vocab.len(), 256);
-        assert_eq!((vocab["!"], vocab["Ġ"], vocab["Ń"]), (0, 220, 255));
+    fn byte_tokens_have_the_released_order() {
+        let tokenizer = TokenizerFile::qwen3_5(byte_tokens(), Merges::default());
+        let tokenizer = Tokenizer::from_file(tokenizer.unwrap(), None).unwrap();
+        let ids = ["!", "Ġ", "Ń"].map(|token| tokenizer.id(token));
+        assert_eq!(ids, [Some(0), Some(220), Some(255)]);
+        assert_eq!(tokenizer.vocab_size(), 256 + ADDED_TOKENS.len());
     }
 }

@@ -1,145 +1,302 @@
-//! The quick way from text to ids: words by a linear-time regular expression, and the ids of words already met from a cache.
-//! The `tokenizers` pipeline tracks where each character came from, which nobody here asks for and which makes it some five times slower.
+//! Cuts text into words as a [`WordPattern`] does, by a hand-written matcher over a table of character classes.
+//! The patterns are short and never change, so no regular expression is run; the crates' own engines are the oracle of the tests.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::LazyLock;
 
-use regex::Regex;
+use regex_syntax::hir::{Class, HirKind};
 
 use crate::tokenizer::WordPattern;
 
-/// What both patterns end in; the `regex` crate has no look-ahead, so [`Words::next`] does what `\s+(?!\S)` says.
-const LAST_ALTERNATIVES: &str = r"|\s+(?!\S)|\s+";
+// Classes of characters, one bit each; the end of a text has none.
+const LETTER: u8 = 1;
+const MARK: u8 = 1 << 1;
+const NUMBER: u8 = 1 << 2;
+/// White space, line ends too.
+const SPACE: u8 = 1 << 3;
+/// U+000A and U+000D.
+const LINE_END: u8 = 1 << 4;
+/// None of letter, mark, number, space.
+const OTHER: u8 = 1 << 5;
+/// NFC may change it, or something beside it.
+const UNSTABLE: u8 = 1 << 6;
 
 /// Cuts text into words as a [`WordPattern`] does.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct WordSplitter {
-    regex: Regex,
+    classes: &'static Classes,
+    /// What words are made of.
+    letters: u8,
+    /// What runs of punctuation are made of.
+    others: u8,
 }
 
 impl WordSplitter {
-    /// `None` if the pattern is not of the form that can do without look-ahead.
-    pub fn new(pattern: WordPattern) -> Option<Self> {
-        let head = pattern.regex().strip_suffix(LAST_ALTERNATIVES)?;
-        let regex = Regex::new(&format!(r"\A(?:{head}|\s+)")).ok()?;
-        Some(WordSplitter { regex })
-    }
-
-    pub fn words<'a>(&'a self, text: &'a str) -> Words<'a> {
-        Words {
-            regex: &self.regex,
-            text,
-            start: 0,
+    pub fn new(pattern: WordPattern) -> WordSplitter {
+        let (letters, others) = match pattern {
+            WordPattern::Qwen3_5 => (LETTER | MARK, OTHER),
+            WordPattern::Qwen2 => (LETTER, OTHER | MARK),
+        };
+        WordSplitter {
+            classes: &CLASSES,
+            letters,
+            others,
         }
     }
-}
 
-/// The words of a text in order; joined they are the text.
-pub(crate) struct Words<'a> {
-    regex: &'a Regex,
-    text: &'a str,
-    start: usize,
-}
-
-impl<'a> Iterator for Words<'a> {
-    type Item = &'a str;
-
-    fn next(&mut self) -> Option<&'a str> {
-        let rest = self
-            .text
-            .get(self.start..)
-            .filter(|rest| !rest.is_empty())?;
-        let end = match self.regex.find(rest) {
-            Some(found) => self.without_last_space(rest, found.end()),
-            // Cannot be: every character is in some alternative.
-            None => rest.len(),
-        };
-        self.start += end;
-        Some(&rest[..end])
+    /// The end of the word that begins at `start`, which must be the start of a character. Alternatives in the pattern's order.
+    #[inline]
+    pub fn end(&self, text: &[u8], start: usize) -> usize {
+        let (class, length) = self.classes.at(text, start);
+        let next = start + length;
+        // 1. [^\r\n\p{L}\p{N}]?\p{L}+ whose first character is a letter
+        if class & LETTER != 0 {
+            return self.run(text, next, self.letters);
+        }
+        // 2. \p{N}
+        if class & NUMBER != 0 {
+            return next;
+        }
+        // 3. (?i:'s|'t|'re|'ve|'m|'ll|'d)
+        if text[start] == b'\'' {
+            let length = contraction(&text[next..]);
+            if length > 0 {
+                return next + length;
+            }
+        }
+        // 4. [^\r\n\p{L}\p{N}]?\p{L}+ with something else in front, or one mark alone where marks are letters
+        let (class_behind, length_behind) = self.classes.at(text, next);
+        if class & LINE_END == 0 {
+            if class_behind & self.letters != 0 {
+                return self.run(text, next + length_behind, self.letters);
+            }
+            if class & self.letters != 0 {
+                return next;
+            }
+        }
+        // 5.  ?[^\s\p{L}\p{N}]+[\r\n]*
+        if class & self.others != 0 || (text[start] == b' ' && class_behind & self.others != 0) {
+            let end = self.run(text, next, self.others);
+            return self.run(text, end, LINE_END);
+        }
+        self.end_of_space(text, start, next)
     }
-}
 
-impl Words<'_> {
-    /// White space before a word leaves its last character to that word. A run with line feeds was matched by an earlier
-    /// alternative up to the last of them, so it ends in one and is left alone.
-    fn without_last_space(&self, rest: &str, end: usize) -> usize {
-        let word = &rest[..end];
-        let Some(last) = word.chars().next_back() else {
-            return end;
-        };
-        let is_blank = last.is_whitespace() && last != '\n' && last != '\r';
-        if is_blank && end < rest.len() && end > last.len_utf8() {
-            end - last.len_utf8()
-        } else {
-            end
+    /// `\s*[\r\n]+|\s+(?!\S)|\s+`: up to the last line end; else all at the end of the text, all but one character before a word.
+    fn end_of_space(&self, text: &[u8], start: usize, next: usize) -> usize {
+        let mut last = start;
+        let mut end = start;
+        let mut line_end = None;
+        loop {
+            let (class, length) = self.classes.at(text, end);
+            if class & SPACE == 0 {
+                break;
+            }
+            last = end;
+            end += length;
+            if class & LINE_END != 0 {
+                line_end = Some(end);
+            }
+        }
+        match line_end {
+            Some(end) => end,
+            None if end == text.len() => end,
+            // One character alone is left to `\s+`.
+            None => last.max(next),
         }
     }
+
+    /// The end of a run of characters of some classes.
+    #[inline]
+    fn run(&self, text: &[u8], start: usize, classes: u8) -> usize {
+        let mut end = start;
+        loop {
+            let (class, length) = self.classes.at(text, end);
+            if class & classes == 0 {
+                return end;
+            }
+            end += length;
+        }
+    }
+
+    /// The words of a text in order; joined they are the text.
+    #[cfg(test)]
+    pub fn words<'t>(&self, text: &'t str) -> Vec<&'t str> {
+        let mut words = Vec::new();
+        let mut start = 0;
+        while start < text.len() {
+            let end = self.end(text.as_bytes(), start);
+            words.push(&text[start..end]);
+            start = end;
+        }
+        words
+    }
 }
 
-/// Whether NFC leaves a text of such characters alone whatever their order: each is a starter that neither decomposes
-/// nor composes with what precedes it. Not all such characters, but those that most texts are made of.
+/// Bytes behind an apostrophe that belong to it: s, t, m, d, re, ve, ll in either case, and the long s, which is an s in another case.
+fn contraction(behind: &[u8]) -> usize {
+    let at = |place: usize| behind.get(place).map(u8::to_ascii_lowercase);
+    match (at(0), at(1)) {
+        (Some(b's' | b't' | b'm' | b'd'), _) => 1,
+        (Some(b'r' | b'v'), Some(b'e')) | (Some(b'l'), Some(b'l')) => 2,
+        (Some(0xc5), Some(0xbf)) => 2,
+        _ => 0,
+    }
+}
+
+/// Whether NFC surely leaves a text as it is. It may say no of a text that NFC does not change, but says so of few.
+pub(crate) fn is_surely_nfc(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    while at < bytes.len() {
+        // Most texts are ASCII for long stretches.
+        if let Some(chunk) = bytes[at..].first_chunk::<8>()
+            && u64::from_le_bytes(*chunk) & 0x8080_8080_8080_8080 == 0
+        {
+            at += 8;
+            continue;
+        }
+        let (class, length) = CLASSES.at(bytes, at);
+        if class & UNSTABLE != 0 && !is_thai_mark_in_order(&text[..at + length]) {
+            return false;
+        }
+        at += length;
+    }
+    true
+}
+
+/// Whether the last character is a Thai vowel sign below that no tone mark precedes. NFC sorts the two kinds (combining classes 103
+/// and 107) and changes nothing else among Thai characters.
+fn is_thai_mark_in_order(text: &str) -> bool {
+    let mut backwards = text.chars().rev();
+    matches!(backwards.next(), Some('\u{e38}' | '\u{e39}'))
+        && !matches!(backwards.next(), Some('\u{e48}'..='\u{e4b}'))
+}
+
+/// Ranges in which NFC leaves every text alone whatever the order: each character is a starter that neither decomposes nor composes
+/// with what precedes it (or a Thai tone mark, whose one trouble is the vowel sign behind it). Not all such characters, but those that
+/// most texts are made of.
 /// Source: Unicode Standard Annex 15, §9 (quick check "yes" and combining class 0).
-pub(crate) fn is_always_nfc(c: char) -> bool {
-    matches!(c as u32,
-        0..=0x2ff | 0x400..=0x482 | 0x48a..=0x52f
-        | 0x2010..=0x2027 | 0x2030..=0x205e
-        | 0x2600..=0x27bf
-        | 0x3001..=0x3029 | 0x3041..=0x3096 | 0x309d..=0x30ff
-        | 0x4e00..=0x9fff | 0xac00..=0xd7a3
-        | 0xff01..=0xffef | 0x1f300..=0x1faff)
+const STABLE: [(u32, u32); 21] = [
+    (0, 0x2ff),
+    (0x400, 0x482),
+    (0x48a, 0x52f),
+    (0xe01, 0xe37),
+    (0xe3f, 0xe5b),
+    (0x1ea0, 0x1ef9),
+    (0x2010, 0x2027),
+    (0x2030, 0x205e),
+    (0x2190, 0x2328),
+    (0x2460, 0x27bf),
+    (0x3000, 0x3029),
+    (0x3030, 0x303f),
+    (0x3041, 0x3096),
+    (0x309b, 0x30ff),
+    (0x3105, 0x312f),
+    (0x31f0, 0x31ff),
+    (0x3400, 0x4dbf),
+    (0x4e00, 0x9fff),
+    (0xac00, 0xd7a3),
+    (0xff01, 0xffef),
+    (0x1f300, 0x1faff),
+];
+
+/// Planes 0 and 1 in a table; of what lies above, ranges.
+const TABLE_CHARS: usize = 0x2_0000;
+
+#[derive(Debug)]
+struct Classes {
+    table: Box<[u8]>,
+    /// (first, last, class), ascending.
+    above: Vec<(u32, u32, u8)>,
 }
 
-/// Words kept per thread and vocabulary; beyond this new words are worked out each time.
-const CACHE_WORDS: usize = 1 << 16;
-/// Longer words hardly come twice.
-const CACHE_WORD_BYTES: usize = 64;
+static CLASSES: LazyLock<Classes> = LazyLock::new(Classes::new);
 
-type IdsByWord = HashMap<Box<str>, Box<[u32]>>;
-
-thread_local! {
-    static CACHE: RefCell<HashMap<u64, IdsByWord>> = RefCell::default();
-}
-
-/// A handle to the ids of words met before, in the thread that asks; `key` tells vocabularies apart.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct WordCache {
-    key: u64,
-}
-
-impl WordCache {
-    pub fn new() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        WordCache {
-            key: NEXT.fetch_add(1, Ordering::Relaxed),
-        }
-    }
-
-    /// Hands the ids of each word to `take`, working out those not met before by `encode`.
-    ///
-    /// # Errors
-    /// The first error of `encode`.
-    pub fn each<'a, E>(
-        self,
-        words: impl Iterator<Item = &'a str>,
-        encode: impl Fn(&str) -> Result<Vec<u32>, E>,
-        mut take: impl FnMut(&[u32]),
-    ) -> Result<(), E> {
-        CACHE.with_borrow_mut(|caches| {
-            let cache = caches.entry(self.key).or_default();
-            for word in words {
-                if let Some(ids) = cache.get(word) {
-                    take(ids);
-                    continue;
+impl Classes {
+    fn new() -> Classes {
+        let mut classes = Classes {
+            table: vec![OTHER | UNSTABLE; TABLE_CHARS].into_boxed_slice(),
+            above: Vec::new(),
+        };
+        for (name, class) in [
+            (r"\p{L}", LETTER),
+            (r"\p{M}", MARK),
+            (r"\p{N}", NUMBER),
+            (r"\s", SPACE),
+        ] {
+            for (first, last) in ranges(name) {
+                let table_end = (last as usize + 1).min(TABLE_CHARS);
+                if let Some(part) = classes.table.get_mut(first as usize..table_end) {
+                    part.fill(class | UNSTABLE);
                 }
-                let ids = encode(word)?;
-                take(&ids);
-                if word.len() <= CACHE_WORD_BYTES && cache.len() < CACHE_WORDS {
-                    cache.insert(word.into(), ids.into());
+                if last as usize >= TABLE_CHARS {
+                    classes
+                        .above
+                        .push((first.max(TABLE_CHARS as u32), last, class));
                 }
             }
-            Ok(())
-        })
+        }
+        for line_end in [b'\r', b'\n'] {
+            classes.table[usize::from(line_end)] |= LINE_END;
+        }
+        for (first, last) in STABLE {
+            for class in &mut classes.table[first as usize..=last as usize] {
+                *class &= !UNSTABLE;
+            }
+        }
+        classes.above.sort_unstable();
+        classes
+    }
+
+    /// Class and bytes of the character that begins at a place; none and 0 at the end of the text.
+    #[inline(always)]
+    fn at(&self, text: &[u8], at: usize) -> (u8, usize) {
+        match text.get(at) {
+            None => (0, 0),
+            Some(&byte) if byte < 0x80 => (self.table[usize::from(byte)], 1),
+            Some(&byte) => self.of_several_bytes(byte, &text[at + 1..]),
+        }
+    }
+
+    #[inline]
+    fn of_several_bytes(&self, first: u8, behind: &[u8]) -> (u8, usize) {
+        let low = |byte: u8| usize::from(byte & 0x3f);
+        let first_bits = usize::from(first);
+        match (first, behind) {
+            (0xc0..=0xdf, [a, ..]) => (self.table[(first_bits & 0x1f) << 6 | low(*a)], 2),
+            (0xe0..=0xef, [a, b, ..]) => (
+                self.table[(first_bits & 0xf) << 12 | low(*a) << 6 | low(*b)],
+                3,
+            ),
+            (_, [a, b, c, ..]) => {
+                let code = (first_bits & 7) << 18 | low(*a) << 12 | low(*b) << 6 | low(*c);
+                let class = self.table.get(code).copied();
+                (class.unwrap_or_else(|| self.of_high(code as u32)), 4)
+            }
+            // Cannot be in UTF-8: a character that the text's end cuts off.
+            _ => (OTHER, 1),
+        }
+    }
+
+    fn of_high(&self, code: u32) -> u8 {
+        let place = self.above.partition_point(|(_, last, _)| *last < code);
+        match self.above.get(place) {
+            Some((first, _, class)) if *first <= code => class | UNSTABLE,
+            _ => OTHER | UNSTABLE,
+        }
+    }
+}
+
+/// The code points of a class of characters, as the regular expressions know them.
+fn ranges(class: &str) -> Vec<(u32, u32)> {
+    let parsed = regex_syntax::parse(class);
+    match parsed.as_ref().map(|hir| hir.kind()) {
+        Ok(HirKind::Class(Class::Unicode(class))) => {
+            let range =
+                |r: &regex_syntax::hir::ClassUnicodeRange| (r.start() as u32, r.end() as u32);
+            class.ranges().iter().map(range).collect()
+        }
+        _ => unreachable!("{class} is a class that the tables of the crate hold"),
     }
 }
 
@@ -148,8 +305,7 @@ mod tests {
     use super::*;
 
     fn check(text: &str, expect: &[&str]) {
-        let splitter = WordSplitter::new(WordPattern::Qwen3_5).unwrap();
-        assert_eq!(splitter.words(text).collect::<Vec<_>>(), expect);
+        assert_eq!(WordSplitter::new(WordPattern::Qwen3_5).words(text), expect);
     }
 
     #[test]
@@ -170,10 +326,25 @@ mod tests {
     }
 
     #[test]
+    fn contractions_stand_apart_in_either_case() {
+        check(
+            "it's WE'LL o'ſ 'really",
+            &["it", "'s", " WE", "'LL", " o", "'ſ", " '", "really"],
+        );
+        check("'lx 'r", &["'lx", " '", "r"]);
+    }
+
+    #[test]
     fn marks_belong_to_words_in_the_newer_pattern_only() {
         let text = "กำ ที่";
         check(text, &["กำ", " ที่"]);
-        let older = WordSplitter::new(WordPattern::Qwen2).unwrap();
-        assert_eq!(older.words(text).collect::<Vec<_>>(), ["กำ", " ท", "ี่"]);
+        let older = WordSplitter::new(WordPattern::Qwen2);
+        assert_eq!(older.words(text), ["กำ", " ท", "ี่"]);
+    }
+
+    #[test]
+    fn thai_marks_out_of_order_are_not_surely_nfc() {
+        assert!(is_surely_nfc("กุ่ ก่ ดั"));
+        assert!(!is_surely_nfc("กุ่"));
     }
 }

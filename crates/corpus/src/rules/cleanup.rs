@@ -52,11 +52,12 @@ fn remove_markup(text: Cow<'_, str>) -> Cow<'_, str> {
     let Some(first) = text.find(['<', '{']) else {
         return text;
     };
+    let ends = Ends::of(&text);
     let mut out = String::with_capacity(text.len());
     let mut rest = &text[first..];
     out.push_str(&text[..first]);
     loop {
-        match markup_length(rest) {
+        match markup_length(rest, ends) {
             Some(length) => rest = &rest[length..],
             None => {
                 let Some(c) = rest.chars().next() else { break };
@@ -74,14 +75,44 @@ fn remove_markup(text: Cow<'_, str>) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// How far before the end of a text its last `>` and its last `}` stand: what follows the last is not searched for it
+/// again and again, which would take the square of the time where markup is opened and never closed.
+#[derive(Clone, Copy)]
+struct Ends {
+    angle: Option<usize>,
+    brace: Option<usize>,
+}
+
+impl Ends {
+    fn of(text: &str) -> Ends {
+        let from_end = |c| text.rfind(c).map(|at| text.len() - at);
+        Ends {
+            angle: from_end('>'),
+            brace: from_end('}'),
+        }
+    }
+
+    /// The first `>` of what is left of the text.
+    fn angle(self, rest: &str) -> Option<usize> {
+        self.angle.filter(|last| *last <= rest.len())?;
+        rest.find('>')
+    }
+
+    /// The first `}` of what is left of the text.
+    fn brace(self, rest: &str) -> Option<usize> {
+        self.brace.filter(|last| *last <= rest.len())?;
+        rest.find('}')
+    }
+}
+
 /// Bytes of the markup at the beginning of `text`, if there is one that goes.
-fn markup_length(text: &str) -> Option<usize> {
+fn markup_length(text: &str, ends: Ends) -> Option<usize> {
     if let Some(inner) = text.strip_prefix('<') {
-        let end = inner.find('>')?;
+        let end = ends.angle(inner)?;
         return (end > 0).then_some(end + 2);
     }
     if text.starts_with("{RUBY_B#") {
-        return text.find('}').map(|end| end + 1);
+        return ends.brace(text).map(|end| end + 1);
     }
     for literal in ["{RUBY_E#}", "{F#{M#}}"] {
         if text.starts_with(literal) {
@@ -96,7 +127,7 @@ fn markup_length(text: &str) -> Option<usize> {
     }
     for start in ["{LAYOUT_CONTROLLER#", "{LAYOUT_KEYBOARD#"] {
         if let Some(inner) = text.strip_prefix(start) {
-            let end = inner.find('}')?;
+            let end = ends.brace(inner)?;
             return (end > 0).then_some(start.len() + end + 1);
         }
     }
@@ -177,6 +208,15 @@ mod tests {
         check("{LAYOUT_CONTROLLER#}", "{LAYOUT_CONTROLLER#}");
         // What a removal joins is not looked at again in the same step.
         check("{RUBY<b>_E#}", "{RUBY_E#}");
+    }
+
+    /// Would take hours if what is never closed were searched for its end each time.
+    #[test]
+    fn unclosed_markup_takes_no_longer_than_other_text() {
+        for open in ["<", "{RUBY_B#", "<{LAYOUT_KEYBOARD#"] {
+            let text = open.repeat(4_000_000);
+            check(&text, &text);
+        }
     }
 
     #[test]

@@ -57,15 +57,20 @@ struct Tag<'a> {
 impl<'a> Tag<'a> {
     /// `<` or `</`, a letter, and all up to the next `>`; anything else is no tag.
     fn at(text: &'a str) -> Option<Tag<'a>> {
-        let length = text.find('>')? + 1;
-        let inner = &text[1..length - 1];
+        // A `<` before the `>` makes this one no tag; so no character is looked at for more than one of them.
+        let end = text[1..].find(['<', '>'])?;
+        let (inner, behind) = text[1..].split_at(end);
+        if behind.starts_with('<') {
+            return None;
+        }
+        let length = end + 2;
         let is_end = inner.starts_with('/');
         let inner = inner.strip_prefix('/').unwrap_or(inner);
         let name_end = inner
             .find(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != '-')
             .unwrap_or(inner.len());
         let name = &inner[..name_end];
-        if !name.starts_with(|c: char| c.is_ascii_alphabetic()) || inner.contains('<') {
+        if !name.starts_with(|c: char| c.is_ascii_alphabetic()) {
             return None;
         }
         Some(Tag {
@@ -88,11 +93,17 @@ pub(crate) fn replace_variables(
     language: Language,
     text: &str,
 ) -> Option<String> {
+    // Bytes from the last `)` to the end: behind it no expression is closed.
+    let last_close = text.rfind(')').map_or(usize::MAX, |at| text.len() - at);
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(start) = rest.find('$') {
         out.push_str(&rest[..start]);
         rest = &rest[start + 1..];
+        if rest.starts_with('(') && rest.len() < last_close {
+            out.push('$');
+            continue;
+        }
         let (name, behind) = variable_name(rest);
         if name.is_empty() {
             out.push('$');
@@ -159,6 +170,16 @@ mod tests {
     fn comparison_signs_are_no_tags() {
         check("1 < 2 > 0, <3 and <", "1 < 2 > 0, <3 and <", &[]);
         check("a <b <i>c</i>", "a <b c", &[]);
+    }
+
+    /// Would take hours if what is never closed were searched for its end each time.
+    #[test]
+    fn unclosed_markup_takes_no_longer_than_other_text() {
+        let text = "<a".repeat(4_000_000) + "<";
+        check(&text, &text, &[]);
+        let text = "$(".repeat(4_000_000);
+        let replaced = replace_variables(&BTreeMap::new(), Language::En, &text);
+        assert!(replaced.is_some_and(|replaced| replaced == text));
     }
 
     #[test]

@@ -229,7 +229,7 @@ impl Run {
             let tokenizer = Tokenizer::load(&run.base_model())?.with_pattern(WordPattern::Qwen2)?;
             let tasks = [Task::PtEverything, Task::SftCyrene];
             let request = BuildRequest { source: SourceKind::Story, root: &run.story, character: &run.character, tasks: &tasks, languages: None, out: dir };
-            let report = corpus_command::build(&request, &tokenizer, &run.ui)?;
+            let report = corpus_command::build::build(&request, &tokenizer, &run.ui)?;
             let split = run.split()?;
             split.save(&dir.join("split.json"), true)?;
             for (task, dataset) in &report.datasets {

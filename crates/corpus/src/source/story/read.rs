@@ -10,11 +10,14 @@ use flate2::read::MultiGzDecoder;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shorten, without_position};
 use crate::language::{ByLanguage, Language};
 use crate::near;
 use crate::output::hex;
 use crate::scene::{Line, LineKind, Scene, Speaker, Story, Text};
+
+/// What JSON allows behind a value.
+const JSON_SPACE: [char; 4] = ['\n', '\r', '\t', ' '];
 
 /// Reads a story.
 ///
@@ -131,7 +134,8 @@ impl StoryReader {
                 column: error.valid_up_to() + 1,
             })?;
             if !text.trim().is_empty() {
-                self.read_line(&Place { path, line }, text)?;
+                // Without its end, so that JSON that breaks off does so in this line.
+                self.read_line(&Place { path, line }, text.trim_end_matches(JSON_SPACE))?;
             }
         }
     }
@@ -140,7 +144,7 @@ impl StoryReader {
         let value: Value = serde_json::from_str(text).map_err(|error| Error::Json {
             path: place.path.to_owned(),
             line: place.line,
-            column: error.column(),
+            column: error.column().max(1),
             problem: without_position(&error.to_string()),
         })?;
         let Value::Object(object) = &value else {
@@ -210,7 +214,8 @@ impl StoryReader {
                     key: keys.name("kind"),
                     expected: "dialogue, narration, objective or option",
                     got: format!(
-                        "`{other}`{}",
+                        "`{}`{}",
+                        shorten(other, 40),
                         near::hint(other, ["dialogue", "narration", "objective", "option"])
                     ),
                 });
@@ -301,7 +306,7 @@ impl StoryReader {
             Some((first_path, first_line)) => Err(Error::DuplicateScene {
                 path: place.path.to_owned(),
                 line: place.line,
-                scene: id.to_owned(),
+                scene: shorten(id, 80),
                 first_path,
                 first_line,
             }),
@@ -330,7 +335,7 @@ impl Place<'_> {
             Value::Null => "null".to_owned(),
             Value::Bool(b) => b.to_string(),
             Value::Number(n) => format!("the number {n}"),
-            Value::String(s) => format!("the text `{}`", s.chars().take(40).collect::<String>()),
+            Value::String(s) => format!("the text `{}`", shorten(s, 40)),
             Value::Array(_) => "a list".to_owned(),
             Value::Object(_) => "an object".to_owned(),
         };
@@ -410,7 +415,7 @@ impl<'a> Keys<'a> {
                 path: self.place.path.to_owned(),
                 line: self.place.line,
                 key: self.name(key),
-                code: code.clone(),
+                code: shorten(code, 40),
                 near: near::hint(code, Language::ALL.map(Language::code)),
             })?;
             match value {
@@ -423,15 +428,6 @@ impl<'a> Keys<'a> {
         }
         Ok(texts)
     }
-}
-
-/// serde_json puts " at line 1 column 7" behind its messages; our own position stands in front.
-fn without_position(message: &str) -> String {
-    message
-        .split(" at line ")
-        .next()
-        .unwrap_or(message)
-        .to_owned()
 }
 
 struct HashingReader {

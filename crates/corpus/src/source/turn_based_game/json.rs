@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, without_position};
 
 /// A file of the tree, read and known to be UTF-8 without a byte order mark.
 pub(crate) struct JsonFile {
@@ -31,16 +31,7 @@ impl JsonFile {
             Ok(text) => Ok(JsonFile { path, text }),
             Err(error) => {
                 let at = error.utf8_error().valid_up_to();
-                let before = &error.as_bytes()[..at];
-                let line_start = before
-                    .iter()
-                    .rposition(|b| *b == b'\n')
-                    .map_or(0, |p| p + 1);
-                Err(Error::NotUtf8 {
-                    line: before.iter().filter(|b| **b == b'\n').count() + 1,
-                    column: at - line_start + 1,
-                    path,
-                })
+                Err(Error::not_utf8(&path, &error.as_bytes()[..at]))
             }
         }
     }
@@ -55,28 +46,37 @@ impl JsonFile {
 
     /// Line of a piece of this text.
     pub fn line_of(&self, piece: &str) -> usize {
+        self.before(piece).iter().filter(|b| **b == b'\n').count() + 1
+    }
+
+    /// The error of a piece of this text that was read alone, with its place in the whole.
+    pub fn error_in(&self, piece: &str, error: &serde_json::Error) -> Error {
+        let mut whole = json_error(&self.path, error);
+        if let Error::Json { line, column, .. } = &mut whole {
+            if *line == 1 {
+                let before = self.before(piece);
+                *column += before.iter().rev().take_while(|b| **b != b'\n').count();
+            }
+            *line += self.line_of(piece) - 1;
+        }
+        whole
+    }
+
+    /// The bytes before a piece of this text.
+    fn before(&self, piece: &str) -> &[u8] {
         let offset = (piece.as_ptr() as usize)
             .saturating_sub(self.text.as_ptr() as usize)
             .min(self.text.len());
-        self.text.as_bytes()[..offset]
-            .iter()
-            .filter(|b| **b == b'\n')
-            .count()
-            + 1
+        &self.text.as_bytes()[..offset]
     }
 }
 
 pub(crate) fn json_error(path: &Path, error: &serde_json::Error) -> Error {
-    let message = error.to_string();
     Error::Json {
         path: path.to_owned(),
         line: error.line(),
-        column: error.column(),
-        problem: message
-            .split(" at line ")
-            .next()
-            .unwrap_or(&message)
-            .to_owned(),
+        column: error.column().max(1),
+        problem: without_position(&error.to_string()),
     }
 }
 

@@ -12,6 +12,6 @@ pub(crate) mod vendor;
 
 pub(crate) use documents::GameDocuments;
 pub(crate) use tables::Tables;
-pub(crate) use text_map::TextMapFiles;
+pub(crate) use text_map::{TextHash, TextMapFiles};
 pub(crate) use texts::Texts;
 pub(crate) use units::{guard, split};

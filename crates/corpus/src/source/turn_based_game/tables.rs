@@ -7,9 +7,9 @@ use rayon::prelude::*;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
-use super::json::{ArraySeed, JsonFile, ObjectSeed, exact_integer, json_error};
+use super::json::{ArraySeed, JsonFile, ObjectSeed, exact_integer};
 use super::text_map::TextHash;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shorten};
 use crate::task::Task;
 
 /// All tables; those that no task needs are empty.
@@ -423,7 +423,7 @@ fn rows<T>(
                     line: file.line_of(raw.get()),
                     key: "a row".to_owned(),
                     expected: "an object",
-                    got: shorten(raw.get()),
+                    got: shorten(raw.get(), 40),
                 });
             }
             let cells = read_object(file, raw, keys)?;
@@ -444,11 +444,7 @@ fn read_object<'a>(
 ) -> Result<Vec<Option<&'a RawValue>>> {
     let mut deserializer = serde_json::Deserializer::from_str(raw.get());
     serde::de::DeserializeSeed::deserialize(ObjectSeed(keys), &mut deserializer)
-        .map_err(|error| json_error(&file.path, &error))
-}
-
-fn shorten(raw: &str) -> String {
-    raw.chars().take(40).collect()
+        .map_err(|error| file.error_in(raw.get(), &error))
 }
 
 /// One row of a table, for the functions above.
@@ -520,7 +516,7 @@ impl<'a> Row<'a, '_> {
             line: self.file.line_of(raw.get()),
             key: self.keys[idx].to_owned(),
             expected,
-            got: shorten(raw.get()),
+            got: shorten(raw.get(), 40),
         }
     }
 }
@@ -575,5 +571,14 @@ mod tests {
             "T.json:1: `Story` must be a text",
         );
         check_error("[] []", "T.json:1:4: trailing characters");
+    }
+
+    /// Found by the fuzz target `tables`: the place was that in the row.
+    #[test]
+    fn fault_inside_a_row_has_its_place_in_the_file() {
+        check_error(
+            "[\n {\"\\ud800\": 1}]",
+            "T.json:2:10: unexpected end of hex escape",
+        );
     }
 }

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 use super::json::JsonFile;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shorten};
 use crate::fold::Fold;
 use crate::language::Language;
 
@@ -114,7 +114,7 @@ impl<'a> TextMap<'a> {
                 line,
                 key: hash.to_string(),
                 expected: "a text",
-                got: raw.chars().take(40).collect(),
+                got: shorten(raw, 40),
             });
         };
         if !inner.contains('\\') {
@@ -123,17 +123,12 @@ impl<'a> TextMap<'a> {
         match serde_json::from_str::<String>(raw) {
             Ok(text) => Ok(Some(Cow::Owned(text))),
             Err(error) => {
-                let (file, line) = self.place(raw);
-                let message = error.to_string();
-                Err(Error::Json {
-                    path: file.path.clone(),
-                    line,
-                    column: error.column(),
-                    problem: format!(
-                        "the text of hash {hash} cannot be read: {}",
-                        message.split(" at line ").next().unwrap_or_default()
-                    ),
-                })
+                let (file, _) = self.place(raw);
+                let mut error = file.error_in(raw, &error);
+                if let Error::Json { problem, .. } = &mut error {
+                    *problem = format!("the text of hash {hash} cannot be read: {problem}");
+                }
+                Err(error)
             }
         }
     }
@@ -201,7 +196,7 @@ impl Visitor<'_> for HashSeed {
     fn visit_str<E: serde::de::Error>(self, key: &str) -> std::result::Result<TextHash, E> {
         parse_key(key)
             .map(TextHash)
-            .ok_or_else(|| E::custom(format!("the key `{key}` is not a number")))
+            .ok_or_else(|| E::custom(format!("the key `{}` is not a number", shorten(key, 40))))
     }
 }
 
@@ -272,7 +267,7 @@ mod tests {
         let error = map.get(TextHash(1)).unwrap_err().to_string();
         assert_eq!(error, "TextMapEN.json:1: `1` must be a text, not 5");
         let error = map.get(TextHash(2)).unwrap_err().to_string();
-        assert!(error.starts_with("TextMapEN.json:2:"), "{error}");
+        assert!(error.starts_with("TextMapEN.json:2:14: "), "{error}");
         assert!(
             error.contains("surrogate") || error.contains("hex escape"),
             "{error}"

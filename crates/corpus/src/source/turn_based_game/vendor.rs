@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::json::{JsonFile, json_error};
 use crate::dataset::DatasetWriter;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shorten};
 use crate::rules::{Shown, paragraph};
 
 /// The sets of the vendor folder, by the names of their files.
@@ -134,7 +134,7 @@ impl Place<'_> {
                 line: self.line,
                 key: key.to_owned(),
                 expected: "a text",
-                got: other.to_string().chars().take(40).collect(),
+                got: shorten(&other.to_string(), 40),
             }),
         }
     }

@@ -1,27 +1,15 @@
-//! `cyrene corpus build | split | encode`.
+//! `cyrene corpus build`: a story to data sets.
 
 use anyhow::{Context, Result};
-use corpus::{
-    BuildReport, BuildRequest, Character, Language, SourceKind, SplitOptions, SplitRequest, Task,
-};
-use text::labels::LossScale;
+use corpus::{BuildReport, BuildRequest, Character, Language, SourceKind, Task};
 use text::{Tokenizer, WordPattern};
 
-use crate::cli::{self, Corpus, CorpusBuild, CorpusEncode, CorpusSplit, CountWith, TrainStage};
-use crate::dataset::{self, Encoding};
+use super::as_misuse;
+use crate::cli::{CorpusBuild, CountWith};
 use crate::misuse;
-use crate::recipe::StageKind;
-use crate::ui::{Misuse, Ui};
+use crate::ui::Ui;
 
-pub fn run(command: Corpus, ui: &Ui) -> Result<()> {
-    match command {
-        Corpus::Build(args) => run_build(&args, ui),
-        Corpus::Split(args) => run_split(&args, ui),
-        Corpus::Encode(args) => run_encode(&args, ui),
-    }
-}
-
-fn run_build(args: &CorpusBuild, ui: &Ui) -> Result<()> {
+pub fn run(args: &CorpusBuild, ui: &Ui) -> Result<()> {
     let pattern = match args.count_with {
         CountWith::Qwen2 => WordPattern::Qwen2,
         CountWith::Qwen3_5 => WordPattern::Qwen3_5,
@@ -122,53 +110,6 @@ pub fn build(request: &BuildRequest<'_>, tokenizer: &Tokenizer, ui: &Ui) -> Resu
     Ok(report)
 }
 
-fn run_split(args: &CorpusSplit, ui: &Ui) -> Result<()> {
-    let character = Character::load(&args.character)?;
-    let request = SplitRequest {
-        source: as_misuse(SourceKind::parse(&args.source))?,
-        root: &args.root,
-        character: &character,
-        options: SplitOptions {
-            seed: args.seed,
-            share: args.share,
-            share_rest: args.share_rest,
-        },
-    };
-    let split = corpus::make_split(&request)?;
-    split.save(&args.out, args.force)?;
-    ui.result(
-        &serde_json::json!({ "out": args.out, "held_out": split.held_out.len(), "train": split.train.len(), "contaminated": split.contaminated.len() }),
-        || format!("{} scenes held out, {} to train on, {} set aside as contaminated: {}", split.held_out.len(), split.train.len(), split.contaminated.len(), args.out.display()),
-    )
-}
-
-fn run_encode(args: &CorpusEncode, ui: &Ui) -> Result<()> {
-    let tokenizer = Tokenizer::load(&args.tokenizer)?;
-    let encoding = Encoding {
-        stage: match args.stage {
-            TrainStage::Cpt => StageKind::Cpt,
-            TrainStage::Sft => StageKind::Sft,
-        },
-        loss_scale: match args.loss_scale {
-            cli::LossScale::IgnoreEmptyThink => LossScale::IgnoreEmptyThink,
-            cli::LossScale::Default => LossScale::Default,
-            cli::LossScale::LastRound => LossScale::LastRound,
-        },
-        tokenizer: Some(&tokenizer),
-    };
-    if !args.file.is_file() {
-        misuse!("{} is no file; expected JSON lines", args.file.display());
-    }
-    for row in dataset::read(&args.file, encoding)? {
-        ui.line(&serde_json::json!({ "input_ids": row.encoded.input_ids, "labels": row.encoded.labels }).to_string())?;
-    }
-    Ok(())
-}
-
 fn known_languages() -> String {
     Language::ALL.map(Language::code).join(", ")
-}
-
-fn as_misuse<T>(result: corpus::Result<T>) -> Result<T> {
-    result.map_err(|error| anyhow::Error::new(Misuse(error.to_string())))
 }

@@ -1,0 +1,34 @@
+//! `cyrene corpus encode`: what training sees of each row.
+
+use anyhow::Result;
+use text::Tokenizer;
+use text::labels::LossScale;
+
+use crate::cli::{self, CorpusEncode, TrainStage};
+use crate::dataset::{self, Encoding};
+use crate::misuse;
+use crate::recipe::StageKind;
+use crate::ui::Ui;
+
+pub fn run(args: &CorpusEncode, ui: &Ui) -> Result<()> {
+    let tokenizer = Tokenizer::load(&args.tokenizer)?;
+    let encoding = Encoding {
+        stage: match args.stage {
+            TrainStage::Cpt => StageKind::Cpt,
+            TrainStage::Sft => StageKind::Sft,
+        },
+        loss_scale: match args.loss_scale {
+            cli::LossScale::IgnoreEmptyThink => LossScale::IgnoreEmptyThink,
+            cli::LossScale::Default => LossScale::Default,
+            cli::LossScale::LastRound => LossScale::LastRound,
+        },
+        tokenizer: Some(&tokenizer),
+    };
+    if !args.file.is_file() {
+        misuse!("{} is no file; expected JSON lines", args.file.display());
+    }
+    for row in dataset::read(&args.file, encoding)? {
+        ui.line(&serde_json::json!({ "input_ids": row.encoded.input_ids, "labels": row.encoded.labels }).to_string())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,236 @@
+//! `cyrene corpus build` from outside, where it goes wrong: bad input, a full disk, a kill. Nothing half-written ever
+//! has its final name, and the next build goes through.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests fail by panicking, as tests do"
+)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+const ADA: &str = r#"
+languages = ["chs", "en", "jp"]
+[name]
+en = "Ada"
+[story]
+speaker_ids = ["ada"]
+"#;
+
+const TASKS: [&str; 3] = ["pt/everything", "sft/cyrene", "sft/everything"];
+
+/// A folder with a tokenizer, a character and a story.
+struct Setup {
+    folder: tempfile::TempDir,
+}
+
+impl Setup {
+    fn new(story: &str) -> Setup {
+        let folder = tempfile::tempdir().unwrap();
+        let tokenizer = text::Tokenizer::train(["the tide turns"].into_iter(), 260).unwrap();
+        let template = text::ChatTemplate::history_stable().unwrap();
+        tokenizer
+            .save(&folder.path().join("tokenizer"), &template)
+            .unwrap();
+        std::fs::write(folder.path().join("ada.toml"), ADA).unwrap();
+        std::fs::write(folder.path().join("story.jsonl"), story).unwrap();
+        Setup { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    fn args(&self) -> Vec<String> {
+        let mut args: Vec<String> = [
+            "corpus",
+            "build",
+            "--source",
+            "story",
+            "--root",
+            &self.text("story.jsonl"),
+            "--character",
+            &self.text("ada.toml"),
+            "--tokenizer",
+            &self.text("tokenizer"),
+            "--out",
+            &self.text("out"),
+        ]
+        .map(str::to_owned)
+        .into();
+        for task in TASKS {
+            args.extend(["--task".to_owned(), task.to_owned()]);
+        }
+        args
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cyrene"));
+        command.args(self.args());
+        command
+    }
+
+    fn build(&self) -> Output {
+        self.command().output().unwrap()
+    }
+
+    fn succeeds(&self) {
+        let output = self.build();
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert_eq!(self.files("tmp"), [""; 0]);
+    }
+
+    /// Files below the output folder whose name ends so.
+    fn files(&self, ending: &str) -> Vec<String> {
+        let mut found = Vec::new();
+        collect(&self.path("out"), ending, &mut found);
+        found.sort();
+        found
+    }
+
+    /// What was built can be read and counts what the manifest says.
+    fn rows(&self, task: &str) -> corpus::Result<usize> {
+        corpus::rows::load(&self.path("out").join(task), None).map(|rows| rows.len())
+    }
+}
+
+fn collect(folder: &Path, ending: &str, found: &mut Vec<String>) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if path.is_dir() {
+            collect(&path, ending, found);
+        } else if name.ends_with(ending) {
+            found.push(name);
+        }
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A story of `n_scenes` scenes in two languages, every text another.
+fn story(n_scenes: usize) -> String {
+    let scene = |n: usize| {
+        let line = |kind: &str, speaker: &str, i: usize| {
+            let name = &speaker[..speaker.len().min(3)];
+            format!(
+                r#"{{"kind":"{kind}","speaker_id":"{speaker}","speaker_name":{{"en":"{name}"}},"text":{{"en":"Line {i} of scene {n}: the tide came to the {n}th step and went.","chs":"第{n}场第{i}句：潮水来了又去。"}}}}"#
+            )
+        };
+        let lines: Vec<String> = (0..6)
+            .map(|i| line("dialogue", ["bo", "ada"][i % 2], i))
+            .collect();
+        format!(
+            "{{\"campaign\":\"sea\",\"scenario\":\"{}\",\"scene\":\"sea/{n}\",\"lines\":[{}]}}\n",
+            n / 50,
+            lines.join(",")
+        )
+    };
+    (0..n_scenes).map(scene).collect()
+}
+
+#[test]
+fn broken_line_is_named_and_nothing_is_written() {
+    let setup = Setup::new(&(story(2) + "{\"campaign\": \"sea\",\n"));
+    let output = setup.build();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("story.jsonl:3:19: EOF while parsing"),
+        "{}",
+        stderr(&output)
+    );
+    assert_eq!(setup.files(""), [""; 0]);
+}
+
+#[test]
+fn unknown_markup_is_said_once_with_its_count() {
+    let story = story(3).replace("the tide", "the <blink>tide</blink>");
+    let setup = Setup::new(&story);
+    let output = setup.build();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let said = stderr(&output);
+    assert_eq!(said.matches("unknown markup <blink>").count(), 1, "{said}");
+}
+
+/// A file-size limit stands in for a full disk.
+#[cfg(unix)]
+#[test]
+fn full_disk_is_named_and_leaves_nothing() {
+    let setup = Setup::new(&story(400));
+    let args: Vec<String> = setup.args().iter().map(|a| format!("'{a}'")).collect();
+    let script = format!(
+        "trap '' XFSZ; ulimit -f 16; exec '{}' {}",
+        env!("CARGO_BIN_EXE_cyrene"),
+        args.join(" ")
+    );
+    let output = Command::new("bash").args(["-c", &script]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let said = stderr(&output);
+    assert!(
+        said.contains("cannot write ") && said.contains(".jsonl.tmp"),
+        "{said}"
+    );
+    assert!(said.contains("check the free space"), "{said}");
+    assert_eq!(setup.files(""), [""; 0]);
+    setup.succeeds();
+    assert_eq!(setup.rows("sft/cyrene").unwrap(), 800);
+}
+
+/// Starts a build and ends it as soon as it has begun to write.
+fn interrupt(setup: &Setup, end: impl Fn(&mut std::process::Child)) {
+    let mut child = setup
+        .command()
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    while setup.files(".tmp").is_empty() {
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "the build was too quick"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    end(&mut child);
+    assert!(!child.wait().unwrap().success());
+}
+
+#[test]
+fn killed_build_names_no_file_and_the_next_one_clears_up() {
+    let setup = Setup::new(&story(6000));
+    interrupt(&setup, |child| child.kill().unwrap());
+    assert_eq!(setup.files("json"), [""; 0]);
+    assert_eq!(setup.files("jsonl"), [""; 0]);
+    std::fs::write(setup.path("story.jsonl"), story(5)).unwrap();
+    setup.succeeds();
+    assert_eq!(setup.rows("sft/cyrene").unwrap(), 10);
+}
+
+#[cfg(unix)]
+#[test]
+fn interrupted_build_keeps_what_an_earlier_one_made() {
+    let setup = Setup::new(&story(5));
+    setup.succeeds();
+    let before = setup.files("");
+    std::fs::write(setup.path("story.jsonl"), story(6000)).unwrap();
+    interrupt(&setup, |child| {
+        let kill = format!("kill -INT {}", child.id());
+        let sent = Command::new("bash").args(["-c", &kill]).status().unwrap();
+        assert!(sent.success());
+    });
+    for task in TASKS {
+        assert!(setup.rows(task).is_ok(), "{task}");
+    }
+    let mut after = setup.files("");
+    after.retain(|name| !name.ends_with(".tmp"));
+    assert_eq!(before, after);
+    setup.succeeds();
+    assert_eq!(setup.rows("sft/cyrene").unwrap(), 12_000);
+}

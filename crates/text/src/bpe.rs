@@ -1,0 +1,247 @@
+//! Byte-pair encoding of one word, on ids alone: the pair of lowest rank is joined, the leftmost of equals, until none is left.
+//! Own code because the `tokenizers` crate takes most of a second to set up and works on spelled characters with their offsets;
+//! that crate stays the oracle of the tests.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use crate::spelling::char_of;
+use crate::vocab::Vocab;
+
+/// Bits of an id and of a rank in a slot of the table.
+const ID_BITS: u32 = 22;
+const RANK_BITS: u32 = 20;
+/// Most ids and merges that the table can hold.
+pub(crate) const MAX_IDS: usize = 1 << ID_BITS;
+pub(crate) const MAX_MERGES: usize = (1 << RANK_BITS) - 1;
+const NO_RANK: u32 = u32::MAX;
+const EMPTY: u64 = u64::MAX;
+/// Up to here a scan for the lowest rank beats a heap.
+const SCAN_TOKENS: usize = 256;
+
+/// The merges of a vocabulary.
+#[derive(Clone, Debug)]
+pub(crate) struct Bpe {
+    /// Open addressing: left id, right id, rank; or `EMPTY`. A power of two long, at most half full.
+    slots: Vec<u64>,
+    /// Result of each merge, by rank.
+    results: Vec<u32>,
+}
+
+/// Memory that an encoding needs for a while, kept from word to word.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    ranks: Vec<u32>,
+}
+
+impl Bpe {
+    /// `merges`: left, right and result, best first; of two merges of the same pair the later one counts.
+    pub fn new(merges: &[[u32; 3]]) -> Bpe {
+        assert!(merges.len() <= MAX_MERGES, "the caller has checked it");
+        let mut bpe = Bpe {
+            slots: vec![EMPTY; (2 * merges.len()).next_power_of_two().max(2)],
+            results: merges.iter().map(|m| m[2]).collect(),
+        };
+        for (rank, [left, right, _]) in merges.iter().enumerate() {
+            let pair = pair(*left, *right);
+            let slot = bpe.slot(pair);
+            bpe.slots[slot] = pair << RANK_BITS | rank as u64;
+        }
+        bpe
+    }
+
+    /// Left and right of every merge, best first.
+    pub fn merges(&self) -> Vec<(u32, u32)> {
+        let mut merges: Vec<u64> = self.slots.iter().copied().filter(|s| *s != EMPTY).collect();
+        let rank = |slot: &u64| slot & ((1 << RANK_BITS) - 1);
+        merges.sort_unstable_by_key(rank);
+        let parts = |slot: u64| {
+            let pair = slot >> RANK_BITS;
+            (
+                (pair >> ID_BITS) as u32,
+                (pair & ((1 << ID_BITS) - 1)) as u32,
+            )
+        };
+        merges.into_iter().map(parts).collect()
+    }
+
+    /// Joins what can be joined among the ids behind `start`.
+    pub fn join(&self, ids: &mut Vec<u32>, start: usize, scratch: &mut Scratch) {
+        match ids.len() - start {
+            0 | 1 => {}
+            n if n <= SCAN_TOKENS => {
+                let n = self.join_by_scan(&mut ids[start..], &mut scratch.ranks);
+                ids.truncate(start + n);
+            }
+            _ => {
+                let joined = self.join_by_heap(&ids[start..]);
+                ids.truncate(start);
+                ids.extend(joined);
+            }
+        }
+    }
+
+    /// Gives the number of ids left.
+    fn join_by_scan(&self, ids: &mut [u32], ranks: &mut Vec<u32>) -> usize {
+        let mut n = ids.len();
+        ranks.clear();
+        ranks.extend(ids.windows(2).map(|w| self.rank(w[0], w[1])));
+        while let Some((at, rank)) = lowest(&ranks[..n - 1]) {
+            ids[at] = self.results[rank as usize];
+            ids.copy_within(at + 2..n, at + 1);
+            ranks.copy_within(at + 1..n - 1, at);
+            n -= 1;
+            if at > 0 {
+                ranks[at - 1] = self.rank(ids[at - 1], ids[at]);
+            }
+            if at + 1 < n {
+                ranks[at] = self.rank(ids[at], ids[at + 1]);
+            }
+        }
+        n
+    }
+
+    /// For long words, where a scan for every merge would take quadratic time.
+    fn join_by_heap(&self, ids: &[u32]) -> Vec<u32> {
+        const GONE: u32 = u32::MAX;
+        let mut ids = ids.to_vec();
+        let n = ids.len();
+        let mut next: Vec<usize> = (1..=n).collect();
+        let mut previous: Vec<usize> = (0..n).map(|at| at.wrapping_sub(1)).collect();
+        let mut heap = BinaryHeap::new();
+        for (at, pair) in ids.windows(2).enumerate() {
+            let rank = self.rank(pair[0], pair[1]);
+            if rank != NO_RANK {
+                heap.push(Reverse((rank, at)));
+            }
+        }
+        while let Some(Reverse((rank, at))) = heap.pop() {
+            let right = next[at];
+            // The pair may have changed since it was pushed.
+            if ids[at] == GONE || right >= n || self.rank(ids[at], ids[right]) != rank {
+                continue;
+            }
+            ids[at] = self.results[rank as usize];
+            ids[right] = GONE;
+            next[at] = next[right];
+            if next[at] < n {
+                previous[next[at]] = at;
+            }
+            for left in [previous[at], at] {
+                let Some(&right) = next.get(left).filter(|right| **right < n) else {
+                    continue;
+                };
+                let rank = self.rank(ids[left], ids[right]);
+                if rank != NO_RANK {
+                    heap.push(Reverse((rank, left)));
+                }
+            }
+        }
+        ids.retain(|id| *id != GONE);
+        ids
+    }
+
+    fn rank(&self, left: u32, right: u32) -> u32 {
+        match self.slots[self.slot(pair(left, right))] {
+            EMPTY => NO_RANK,
+            slot => (slot & ((1 << RANK_BITS) - 1)) as u32,
+        }
+    }
+
+    /// Where a pair stands, or the empty place where it would.
+    fn slot(&self, pair: u64) -> usize {
+        let mask = self.slots.len() - 1;
+        let mut slot = (pair.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & mask;
+        while self.slots[slot] != EMPTY && self.slots[slot] >> RANK_BITS != pair {
+            slot = (slot + 1) & mask;
+        }
+        slot
+    }
+}
+
+fn pair(left: u32, right: u32) -> u64 {
+    u64::from(left) << ID_BITS | u64::from(right)
+}
+
+/// The place of the lowest rank, the first of equals.
+fn lowest(ranks: &[u32]) -> Option<(usize, u32)> {
+    let lowest = ranks.iter().copied().fold(NO_RANK, u32::min);
+    if lowest == NO_RANK {
+        return None;
+    }
+    Some((ranks.iter().position(|rank| *rank == lowest)?, lowest))
+}
+
+/// The ids of the 256 bytes; `None` if the vocabulary lacks one.
+pub(crate) fn byte_ids(vocab: &Vocab) -> Option<Box<[u32; 256]>> {
+    let mut ids = Box::new([0; 256]);
+    for (byte, id) in (0..=255).zip(ids.iter_mut()) {
+        *id = vocab.id(char_of(byte).encode_utf8(&mut [0; 4]))?;
+    }
+    Some(ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ids 0 to 3 are letters, the others what the merges build.
+    fn check(merges: &[[u32; 3]], ids: &[u32], expect: &[u32]) {
+        let bpe = Bpe::new(merges);
+        let mut got = vec![9];
+        got.extend(ids);
+        bpe.join(&mut got, 1, &mut Scratch::default());
+        assert_eq!(got[1..], *expect);
+        assert_eq!(bpe.join_by_heap(ids), expect);
+    }
+
+    #[test]
+    fn lowest_rank_is_joined_first() {
+        let merges = [[1, 2, 4], [0, 1, 5], [0, 4, 6]];
+        check(&merges, &[0, 1, 2], &[6]);
+        check(&merges, &[0, 1, 0, 1], &[5, 5]);
+        check(&merges, &[3, 3], &[3, 3]);
+    }
+
+    #[test]
+    fn leftmost_of_equals_is_joined_first() {
+        let merges = [[0, 0, 4]];
+        check(&merges, &[0, 0, 0], &[4, 0]);
+        check(&merges, &[0, 0, 0, 0, 0], &[4, 4, 0]);
+    }
+
+    #[test]
+    fn merges_come_back_in_order() {
+        let bpe = Bpe::new(&[[1, 2, 4], [0, 1, 5], [0, 4, 6]]);
+        assert_eq!(bpe.merges(), [(1, 2), (0, 1), (0, 4)]);
+    }
+
+    #[test]
+    fn scan_and_heap_agree() {
+        let mut state = 7u64;
+        let mut random = |n: u64| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (state >> 33) % n
+        };
+        let mut merges: Vec<[u32; 3]> = Vec::new();
+        for result in 4..200 {
+            let part = |r: u64| r as u32;
+            let (left, right) = (
+                part(random(u64::from(result))),
+                part(random(u64::from(result))),
+            );
+            if !merges.iter().any(|m| m[..2] == [left, right]) {
+                merges.push([left, right, result]);
+            }
+        }
+        let bpe = Bpe::new(&merges);
+        for n in 2..SCAN_TOKENS {
+            let ids: Vec<u32> = (0..n).map(|_| random(4) as u32).collect();
+            let mut scanned = ids.clone();
+            bpe.join(&mut scanned, 0, &mut Scratch::default());
+            assert_eq!(bpe.join_by_heap(&ids), scanned);
+        }
+    }
+}

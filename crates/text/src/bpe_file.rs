@@ -1,0 +1,261 @@
+//! The model of tokenizer.json: its tokens and merges, read into flat texts and made into what encodes.
+
+use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use crate::bpe::{Bpe, MAX_IDS, MAX_MERGES};
+use crate::error::{Error, Result};
+use crate::vocab::Vocab;
+
+#[derive(Deserialize)]
+pub(crate) struct BpeFile {
+    pub vocab: Tokens,
+    pub merges: Merges,
+    #[serde(flatten)]
+    pub options: BpeOptions,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(crate) struct BpeOptions {
+    pub unk_token: Option<String>,
+    continuing_subword_prefix: Option<String>,
+    end_of_word_suffix: Option<String>,
+    #[serde(default)]
+    pub fuse_unk: bool,
+    #[serde(default)]
+    pub byte_fallback: bool,
+    #[serde(default)]
+    pub ignore_merges: bool,
+}
+
+/// Tokens and their ids as a file lists them.
+#[derive(Default)]
+pub(crate) struct Tokens {
+    text: String,
+    /// End of each token in `text`, and its id.
+    ends: Vec<(usize, u32)>,
+}
+
+/// Pairs of tokens, best first.
+#[derive(Default)]
+pub(crate) struct Merges {
+    text: String,
+    /// End of the left and of the right token in `text`.
+    ends: Vec<(usize, usize)>,
+}
+
+/// What a file's model says, ready for use.
+#[derive(Clone, Debug)]
+pub(crate) struct Model {
+    pub vocab: Vocab,
+    pub bpe: Bpe,
+    pub options: BpeOptions,
+}
+
+impl BpeFile {
+    /// # Errors
+    /// Marked subwords, a merge of tokens that the vocabulary lacks, or more of either than [`Bpe`] can hold.
+    pub fn build(self) -> Result<Model> {
+        self.options.check()?;
+        let vocab = Vocab::new(self.vocab.iter());
+        let n_merges = self.merges.ends.len();
+        if vocab.n_ids() > MAX_IDS || n_merges > MAX_MERGES {
+            return Err(Error::VocabTooLarge {
+                n_ids: vocab.n_ids(),
+                n_merges,
+            });
+        }
+        let id = |token: &str| {
+            vocab.id(token).ok_or_else(|| Error::UnknownMerge {
+                token: token.to_owned(),
+            })
+        };
+        let merges = self
+            .merges
+            .iter()
+            .map(|(left, right, both)| Ok([id(left)?, id(right)?, id(both)?]));
+        let bpe = Bpe::new(&merges.collect::<Result<Vec<_>>>()?);
+        Ok(Model {
+            vocab,
+            bpe,
+            options: self.options,
+        })
+    }
+}
+
+impl BpeOptions {
+    /// Whether the merges alone say what a word's tokens are, given that every byte has one.
+    pub fn are_plain(&self) -> bool {
+        !self.ignore_merges
+    }
+
+    /// # Errors
+    /// [`Error::SubwordMark`] if tokens carry a mark of their place in the word, as no byte-level vocabulary does.
+    fn check(&self) -> Result<()> {
+        for mark in [&self.continuing_subword_prefix, &self.end_of_word_suffix] {
+            if let Some(mark) = mark.as_ref().filter(|mark| !mark.is_empty()) {
+                return Err(Error::SubwordMark { mark: mark.clone() });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Tokens {
+    pub fn push(&mut self, token: &str, id: u32) {
+        self.text.push_str(token);
+        self.ends.push((self.text.len(), id));
+    }
+
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&str, u32)> {
+        let starts = std::iter::once(0).chain(self.ends.iter().map(|(end, _)| *end));
+        starts
+            .zip(&self.ends)
+            .map(|(start, (end, id))| (&self.text[start..*end], *id))
+    }
+}
+
+impl Merges {
+    pub fn push(&mut self, left: &str, right: &str) {
+        self.text.push_str(left);
+        let end = self.text.len();
+        self.text.push_str(right);
+        self.ends.push((end, self.text.len()));
+    }
+
+    /// Left, right and both in one.
+    fn iter(&self) -> impl Iterator<Item = (&str, &str, &str)> {
+        let starts = std::iter::once(0).chain(self.ends.iter().map(|(_, end)| *end));
+        starts.zip(&self.ends).map(|(start, (middle, end))| {
+            let text = &self.text;
+            (
+                &text[start..*middle],
+                &text[*middle..*end],
+                &text[start..*end],
+            )
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Tokens {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct TokensVisitor;
+        impl<'de> Visitor<'de> for TokensVisitor {
+            type Value = Tokens;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object of ids by token")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> std::result::Result<Tokens, A::Error> {
+                let mut tokens = Tokens::default();
+                while map.next_key_seed(Append(&mut tokens.text))?.is_some() {
+                    tokens.ends.push((tokens.text.len(), map.next_value()?));
+                }
+                Ok(tokens)
+            }
+        }
+        deserializer.deserialize_map(TokensVisitor)
+    }
+}
+
+impl<'de> Deserialize<'de> for Merges {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct MergesVisitor;
+        impl<'de> Visitor<'de> for MergesVisitor {
+            type Value = Merges;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a list of merges")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(
+                self,
+                mut seq: A,
+            ) -> std::result::Result<Merges, A::Error> {
+                let mut merges = Merges::default();
+                while seq.next_element_seed(AppendMerge(&mut merges))?.is_some() {}
+                Ok(merges)
+            }
+        }
+        deserializer.deserialize_seq(MergesVisitor)
+    }
+}
+
+/// One merge, written `["a", "b"]` or, in older files, `"a b"`.
+struct AppendMerge<'m>(&'m mut Merges);
+
+impl<'de> DeserializeSeed<'de> for AppendMerge<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(
+        self,
+        deserializer: D,
+    ) -> std::result::Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for AppendMerge<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a merge, [\"a\", \"b\"] or \"a b\"")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> std::result::Result<(), E> {
+        let (left, right) = text
+            .split_once(' ')
+            .ok_or_else(|| E::invalid_value(serde::de::Unexpected::Str(text), &self))?;
+        self.0.push(left, right);
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> std::result::Result<(), A::Error> {
+        let missing = |n| <A::Error as serde::de::Error>::invalid_length(n, &"2 parts");
+        let Merges { text, ends } = self.0;
+        parts
+            .next_element_seed(Append(text))?
+            .ok_or_else(|| missing(0))?;
+        let middle = text.len();
+        parts
+            .next_element_seed(Append(text))?
+            .ok_or_else(|| missing(1))?;
+        ends.push((middle, text.len()));
+        Ok(())
+    }
+}
+
+/// Appends a text to another.
+struct Append<'t>(&'t mut String);
+
+impl<'de> DeserializeSeed<'de> for Append<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(
+        self,
+        deserializer: D,
+    ) -> std::result::Result<(), D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Append<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a token")
+    }
+
+    fn visit_str<E>(self, text: &str) -> std::result::Result<(), E> {
+        self.0.push_str(text);
+        Ok(())
+    }
+}
