@@ -133,7 +133,7 @@ mod tests {
         snapshots.insert(snapshot(&[1, 2], Some(vec![0.5])));
         assert_eq!(snapshots.len(), 1);
         let hit = snapshots.longest_prefix(&[1, 2]).unwrap();
-        assert_eq!(hit.logits, Some(vec![0.5]));
+        assert_eq!(hit.logits, Some(&[0.5][..]));
     }
 
     #[test]

@@ -305,10 +305,6 @@ impl Args {
         self.slot([value, 0])
     }
 
-    pub fn i32(self, value: i32) -> Args {
-        self.slot([u64::from(value as u32), 0])
-    }
-
     pub fn f32(self, value: f32) -> Args {
         self.slot([u64::from(value.to_bits()), 0])
     }
