@@ -11,7 +11,7 @@ use crate::optimizer::{AdamW, clip_factor, global_norm};
 use crate::seed::{Purpose, derive};
 
 /// What ops need beside tensors on a GPU (a chunk of logits, states of the delta rule, LoRA's dropped inputs), with a margin.
-const RESERVE_BYTES: usize = 3 << 30;
+pub const RESERVE_BYTES: usize = 3 << 30;
 
 /// A model with what training it needs: moments, gradients, activations.
 #[derive(Debug)]

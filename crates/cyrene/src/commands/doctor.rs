@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
-use kernel::{DType, Tensor, ops};
-use model::{Config, Saved};
+use kernel::{DType, Device, Tensor, ops};
+use model::{Config, Keep, Saved};
 use serde::Serialize;
 use text::Tokenizer;
 use train::TunerConfig;
+use train::step::RESERVE_BYTES;
 
 use super::train::{base_folder, rows};
 use crate::cli::Doctor;
@@ -25,7 +26,7 @@ pub struct Machine {
     pub memory_bytes: u64,
     pub memory_free_bytes: u64,
     pub disk_free_bytes: Option<u64>,
-    /// Whether an NVIDIA driver answers; this build computes on the CPU either way.
+    /// Whether an NVIDIA driver is installed.
     pub nvidia_driver: bool,
 }
 
@@ -49,6 +50,8 @@ pub struct Choices {
     pub dtype: &'static str,
     pub rows: usize,
     pub row_tokens: usize,
+    /// Layers that compute a part twice because the GPU has no room to keep it.
+    pub recomputing_layers: usize,
 }
 
 #[derive(Debug, Serialize)]
@@ -59,16 +62,21 @@ struct Report {
 }
 
 pub fn run(args: &Doctor, ui: &Ui) -> Result<()> {
-    load::device(&args.device.device)?;
-    let machine = machine(Path::new("."));
+    let device = load::device(&args.device.device)?;
+    let mut machine = machine(Path::new("."));
+    machine.device = device.to_string();
+    if let kernel::Device::Cuda(card) = device {
+        machine.memory_bytes = card.total_bytes() as u64;
+        machine.memory_free_bytes = card.free_bytes()? as u64;
+    }
     let flops = if args.recipes.is_empty() {
         0.0
     } else {
-        matmul_flops()?
+        matmul_flops(device)?
     };
     let mut stages = Vec::new();
     for path in &args.recipes {
-        stages.push(plan(path, &machine, flops)?);
+        stages.push(plan(path, device, &machine, flops)?);
     }
     let report = Report { machine, stages };
     ui.result(&report, || {
@@ -87,7 +95,7 @@ impl Machine {
             format!(" · {} of disk free", size(bytes))
         });
         let driver = if self.nvidia_driver {
-            " · NVIDIA driver present, not used by this build"
+            " · NVIDIA driver present"
         } else {
             ""
         };
@@ -149,7 +157,7 @@ fn nvidia_driver() -> bool {
 }
 
 /// What a recipe needs, from its base's configuration and its data.
-fn plan(path: &Path, machine: &Machine, flops: f64) -> Result<StagePlan> {
+fn plan(path: &Path, device: Device, machine: &Machine, flops: f64) -> Result<StagePlan> {
     let recipe = Recipe::load(path, &[])?;
     let folder = path.parent().unwrap_or(Path::new(""));
     let base = base_folder(&recipe.base, folder)?;
@@ -190,9 +198,28 @@ fn plan(path: &Path, machine: &Machine, flops: f64) -> Result<StagePlan> {
         TunerConfig::Lora { rank, .. } => ("lora", config.n_adapter_params(*rank)),
     };
     let micro_tokens = recipe.batch.rows * recipe.data.row_tokens;
-    let activations = Saved::bytes_for(&config, micro_tokens, dtype, &[]) as u64;
     let adapter = if tuner == "lora" { 4 * trained } else { 0 };
-    let peak_bytes = n_params * dtype.size() as u64 + adapter + 12 * trained + activations;
+    let weight_size = if tuner == "lora" {
+        4
+    } else {
+        dtype.size() as u64
+    };
+    // A gradient in f32 and two moments.
+    let (moment_size, reserve) = match device {
+        Device::Cpu => (4, 0),
+        Device::Cuda(_) => (weight_size, RESERVE_BYTES as u64),
+    };
+    let held = n_params * dtype.size() as u64 + adapter + (4 + 2 * moment_size) * trained + reserve;
+    let keeps = match device {
+        Device::Cpu => Vec::new(),
+        Device::Cuda(_) => {
+            let budget = machine.memory_free_bytes.saturating_sub(held) as usize;
+            let least = vec![Keep::Input; config.layer_types.len()];
+            Saved::fitting(&config, micro_tokens, dtype, budget).unwrap_or(least)
+        }
+    };
+    let peak_bytes = held + Saved::bytes_for(&config, micro_tokens, dtype, &keeps) as u64;
+    let n_twice = keeps.iter().filter(|keep| **keep != Keep::All).count();
 
     // 3. time: 6 operations a weight and token, 4 where the base is frozen, at the rate just measured
     let per_token = (if tuner == "full" { 6.0 } else { 4.0 }) * n_params as f64;
@@ -211,29 +238,37 @@ fn plan(path: &Path, machine: &Machine, flops: f64) -> Result<StagePlan> {
             dtype: if dtype == DType::F32 { "f32" } else { "bf16" },
             rows: recipe.batch.rows,
             row_tokens: recipe.data.row_tokens,
+            recomputing_layers: n_twice,
         },
     })
 }
 
-/// Operations a second of one f32 product of a middling shape, the second of two runs.
-fn matmul_flops() -> Result<f64> {
-    const T: usize = 512;
-    const N: usize = 1024;
+/// Operations a second of one product of a middling shape, after a first run.
+fn matmul_flops(device: Device) -> Result<f64> {
     let values = |n: usize| {
         (0..n)
             .map(|i| ((i * 2_654_435_761) % 1000) as f32 / 1000.0 - 0.5)
             .collect::<Vec<f32>>()
     };
-    let (x, w) = (
-        Tensor::from_f32(&[T, N], values(T * N)),
-        Tensor::from_f32(&[N, N], values(N * N)),
-    );
-    let mut y = Tensor::zeros(&[T, N], DType::F32);
+    // In the type that training multiplies in there.
+    let (t, n, dtype) = match device {
+        Device::Cpu => (512, 1024, DType::F32),
+        Device::Cuda(_) => (4096, 4096, DType::Bf16),
+    };
+    let matrix = |rows: usize, cols: usize| {
+        Tensor::from_f32(&[rows, cols], values(rows * cols))
+            .to_dtype(dtype)
+            .to_device(device)
+    };
+    let (x, w) = (matrix(t, n)?, matrix(n, n)?);
+    let mut y = Tensor::zeros_on(&[t, n], dtype, device)?;
     ops::matmul::forward(&mut y, &x, &w)?;
+    device.synchronize()?;
     let started = Instant::now();
     const REPEATS: usize = 4;
     for _ in 0..REPEATS {
         ops::matmul::forward(&mut y, &x, &w)?;
     }
-    Ok((2 * T * N * N * REPEATS) as f64 / started.elapsed().as_secs_f64())
+    device.synchronize()?;
+    Ok((2 * t * n * n * REPEATS) as f64 / started.elapsed().as_secs_f64())
 }
