@@ -79,6 +79,8 @@ pub fn build(
 pub struct SplitRequest<'a> {
     pub source: SourceKind,
     pub root: &'a Path,
+    /// The vendor folder of a game's tree, whose pages are split with it.
+    pub vendor: Option<&'a Path>,
     pub character: &'a Character,
     pub options: SplitOptions,
 }
@@ -91,15 +93,11 @@ pub fn make_split(request: &SplitRequest<'_>) -> Result<Split> {
     match request.source {
         SourceKind::Story => {
             let story = story::read(request.root)?;
-            let split = story::split(&story, request.character, request.options);
-            story::guard(&story, &split)?;
-            Ok(split)
+            story::split(&story, request.character, request.options)
         }
         SourceKind::TurnBasedGame => {
             let rules = game_rules(request.character)?;
-            let split = game::split(request.root, request.character, rules, request.options)?;
-            game::guard(request.root, rules, &split)?;
-            Ok(split)
+            game::split(roots(request), request.character, rules, request.options)
         }
     }
 }
@@ -110,10 +108,17 @@ pub fn make_split(request: &SplitRequest<'_>) -> Result<Split> {
 /// The text and the two scenes that hold it, or whatever is wrong with the source.
 pub fn check_split(request: &SplitRequest<'_>, split: &Split) -> Result<()> {
     match request.source {
-        SourceKind::Story => story::guard(&story::read(request.root)?, split),
+        SourceKind::Story => story::guard(&story::read(request.root)?, request.character, split),
         SourceKind::TurnBasedGame => {
-            game::guard(request.root, game_rules(request.character)?, split)
+            game::guard(roots(request), game_rules(request.character)?, split)
         }
+    }
+}
+
+fn roots<'a>(request: &SplitRequest<'a>) -> game::Roots<'a> {
+    game::Roots {
+        tree: request.root,
+        vendor: request.vendor,
     }
 }
 

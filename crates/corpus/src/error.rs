@@ -157,14 +157,22 @@ pub enum Error {
     RowTooLong { path: PathBuf },
     #[error("{path}: {problem}; build the data set again")]
     Manifest { path: PathBuf, problem: String },
+    #[error("{path} holds scene `{scene}`, which the split does not know; {remedy}")]
+    UnknownScene {
+        path: PathBuf,
+        scene: String,
+        remedy: &'static str,
+    },
     #[error("{path}: {problem}; write it again with `cyrene corpus split --force`")]
     Split { path: PathBuf, problem: String },
     #[error(
-        "the text `{text}` ({language}) stands in {held_out} (held out) and in {train} (training); split the story again"
+        "the text `{text}` ({language}{hash}) stands in {held_out} (held out) and in {train} (training); split the story again with `cyrene corpus split --force`"
     )]
     Leak {
         text: String,
         language: &'static str,
+        /// `, hash N` where the source names its texts by numbers.
+        hash: String,
         held_out: String,
         train: String,
     },

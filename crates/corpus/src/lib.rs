@@ -6,6 +6,7 @@
 
 mod build;
 mod character;
+mod components;
 mod dataset;
 mod error;
 pub mod export;
@@ -22,6 +23,7 @@ mod scene;
 mod similar;
 mod source;
 pub mod split;
+mod splitter;
 pub mod stats;
 mod task;
 
@@ -36,5 +38,5 @@ pub use output::Role;
 pub use rows::{Row, RowMessage};
 pub use rules::Counter;
 pub use source::SourceKind;
-pub use split::{Side, Split, SplitOptions};
+pub use split::{Side, Split, SplitOptions, SplitReport};
 pub use task::Task;

@@ -253,14 +253,17 @@ impl Found {
     pub fn side(&self, file: &DataFile, split: Option<&Split>, scene: &str) -> Result<Side> {
         match split {
             None => Ok(Side::Train),
-            // Vendor sets have no language and no scenes; they are for training only.
-            Some(_) if file.language.is_none() => Ok(Side::Train),
-            Some(split) => split.side(scene).ok_or_else(|| {
-                self.changed(
-                    file,
-                    format!("holds scene `{scene}`, which the split does not know"),
-                )
-            }),
+            Some(split) => split
+                .side(scene, file.language)
+                .ok_or_else(|| Error::UnknownScene {
+                    path: self.out.join(&file.path),
+                    scene: scene.to_owned(),
+                    remedy: match file.language {
+                        Some(_) => "split the story that it was built from",
+                        // Only pages of the vendor folder have no language.
+                        None => "split the story again with --vendor FOLDER",
+                    },
+                }),
         }
     }
 

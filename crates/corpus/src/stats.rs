@@ -250,7 +250,7 @@ pub fn passes(sources: &[(&Path, f64)], split: Option<&Split>) -> Result<Passes>
                     continue;
                 };
                 let held_out = split
-                    .and_then(|s| s.side(id))
+                    .and_then(|s| s.side(id, file.language))
                     .is_some_and(|side| side != Side::Train);
                 if !held_out {
                     let languages = by_scene.entry(id.clone()).or_default();

@@ -115,6 +115,7 @@ fn parquet_has_the_rows_and_sides_of_the_json_lines() {
     let split = corpus::make_split(&SplitRequest {
         source: request.source,
         root: request.root,
+        vendor: None,
         character: &character,
         options: SplitOptions::default(),
     })

@@ -58,19 +58,26 @@ fn real_story_builds_for_delfador() {
     let split_request = SplitRequest {
         source: SourceKind::Story,
         root: request.root,
+        vendor: None,
         character: &character,
         options: SplitOptions::default(),
     };
     let split = corpus::make_split(&split_request).unwrap();
     corpus::check_split(&split_request, &split).unwrap();
     let rows = corpus::rows::load(&out.path().join("sft/cyrene"), Some(&split)).unwrap();
-    let held_out = rows.iter().filter(|r| r.side == Side::HeldOut).count();
+    let held_out = rows.iter().filter(|r| r.side == Side::Val).count();
     let share = held_out as f64 / rows.len() as f64;
     assert!((0.05..0.12).contains(&share), "{share}");
-    // All translations of a scene are on one side.
+    // All translations of a scene are on one side, but for the one language of a probe.
     let mut sides = std::collections::HashMap::new();
-    for row in &rows {
+    for row in rows
+        .iter()
+        .filter(|row| !split.probe_x.contains_key(&row.scene))
+    {
         assert_eq!(*sides.entry(&row.scene).or_insert(row.side), row.side);
+    }
+    for side in [Side::Train, Side::Val, Side::ValStrict, Side::ProbeX] {
+        assert!(rows.iter().any(|row| row.side == side), "{side}");
     }
 }
 

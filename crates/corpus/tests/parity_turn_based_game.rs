@@ -115,6 +115,7 @@ fn small_tree_gives_the_expected_files() {
     let request = SplitRequest {
         source: SourceKind::TurnBasedGame,
         root: &golden.path("tree"),
+        vendor: None,
         character: &character,
         options: SplitOptions::default(),
     };
@@ -122,7 +123,7 @@ fn small_tree_gives_the_expected_files() {
     for task in tasks {
         let path: &Path = &golden.path("out").join(task.name());
         let rows = corpus::rows::load(path, Some(&split)).unwrap();
-        assert!(rows.iter().any(|r| r.side == Side::HeldOut), "{task}");
+        assert!(rows.iter().any(|r| r.side == Side::Val), "{task}");
         assert!(rows.iter().any(|r| r.side == Side::Train), "{task}");
     }
 }

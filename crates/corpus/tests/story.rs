@@ -233,19 +233,20 @@ fn rows_come_back_with_scene_and_side() {
     let mut split = corpus::make_split(&corpus::SplitRequest {
         source: SourceKind::Story,
         root: &setup.root(),
+        vendor: None,
         character: &setup.character,
         options: SplitOptions::default(),
     })
     .unwrap();
-    split.held_out = ids(&["sea/1"]);
+    split.val = ids(&["sea/1"]);
     split.train = ids(&["sea/2", "land/1", "sea/voice/hello", "sea/wiki/tide"]);
     let rows = corpus::rows::load(&setup.out().join("pt/everything"), Some(&split)).unwrap();
     let sides: Vec<_> = rows
         .iter()
         .map(|r| (r.language.unwrap(), r.scene.as_str(), r.side))
         .collect();
-    assert_eq!(sides[0], (Language::Chs, "sea/1", Side::HeldOut));
-    assert_eq!(sides[1], (Language::En, "sea/1", Side::HeldOut));
+    assert_eq!(sides[0], (Language::Chs, "sea/1", Side::Val));
+    assert_eq!(sides[1], (Language::En, "sea/1", Side::Val));
     assert_eq!(sides[5], (Language::En, "sea/wiki/tide", Side::Train));
     assert_eq!(sides.len(), 6);
 
@@ -475,12 +476,13 @@ fn bundled_story_builds_and_splits_for_its_heroine() {
     let split = corpus::make_split(&SplitRequest {
         source: request.source,
         root: request.root,
+        vendor: None,
         character: &character,
         options: SplitOptions::default(),
     })
     .unwrap();
     let rows = corpus::rows::load(&out.path().join("sft/cyrene"), Some(&split)).unwrap();
-    assert!(rows.iter().any(|r| r.side == Side::HeldOut));
+    assert!(rows.iter().any(|r| r.side == Side::Val));
 }
 
 #[test]

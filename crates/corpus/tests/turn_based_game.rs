@@ -5,9 +5,13 @@
     reason = "helpers of tests fail by panicking, as tests do"
 )]
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use corpus::{BuildRequest, Character, Error, Language, Role, SourceKind, Task};
+use corpus::{
+    BuildRequest, Character, Error, Language, Role, Side, SourceKind, Split, SplitOptions,
+    SplitRequest, Task,
+};
 use serde_json::{Map, Value, json};
 
 const ADA: u64 = u64::MAX;
@@ -134,6 +138,20 @@ impl Tree {
             out: &self.folder.path().join("out"),
         };
         corpus::build(&request, &|text| text.chars().count(), &|_| {})
+    }
+
+    fn split(&self, vendor: Option<&Path>) -> Split {
+        let character = Character::parse(CHARACTER, Path::new("ada.toml")).unwrap();
+        let request = SplitRequest {
+            source: SourceKind::TurnBasedGame,
+            root: self.folder.path(),
+            vendor,
+            character: &character,
+            options: SplitOptions::default(),
+        };
+        let split = corpus::make_split(&request).unwrap();
+        corpus::check_split(&request, &split).unwrap();
+        split
     }
 
     /// The contents of the messages of every English row.
@@ -293,10 +311,9 @@ fn voice_rows_of_one_person_come_back_scene_by_scene() {
     }
     tree.write();
     tree.build(Task::PtEverything).unwrap();
-    let split = json!({"version": 1, "seed": 1, "share": 0.1, "share_rest": 0.1, "source_sha256": "",
-        "character_sha256": "", "held_out": ["voice/2/2"], "train": ["voice/2/1"], "contaminated": []});
-    tree.put("split.json", split.to_string().as_bytes());
-    let split = corpus::Split::load(&tree.folder.path().join("split.json")).unwrap();
+    let mut split = tree.split(None);
+    split.val = BTreeSet::from(["voice/2/2".to_owned()]);
+    split.train = BTreeSet::from(["voice/2/1".to_owned()]);
     let path = tree.folder.path().join("out/pt/everything/en.jsonl");
     let rows = corpus::rows::load(&path, Some(&split)).unwrap();
     let got: Vec<_> = rows.iter().map(|r| (r.side, r.text().unwrap())).collect();
@@ -304,7 +321,7 @@ fn voice_rows_of_one_person_come_back_scene_by_scene() {
         got,
         [
             (corpus::Side::Train, "Sam: t0\nAda: v\nw"),
-            (corpus::Side::HeldOut, "Sam: t1\nAda: v\nw")
+            (corpus::Side::Val, "Sam: t1\nAda: v\nw")
         ]
     );
     assert_eq!(rows[0].messages[0].role, Role::Assistant);
@@ -649,6 +666,63 @@ fn character_file_without_the_game_is_named() {
             .starts_with("ada.toml: has no table [turn_based_game]"),
         "{error}"
     );
+}
+
+#[test]
+fn vendor_pages_are_on_a_side_of_the_split() {
+    let tree = Tree::new();
+    tree.write();
+    std::fs::create_dir_all(tree.folder.path().join("coig")).unwrap();
+    std::fs::create_dir_all(tree.folder.path().join("miyoushe")).unwrap();
+    tree.put("miyoushe/a.md", b"a");
+    tree.put("miyoushe/b.md", b"b");
+    let exercise = br#"{"q": "Add", "given": "", "a": "x", "t1": 1, "t2": []}"#;
+    tree.put("coig/leetcode_instructions.jsonl", exercise);
+    tree.build(Task::PtVendor).unwrap();
+    let pages = tree.folder.path().join("out/pt/vendor");
+    let split = tree.split(Some(tree.folder.path()));
+    for row in corpus::rows::load(&pages, Some(&split)).unwrap() {
+        assert_eq!(split.side(&row.scene, None), Some(row.side));
+    }
+    for scene in ["miyoushe/a.md", "miyoushe/b.md", "coig/1"] {
+        assert!(split.side(scene, None).is_some(), "{scene}");
+    }
+    // Held out by hand: the row is held out.
+    let mut held_out = split.clone();
+    held_out.train.remove("miyoushe/a.md");
+    held_out.val.insert("miyoushe/a.md".to_owned());
+    let rows = corpus::rows::load(&pages.join("miyoushe.jsonl"), Some(&held_out)).unwrap();
+    assert_eq!(rows[0].side, Side::Val);
+
+    let without = tree.split(None);
+    let error = corpus::rows::load(&pages, Some(&without))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("scene `miyoushe/a.md`"), "{error}");
+    assert!(error.contains("--vendor FOLDER"), "{error}");
+}
+
+#[test]
+fn titles_tie_where_chinese_has_twelve_characters() {
+    let mut tree = Tree::new();
+    for (n, title) in ["First Meeting", "On the Nature of Weights"]
+        .iter()
+        .enumerate()
+    {
+        let title = tree.text(title);
+        for m in 0..2 {
+            let text = tree.text(&format!("v{n}{m}"));
+            tree.row(
+                "VoiceAtlas",
+                json!({"AvatarID": 2, "VoiceTitle": title, "Voice_M": text, "AudioEvent": ""}),
+            );
+        }
+    }
+    tree.write();
+    let chinese = Value::Object(tree.texts.clone()).to_string();
+    let chinese = chinese.replace("First Meeting", "初次见面");
+    tree.put("TextMap/TextMapCHS.json", chinese.as_bytes());
+    assert_eq!(tree.split(None).report.ties_by_text, 1);
 }
 
 #[test]

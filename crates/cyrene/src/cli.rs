@@ -240,6 +240,9 @@ pub struct CorpusSplit {
     /// The story: file or folder
     #[arg(long)]
     pub root: PathBuf,
+    /// The vendor folder, if data sets are built from it: its pages are split with the story
+    #[arg(long)]
+    pub vendor: Option<PathBuf>,
     #[arg(long)]
     pub character: PathBuf,
     /// The file to write, beside the data sets
@@ -251,6 +254,12 @@ pub struct CorpusSplit {
     /// Share of everyone else's lines to hold out
     #[arg(long, default_value_t = 0.03)]
     pub share_rest: f64,
+    /// Share of the character's lines to hold out with their whole missions; 0: none
+    #[arg(long, default_value_t = 0.05)]
+    pub share_strict: f64,
+    /// Share of the lines to hold out in one language each; 0: none
+    #[arg(long, default_value_t = 0.1)]
+    pub share_probe: f64,
     #[arg(long, default_value_t = 7)]
     pub seed: u64,
     /// Replace another split

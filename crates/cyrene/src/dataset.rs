@@ -36,8 +36,8 @@ pub struct Row {
     pub language: Option<String>,
     /// Scene that the row comes from, where a manifest says so.
     pub scene: Option<String>,
-    /// Held out by the split.
-    pub held_out: bool,
+    /// Side of the split in this language; `Train` without a split.
+    pub side: Side,
 }
 
 /// How rows become ids.
@@ -121,7 +121,7 @@ pub fn encode(raw: Raw, encoding: Encoding<'_>) -> Result<Row> {
         messages: Vec::new(),
         language: None,
         scene: None,
-        held_out: false,
+        side: Side::Train,
     };
     if let Some(input_ids) = raw.input_ids {
         let labels = match raw.labels {
@@ -173,7 +173,7 @@ pub fn encode(raw: Raw, encoding: Encoding<'_>) -> Result<Row> {
 }
 
 /// Rows of one source of a recipe: a file or folder. Rows that `corpus build` wrote carry their scene, and with a split their side;
-/// rows of a scene that the split set aside as contaminated are left out.
+/// rows on neither side (contaminated, filtered) are left out. With a split every row needs a side: rows that no manifest lists are refused.
 ///
 /// # Errors
 /// [`crate::ui::Misuse`] or what `corpus` says: a missing path, a row that cannot be used, a split of another story.
@@ -184,6 +184,13 @@ pub fn source(path: &Path, split: Option<&Split>, encoding: Encoding<'_>) -> Res
         .skip(1)
         .any(|dir| dir.join(corpus::manifest::FILE_NAME).exists());
     if !was_built {
+        if split.is_some() {
+            misuse!(
+                "{} has no {} above it, so nobody knows which of its rows data.split holds out; build it with `cyrene corpus build`, or take data.split away",
+                path.display(),
+                corpus::manifest::FILE_NAME
+            );
+        }
         let mut rows = Vec::new();
         for file in &files {
             rows.extend(read(file, encoding)?);
@@ -193,7 +200,7 @@ pub fn source(path: &Path, split: Option<&Split>, encoding: Encoding<'_>) -> Res
     let rows =
         corpus::rows::load(path, split).with_context(|| format!("reading {}", path.display()))?;
     rows.into_par_iter()
-        .filter(|row| row.side != Side::Contaminated)
+        .filter(|row| row.side == Side::Train || row.side.is_held_out())
         .map(|row| {
             let messages = row
                 .messages
@@ -210,7 +217,7 @@ pub fn source(path: &Path, split: Option<&Split>, encoding: Encoding<'_>) -> Res
                 encode(raw, encoding).with_context(|| format!("a row of scene {}", row.scene))?;
             encoded.language = row.language.map(|language| language.code().to_owned());
             encoded.scene = Some(row.scene);
-            encoded.held_out = row.side == Side::HeldOut;
+            encoded.side = row.side;
             Ok(encoded)
         })
         .collect()

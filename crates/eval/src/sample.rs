@@ -6,7 +6,12 @@ use text::labels::Encoded;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Side {
     Train,
-    HeldOut,
+    /// Held out in all languages.
+    Val,
+    /// Held out with its whole mission and what retells it.
+    ValStrict,
+    /// Held out in this language, trained in the others.
+    ProbeX,
 }
 
 /// One row: what the model is asked to predict, and where it comes from.

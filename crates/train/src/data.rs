@@ -273,11 +273,11 @@ impl Plan {
                 .iter()
                 .filter(|document| document.encoded.input_ids.len() > job.data.row_tokens)
                 .count() as u64,
-            labels: labels_of(&job.train),
+            labels: labels_of(job.train.iter()),
             trained_labels_per_epoch: self.pieces.n_targets(first_epoch),
             tokens_per_epoch: first_epoch.iter().map(|row| row.n_tokens).sum(),
             rows_per_epoch: first_epoch.len() as u64,
-            held_out_labels: labels_of(&job.validation),
+            held_out_labels: labels_of(job.held_out()),
             tokens: self.tokens_from(0),
             trained_labels: self.steps.iter().map(|step| step.n_targets).sum(),
         }
@@ -355,11 +355,8 @@ fn check_ids(
     }
 }
 
-fn labels_of(documents: &[Document]) -> u64 {
-    documents
-        .iter()
-        .map(|document| n_targets(&document.encoded))
-        .sum()
+fn labels_of<'d>(documents: impl Iterator<Item = &'d Document>) -> u64 {
+    documents.map(|document| n_targets(&document.encoded)).sum()
 }
 
 /// As [`pack::split`], for ids that no tokenizer explains.

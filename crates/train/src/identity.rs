@@ -24,7 +24,7 @@ pub fn of(job: &Job) -> Map<String, Value> {
             "source_weights": job.source_weights,
             "split_at": if job.tokenizer.is_some() { "sentence ends" } else { "row ends" },
             "training_data": digest(&job.train),
-            "held_out_data": digest(&job.validation),
+            "held_out_data": digest(job.held_out()),
         }),
     );
     identity
@@ -66,7 +66,7 @@ fn flatten(out: &mut Map<String, Value>, prefix: &str, value: Value) {
 }
 
 /// Start of the SHA-256 of everything about documents that training sees.
-fn digest(documents: &[Document]) -> String {
+fn digest<'d>(documents: impl IntoIterator<Item = &'d Document>) -> String {
     let mut hash = Sha256::new();
     for document in documents {
         let language = document.language.as_deref().unwrap_or_default();

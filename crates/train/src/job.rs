@@ -221,6 +221,14 @@ pub struct Document {
     pub bytes: usize,
 }
 
+/// Held-out documents that are measured together.
+#[derive(Debug, Clone)]
+pub struct ValidationSet {
+    /// Name in `metrics.jsonl` (`split`): `val`, `val-strict`, `probe-x`.
+    pub name: String,
+    pub documents: Vec<Document>,
+}
+
 /// Everything one run needs besides the model.
 pub struct Job {
     /// Seed of the order of documents, of adapters and of dropout.
@@ -234,8 +242,9 @@ pub struct Job {
     /// Passes of each source in one epoch, indexed by [`Document::source`]; a source beyond the end has weight 1.
     /// A weight of 2.25 means two whole passes and a seeded quarter of the documents, drawn anew each epoch.
     pub source_weights: Vec<f64>,
-    /// Held-out documents; empty: no validation.
-    pub validation: Vec<Document>,
+    /// Held-out documents by side of the split; none: no validation. The first set is compared with training documents
+    /// of the same kind and decides which weights are best.
+    pub validation: Vec<ValidationSet>,
     /// Shows where sentences end, so that long documents are cut there; None: they are cut where a row is full.
     pub tokenizer: Option<Arc<Tokenizer>>,
     /// Where everything is written; made if absent.
@@ -323,7 +332,7 @@ impl Job {
         }
         require(
             self.run.result == ResultKind::Last
-                || (self.run.save_best && !self.validation.is_empty()),
+                || (self.run.save_best && self.held_out().next().is_some()),
             "run.result",
             "best",
             "last where nothing is held out or run.save_best is false",
@@ -358,6 +367,11 @@ impl Job {
             )?;
         }
         Ok(())
+    }
+
+    /// All held-out documents, set after set.
+    pub fn held_out(&self) -> impl Iterator<Item = &Document> {
+        self.validation.iter().flat_map(|set| &set.documents)
     }
 
     /// Weight of a source; 1 where the job names none.

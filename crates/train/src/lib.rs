@@ -21,6 +21,7 @@ pub use checkpoint::Best;
 pub use error::{Error, Result};
 pub use job::{
     BatchConfig, DataConfig, Document, Job, OptimizerConfig, Packing, RunConfig, TunerConfig,
+    ValidationSet,
 };
 pub use progress::{Progress, Silent, Start, StepReport};
 pub use run::{Summary, run};

@@ -13,7 +13,7 @@ pub trait Progress {
     fn step(&mut self, _report: &StepReport) {}
     /// While the held-out loss is measured.
     fn validating(&mut self, _step: u64, _tokens_done: u64, _tokens: u64) {}
-    /// After it: `all` first, then by language.
+    /// After it: of each set `all` first, then by language; the first set is the one that decides which weights are best.
     fn validation(&mut self, _lines: &[ValidationLine]) {}
     /// Something to look at.
     fn alert(&mut self, _alert: &AlertLine) {}

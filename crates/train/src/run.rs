@@ -28,7 +28,7 @@ pub struct Summary {
     pub account: Account,
     /// The last training step.
     pub train: Option<TrainLine>,
-    /// The last held-out losses: `all` first, then by language.
+    /// The last held-out losses: of each set `all` first, then by language.
     pub validation: Vec<ValidationLine>,
     /// The lowest held-out loss and its step.
     pub best: Option<Best>,
@@ -237,7 +237,7 @@ impl<'a> Run<'a> {
     fn record_validation(&mut self, lines: &[ValidationLine]) -> Result<()> {
         for line in lines {
             self.metrics.line(line)?;
-            let tag = |name: &str| format!("val/{name}/{}", line.language);
+            let tag = |name: &str| format!("{}/{name}/{}", line.split, line.language);
             let tags = [tag("loss"), tag("bits_per_byte"), tag("probe"), tag("gap")];
             let values = [
                 Some(line.loss),

@@ -9,7 +9,7 @@ use model::{Model, Saved};
 
 use crate::data::{Pieces, Plan, RowPlan, as_batch, n_targets};
 use crate::error::Result;
-use crate::job::{Document, Job};
+use crate::job::{Document, Job, ValidationSet};
 use crate::metrics::{AlertLine, ValidationLine};
 use crate::seed::{Purpose, Rng, derive};
 use kernel::ops::linear_cross_entropy::NO_TARGET;
@@ -19,11 +19,20 @@ pub const GAP_LIMIT: f64 = 0.10;
 /// The name of all languages together.
 pub const ALL: &str = "all";
 
-/// The two sets that are measured together.
+/// The sets that are measured together.
 #[derive(Debug)]
 pub struct Validator {
+    sets: Vec<Set>,
+}
+
+/// Held-out documents, cut and packed, and the probe that they are compared with.
+#[derive(Debug)]
+struct Set {
+    /// Place in [`Job::validation`].
+    set_idx: usize,
     held_out: Pieces,
     held_out_rows: Vec<RowPlan>,
+    /// Empty for all sets but the first: one probe is enough, and each costs as much as its set.
     probe_rows: Vec<RowPlan>,
 }
 
@@ -40,36 +49,52 @@ impl Validator {
     /// # Errors
     /// A held-out token id beyond the vocabulary.
     pub fn new(job: &Job, plan: &Plan, vocab_size: usize) -> Result<Self> {
-        let held_out = Pieces::new(
-            &job.validation,
-            "held-out",
-            job.data.row_tokens,
-            job.tokenizer.as_deref(),
-            vocab_size,
-        )?;
-        let all: Vec<usize> = (0..job.validation.len()).collect();
-        let held_out_rows = held_out.pack(&held_out.of(&all), &job.data)?;
-        let probe = probe_documents(job);
-        let probe_rows = plan.pieces().pack(&plan.pieces().of(&probe), &job.data)?;
-        Ok(Validator {
-            held_out,
-            held_out_rows,
-            probe_rows,
-        })
+        let mut sets: Vec<Set> = Vec::new();
+        for (set_idx, set) in job.validation.iter().enumerate() {
+            let held_out = Pieces::new(
+                &set.documents,
+                "held-out",
+                job.data.row_tokens,
+                job.tokenizer.as_deref(),
+                vocab_size,
+            )?;
+            let all: Vec<usize> = (0..set.documents.len()).collect();
+            let held_out_rows = held_out.pack(&held_out.of(&all), &job.data)?;
+            if held_out_rows.is_empty() {
+                continue;
+            }
+            let probe_rows = if sets.is_empty() {
+                let probe = probe_documents(job, &set.documents);
+                plan.pieces().pack(&plan.pieces().of(&probe), &job.data)?
+            } else {
+                Vec::new()
+            };
+            sets.push(Set {
+                set_idx,
+                held_out,
+                held_out_rows,
+                probe_rows,
+            });
+        }
+        Ok(Validator { sets })
     }
 
     /// Whether there is nothing to measure: no held-out document has a label.
     pub fn is_empty(&self) -> bool {
-        self.held_out_rows.is_empty()
+        self.sets.is_empty()
     }
 
     /// Tokens of one measurement.
     pub fn n_tokens(&self) -> u64 {
-        let rows = self.held_out_rows.iter().chain(&self.probe_rows);
-        rows.map(|row| row.n_tokens).sum()
+        let rows = |set: &'_ Set| -> u64 {
+            let rows = set.held_out_rows.iter().chain(&set.probe_rows);
+            rows.map(|row| row.n_tokens).sum()
+        };
+        self.sets.iter().map(rows).sum()
     }
 
-    /// Measures both sets. `go_on` is told the tokens done after every batch, and stops the measurement by returning false: then None comes back.
+    /// Measures all sets: the lines of the first, then those of the others. `go_on` is told the tokens done after every
+    /// batch, and stops the measurement by returning false: then None comes back.
     ///
     /// # Errors
     /// The model's.
@@ -107,13 +132,19 @@ impl Validator {
             }
             Ok::<_, crate::Error>(Some(sums))
         };
-        let Some(held_out) = sums_of(&self.held_out, &self.held_out_rows, &job.validation)? else {
-            return Ok(None);
-        };
-        let Some(probe) = sums_of(plan.pieces(), &self.probe_rows, &job.train)? else {
-            return Ok(None);
-        };
-        Ok(Some(lines(step, &held_out, &probe, &job.validation)))
+        let mut all = Vec::new();
+        for set in &self.sets {
+            let of_set = &job.validation[set.set_idx];
+            let Some(held_out) = sums_of(&set.held_out, &set.held_out_rows, &of_set.documents)?
+            else {
+                return Ok(None);
+            };
+            let Some(probe) = sums_of(plan.pieces(), &set.probe_rows, &job.train)? else {
+                return Ok(None);
+            };
+            all.extend(lines(step, of_set, &held_out, &probe));
+        }
+        Ok(Some(all))
     }
 }
 
@@ -135,10 +166,11 @@ pub fn gap_alert(line: &ValidationLine) -> Option<AlertLine> {
 /// `all` first, then each language by name.
 fn lines(
     step: u64,
+    set: &ValidationSet,
     held_out: &BTreeMap<Option<String>, Sums>,
     probe: &BTreeMap<Option<String>, Sums>,
-    documents: &[Document],
 ) -> Vec<ValidationLine> {
+    let documents = &set.documents;
     let total = |sums: &BTreeMap<_, Sums>| {
         sums.values().fold(Sums::default(), |a, b| Sums {
             nll: a.nll + b.nll,
@@ -147,7 +179,7 @@ fn lines(
     };
     let mut lines = vec![line(
         step,
-        ALL,
+        (&set.name, ALL),
         total(held_out),
         total(probe),
         bytes_of(documents.iter()),
@@ -158,7 +190,13 @@ fn lines(
                 .iter()
                 .filter(|document| document.language == *language);
             let probe = probe.get(language).copied().unwrap_or_default();
-            lines.push(line(step, name, *sums, probe, bytes_of(of_language)));
+            lines.push(line(
+                step,
+                (&set.name, name),
+                *sums,
+                probe,
+                bytes_of(of_language),
+            ));
         }
     }
     lines
@@ -166,7 +204,7 @@ fn lines(
 
 fn line(
     step: u64,
-    language: &str,
+    (split, language): (&str, &str),
     held_out: Sums,
     probe: Sums,
     bytes: Option<u64>,
@@ -175,7 +213,7 @@ fn line(
     let train_probe_loss = (probe.targets > 0).then(|| probe.nll / probe.targets as f64);
     ValidationLine {
         step,
-        split: "val".to_string(),
+        split: split.to_string(),
         language: language.to_string(),
         loss,
         bits_per_byte: bytes.map(|bytes| held_out.nll / std::f64::consts::LN_2 / bytes as f64),
@@ -194,7 +232,7 @@ fn bytes_of<'a>(documents: impl Iterator<Item = &'a Document>) -> Option<u64> {
 
 /// For every held-out document a training document of the same language with the nearest number of labels, each taken once; ties are broken
 /// by seed. Fewer where a language has fewer.
-fn probe_documents(job: &Job) -> Vec<usize> {
+fn probe_documents(job: &Job, held_out: &[Document]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..job.train.len())
         .filter(|document| job.source_weight(job.train[*document].source) > 0.0)
         .collect();
@@ -211,7 +249,7 @@ fn probe_documents(job: &Job) -> Vec<usize> {
         }
     }
     let mut probe = Vec::new();
-    for document in &job.validation {
+    for document in held_out {
         let labels = n_targets(&document.encoded);
         let Some(free) = free.get_mut(&document.language.as_deref()) else {
             continue;

@@ -164,6 +164,36 @@ fn order_follows_the_seed_alone() {
 }
 
 #[test]
+fn repeats_come_in_other_orders_spread_over_the_epoch() {
+    let mut job = job_on((0..40).map(|i| document(i, 20, "en")).collect());
+    job.source_weights = vec![3.0];
+    for packing in [Packing::Binpack, Packing::Sequential] {
+        job.data.packing = packing;
+        let seen: Vec<usize> = {
+            let plan = plan(&job);
+            (0..plan.total_steps())
+                .flat_map(|step_idx| plan.micro_batches(plan.step(step_idx)).collect::<Vec<_>>())
+                .flat_map(|row| row.documents)
+                .collect()
+        };
+        assert_eq!(seen.len(), 120);
+        // The order in which documents come the first, the second and the third time.
+        let mut passes: Vec<Vec<usize>> = vec![Vec::new(); 3];
+        let mut times = vec![0; 40];
+        for document in &seen {
+            passes[times[*document]].push(*document);
+            times[*document] += 1;
+        }
+        assert_eq!(times, [3; 40]);
+        assert_ne!(passes[0], passes[1]);
+        assert_ne!(passes[1], passes[2]);
+        // Mixed over the epoch, not one document three times and then the next.
+        let in_a_row = seen.windows(2).filter(|pair| pair[0] == pair[1]).count();
+        assert!(in_a_row < 12, "{in_a_row}");
+    }
+}
+
+#[test]
 fn documents_without_a_label_are_left_out_and_counted() {
     let mut job = job_on((0..3).map(|i| document(i, 10, "en")).collect());
     job.train[1].encoded.labels.fill(-100);

@@ -13,7 +13,7 @@ use kernel::DType;
 use model::{Model, Saved};
 use train::job::ResultKind;
 use train::metrics::{AlertLine, ValidationLine};
-use train::{Document, Error, Silent, TunerConfig};
+use train::{Document, Error, Silent, TunerConfig, ValidationSet};
 
 fn lora() -> TunerConfig {
     TunerConfig::Lora {
@@ -149,7 +149,7 @@ fn held_out_loss_is_measured_by_language() {
             });
             kept.cloned().collect()
         };
-        let documents = of_language(&job.validation);
+        let documents = of_language(&job.validation[0].documents);
         let nll: f64 = documents
             .iter()
             .map(|document| nll_of(&model, document))
@@ -178,7 +178,7 @@ fn probe_is_matched_to_the_held_out_documents() {
         .collect();
     job.train[1].source = 1;
     job.source_weights = vec![1.0, 0.0];
-    job.validation = vec![document(70, 20, "en"), document(71, 11, "en")];
+    job.validation[0].documents = vec![document(70, 20, "en"), document(71, 11, "en")];
     job.run.steps = Some(1);
     let model = tiny_model();
     let nll: f64 = job.train[3..]
@@ -191,10 +191,52 @@ fn probe_is_matched_to_the_held_out_documents() {
 }
 
 #[test]
+fn every_side_is_measured_apart_and_the_first_decides() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut job = job(dir.path());
+    job.run.steps = Some(1);
+    run_silently(&job);
+    let alone = validation_lines(&job);
+    let dir = tempfile::tempdir().unwrap();
+    job.out_dir = dir.path().to_path_buf();
+    let strict = vec![document(50, 20, "en"), document(51, 9, "chs")];
+    let nll: f64 = strict.iter().map(|d| nll_of(&tiny_model(), d)).sum();
+    for (name, documents) in [("val-strict", strict), ("probe-x", Vec::new())] {
+        job.validation.push(ValidationSet {
+            name: name.to_string(),
+            documents,
+        });
+    }
+    let (_, summary) = run_silently(&job);
+    let lines = validation_lines(&job);
+    let names: Vec<_> = lines[..6]
+        .iter()
+        .map(|line| (line.split.as_str(), line.language.as_str()))
+        .collect();
+    assert_eq!(
+        names,
+        [
+            ("val", "all"),
+            ("val", "chs"),
+            ("val", "en"),
+            ("val-strict", "all"),
+            ("val-strict", "chs"),
+            ("val-strict", "en")
+        ],
+        "a side without documents has no lines"
+    );
+    assert_eq!(lines[..3], alone[..3], "and changes nothing in the others");
+    assert!((lines[3].loss / (nll / 27.0) - 1.0).abs() < 1e-5);
+    assert_eq!((lines[3].train_probe_loss, lines[3].gap), (None, None));
+    assert_eq!(summary.best.unwrap().loss, lines[6].loss);
+    assert_eq!(lines[6].split, "val");
+}
+
+#[test]
 fn unknown_bytes_leave_bits_per_byte_open() {
     let dir = tempfile::tempdir().unwrap();
     let mut job = job(dir.path());
-    job.validation[0].bytes = 0;
+    job.validation[0].documents[0].bytes = 0;
     job.run.steps = Some(1);
     run_silently(&job);
     let lines = validation_lines(&job);
@@ -474,7 +516,8 @@ fn a_folder_that_cannot_be_made_is_named() {
 fn held_out_ids_are_checked_too() {
     let dir = tempfile::tempdir().unwrap();
     let mut job = job(dir.path());
-    job.validation
+    job.validation[0]
+        .documents
         .push(labelled(vec![1, VOCAB as u32 + 3], "en"));
     let error = train::run(tiny_model(), &job, &mut Silent)
         .unwrap_err()

@@ -161,6 +161,7 @@ fn build_all(
         let split = make_split(&SplitRequest {
             source,
             root,
+            vendor: None,
             character: &character,
             options,
         });

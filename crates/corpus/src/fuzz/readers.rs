@@ -33,7 +33,7 @@ pub(super) fn split(data: &[u8], folder: &Path) {
     let saved = split.save(&path, false);
     assert!(saved.is_ok(), "{saved:?}");
     assert!(Split::load(&path).is_ok_and(|again| again == split));
-    for scene in split.train.iter().chain(&split.held_out) {
-        assert!(split.side(scene).is_some());
+    for scene in split.train.iter().chain(&split.val) {
+        assert!(split.side(scene, None).is_some());
     }
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use corpus::split::Split;
+use corpus::split::{Side as SplitSide, Split};
 use engine::Request;
 use eval::metric::char_ngram::CharNgram;
 use eval::metric::known_words::Vocabulary;
@@ -216,7 +216,7 @@ fn stage(
     ui: &Ui,
 ) -> Result<StageReport> {
     let samples = samples(rows, seed);
-    for side in [Side::Train, Side::HeldOut] {
+    for side in [Side::Train, Side::Val] {
         if !samples
             .iter()
             .any(|sample| sample.side == side && sample.targets() > 0)
@@ -237,7 +237,9 @@ fn stage(
         bar.finish();
         Ok(scores)
     };
-    let gaps = loss_gap::by_language(&samples, &measure(model, "losses")?);
+    let scores = measure(model, "losses")?;
+    let gaps = loss_gap::by_language(&samples, &scores);
+    let sides = loss_gap::by_side(&samples, &scores);
     let base = base
         .map(|base| measure(base, "base"))
         .transpose()?
@@ -249,6 +251,7 @@ fn stage(
         stage: name,
         baselines: baselines(name, rows, vocab_size),
         gaps,
+        sides,
         base,
         gap_over_base,
     })
@@ -256,9 +259,9 @@ fn stage(
 
 /// Counting models see the whole train side, as training did.
 fn baselines(name: &str, rows: &[Row], vocab_size: usize) -> Vec<Baseline> {
-    let all: Vec<Sample> = rows.iter().map(sample).collect();
+    let all: Vec<Sample> = rows.iter().filter_map(sample).collect();
     let held_out =
-        |scores: &[Score]| loss_gap::Loss::of(&all, scores, |sample| sample.side == Side::HeldOut);
+        |scores: &[Score]| loss_gap::Loss::of(&all, scores, |sample| sample.side == Side::Val);
     let tokens = held_out(&unigram::scores(&all, vocab_size));
     let mut baselines = vec![Baseline {
         name: "token unigram",
@@ -272,7 +275,7 @@ fn baselines(name: &str, rows: &[Row], vocab_size: usize) -> Vec<Baseline> {
                 .map(|sample| sample.text.as_str()),
         );
         let (mut nll, mut bytes) = (0.0, 0);
-        for sample in all.iter().filter(|sample| sample.side == Side::HeldOut) {
+        for sample in all.iter().filter(|sample| sample.side == Side::Val) {
             nll += model.nll(&sample.text);
             bytes += sample.text.len();
         }
@@ -287,12 +290,19 @@ fn baselines(name: &str, rows: &[Row], vocab_size: usize) -> Vec<Baseline> {
 
 /// Every held-out row, and of each language as many train rows, drawn by seed.
 fn samples(rows: &[Row], seed: u64) -> Vec<Sample> {
-    let mut out: Vec<Sample> = rows.iter().filter(|row| row.held_out).map(sample).collect();
+    let mut out: Vec<Sample> = rows
+        .iter()
+        .filter(|row| row.side.is_held_out())
+        .filter_map(sample)
+        .collect();
     let mut wanted: std::collections::BTreeMap<String, usize> = Default::default();
-    for sample in &out {
+    for sample in out.iter().filter(|sample| sample.side == Side::Val) {
         *wanted.entry(sample.language.clone()).or_default() += 1;
     }
-    let mut train: Vec<&Row> = rows.iter().filter(|row| !row.held_out).collect();
+    let mut train: Vec<&Row> = rows
+        .iter()
+        .filter(|row| row.side == SplitSide::Train)
+        .collect();
     train.sort_by_cached_key(|row| {
         crate::stage::hash_bytes(
             format!(
@@ -304,7 +314,9 @@ fn samples(rows: &[Row], seed: u64) -> Vec<Sample> {
         )
     });
     for row in train {
-        let candidate = sample(row);
+        let Some(candidate) = sample(row) else {
+            continue;
+        };
         if let Some(left) = wanted
             .get_mut(&candidate.language)
             .filter(|left| **left > 0)
@@ -316,19 +328,22 @@ fn samples(rows: &[Row], seed: u64) -> Vec<Sample> {
     out
 }
 
-fn sample(row: &Row) -> Sample {
-    Sample {
+/// None for rows on neither side.
+fn sample(row: &Row) -> Option<Sample> {
+    Some(Sample {
         scene: row.scene.clone().unwrap_or_default(),
         language: row.language.clone().unwrap_or_default(),
-        side: if row.held_out {
-            Side::HeldOut
-        } else {
-            Side::Train
+        side: match row.side {
+            SplitSide::Val => Side::Val,
+            SplitSide::ValStrict => Side::ValStrict,
+            SplitSide::ProbeX => Side::ProbeX,
+            SplitSide::Train => Side::Train,
+            SplitSide::Contaminated | SplitSide::Filtered => return None,
         },
         encoded: row.encoded.clone(),
         bytes: row.bytes,
         text: row.text.clone(),
-    }
+    })
 }
 
 /// A conversation up to the turn that the model shall say.
@@ -340,7 +355,10 @@ struct Prompt {
 
 /// The first rounds of held-out conversations, `n` a language, drawn by seed.
 fn held_out_prompts(rows: &[Row], n: usize, seed: u64) -> Vec<Prompt> {
-    let mut rows: Vec<&Row> = rows.iter().filter(|row| row.held_out).collect();
+    let mut rows: Vec<&Row> = rows
+        .iter()
+        .filter(|row| row.side == SplitSide::Val)
+        .collect();
     rows.sort_by_cached_key(|row| {
         crate::stage::hash_bytes(
             format!("{seed} {}", row.scene.as_deref().unwrap_or("")).as_bytes(),
@@ -397,6 +415,16 @@ pub fn describe(report: &Report, out: &Path) -> String {
                 "; {} {:.3} bits a byte",
                 baseline.name, baseline.bits_per_byte
             ));
+        }
+        if let Some(all) = stage.sides.first() {
+            for (name, loss) in [("val-strict", all.val_strict), ("probe-x", all.probe_x)] {
+                if let Some(loss) = loss {
+                    text.push_str(&format!("; {name} {:.3} bits a byte", loss.bits_per_byte));
+                }
+            }
+            if let Some(transfer) = all.transfer {
+                text.push_str(&format!("; X {transfer:+.3}"));
+            }
         }
         text.push('\n');
     }

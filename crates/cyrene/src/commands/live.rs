@@ -228,15 +228,28 @@ impl Run {
         self.stage(3, "corpus", inputs, |run, dir| {
             let tokenizer = Tokenizer::load(&run.base_model())?.with_pattern(WordPattern::Qwen2)?;
             let tasks = [Task::PtEverything, Task::SftCyrene];
-            let request = BuildRequest { source: SourceKind::Story, root: &run.story, character: &run.character, tasks: &tasks, languages: None, out: dir };
+            let request = BuildRequest {
+                source: SourceKind::Story,
+                root: &run.story,
+                character: &run.character,
+                tasks: &tasks,
+                languages: None,
+                out: dir,
+            };
             let report = corpus_command::build::build(&request, &tokenizer, &run.ui)?;
             let split = run.split()?;
             split.save(&dir.join("split.json"), true)?;
             for (task, dataset) in &report.datasets {
-                run.ui.note(format_args!("      {task}: {} rows, {} tokens", dataset.n_rows(), dataset.n_tokens()));
+                run.ui.note(format_args!(
+                    "      {task}: {} rows, {} tokens",
+                    dataset.n_rows(),
+                    dataset.n_tokens()
+                ));
             }
-            run.ui.note(format_args!("      {} scenes held out, {} to train on, {} set aside", split.held_out.len(), split.train.len(), split.contaminated.len()));
-            Ok(json!({ "tokens": report.n_tokens(), "held_out": split.held_out.len(), "train": split.train.len() }))
+            for line in corpus_command::split::describe(&split).lines() {
+                run.ui.note(format_args!("      {line}"));
+            }
+            Ok(json!({ "tokens": report.n_tokens(), "split": split.report }))
         })
     }
 
@@ -340,6 +353,7 @@ impl Run {
         Ok(corpus::make_split(&SplitRequest {
             source: SourceKind::Story,
             root: &self.story,
+            vendor: None,
             character: &self.character,
             options,
         })?)

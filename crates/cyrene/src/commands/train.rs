@@ -1,16 +1,18 @@
 //! `cyrene train`: a recipe to a trained model, with progress, Ctrl-C that saves, and the same command to go on.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use corpus::split::Split;
+use corpus::split::{Side, Split};
 use kernel::{DType, Device};
 use model::Model;
 use text::Tokenizer;
 use train::metrics::{AlertLine, ValidationLine};
-use train::{DataConfig, Document, Job, Progress, Start, StepReport, Summary};
+use train::validate::ALL;
+use train::{DataConfig, Document, Job, Progress, Start, StepReport, Summary, ValidationSet};
 
 use crate::cli::Train as Args;
 use crate::dataset::{self, Encoding, Row};
@@ -78,7 +80,7 @@ pub fn train(
             .iter()
             .map(|source| source.weight)
             .collect(),
-        validation: data.held_out,
+        validation: data.validation,
         tokenizer,
         out_dir: out.to_owned(),
         base_name: recipe.base.clone(),
@@ -112,7 +114,8 @@ pub fn train(
 /// Documents of a recipe, by side.
 pub struct Data {
     pub train: Vec<Document>,
-    pub held_out: Vec<Document>,
+    /// `val` first, then the others that have documents.
+    pub validation: Vec<ValidationSet>,
 }
 
 /// Reads and encodes the sources of a recipe.
@@ -131,35 +134,39 @@ pub fn rows(recipe: &Recipe, folder: &Path, tokenizer: Option<&Tokenizer>) -> Re
         loss_scale: recipe.data.loss_scale,
         tokenizer,
     };
-    let mut data = Data {
-        train: Vec::new(),
-        held_out: Vec::new(),
-    };
+    let mut train = Vec::new();
+    let mut held_out: BTreeMap<Side, Vec<Document>> = BTreeMap::new();
     let mut seen = std::collections::HashSet::new();
     for (source_idx, source) in recipe.data.sources.iter().enumerate() {
         for (at, row) in dataset::source(&folder.join(&source.path), split.as_ref(), encoding)?
             .into_iter()
             .enumerate()
         {
-            let held_out = match split {
-                Some(_) => row.held_out,
-                None => drawn(recipe.seed, source_idx, at) < recipe.data.validation_share,
-            };
-            let key = held_out.then(|| row.encoded.input_ids.clone());
-            let document = document(row, source_idx as u32);
-            match key {
-                // A source named twice to weigh more is held out once.
-                Some(ids) => {
-                    if seen.insert(ids) {
-                        data.held_out.push(document);
+            let is_drawn = split.is_none()
+                && drawn(recipe.seed, source_idx, at) < recipe.data.validation_share;
+            let side = if is_drawn { Side::Val } else { row.side };
+            match side {
+                // Only what is explicitly for training in its language.
+                Side::Train => train.push(document(row, source_idx as u32)),
+                Side::Val | Side::ValStrict | Side::ProbeX => {
+                    // A source named twice to weigh more is held out once.
+                    if seen.insert(row.encoded.input_ids.clone()) {
+                        let documents = held_out.entry(side).or_default();
+                        documents.push(document(row, source_idx as u32));
                     }
                 }
-                None => data.train.push(document),
+                Side::Contaminated | Side::Filtered => {}
             }
         }
     }
-    data.held_out = sampled(data.held_out, recipe.data.validation_tokens, recipe.seed);
-    Ok(data)
+    let validation = held_out.into_iter().map(|(side, documents)| ValidationSet {
+        name: side.name().to_owned(),
+        documents: sampled(documents, recipe.data.validation_tokens, recipe.seed),
+    });
+    Ok(Data {
+        train,
+        validation: validation.collect(),
+    })
 }
 
 /// Documents drawn by seed until they hold `tokens`; all of them, in their order, if they hold no more.
@@ -273,8 +280,10 @@ impl Progress for Drawing {
                 .bits_per_byte
                 .map_or(String::new(), |bits| format!(", {bits:.3} bits a byte"));
             self.ui.note(format_args!(
-                "step {}: held-out loss {:.4}{bits}{gap}",
-                all.step, all.loss
+                "step {}: held-out loss {:.4}{bits}{gap}{}",
+                all.step,
+                all.loss,
+                others(lines)
             ));
         }
     }
@@ -290,6 +299,21 @@ impl Progress for Drawing {
     fn checkpoint(&mut self, folder: &Path) {
         tracing::debug!(folder = %folder.display(), "checkpoint");
     }
+}
+
+/// The other sides' losses over all languages: `; val-strict 2.1000, 0.801 bits a byte`.
+fn others(lines: &[ValidationLine]) -> String {
+    let first = lines.first().map(|line| line.split.as_str());
+    lines
+        .iter()
+        .filter(|line| line.language == ALL && Some(line.split.as_str()) != first)
+        .map(|line| {
+            let bits = line
+                .bits_per_byte
+                .map_or(String::new(), |bits| format!(", {bits:.3} bits a byte"));
+            format!("; {} {:.4}{bits}", line.split, line.loss)
+        })
+        .collect()
 }
 
 fn describe(summary: &Summary) -> String {
@@ -337,5 +361,103 @@ mod tests {
         assert_eq!(some.len(), 10);
         assert_eq!(some, ids(sampled(documents(50), 105, 7)));
         assert_ne!(some, ids(sampled(documents(50), 105, 8)));
+    }
+
+    /// Six scenes in two languages, built; `s<n>` says "word<n>" in English and "字<n>" in Chinese.
+    fn built_story(folder: &Path) -> Result<Tokenizer> {
+        let story: String = (0..6)
+            .map(|n| {
+                let line = serde_json::json!({ "kind": "narration", "text": { "en": format!("word{n}"), "chs": format!("字{n}") } });
+                serde_json::json!({ "campaign": "c", "scene": format!("s{n}"), "lines": [line] }).to_string() + "\n"
+            })
+            .collect();
+        std::fs::write(folder.join("story.jsonl"), &story)?;
+        let character =
+            "languages = [\"chs\", \"en\"]\n[name]\nen = \"A\"\n[story]\nspeaker_ids = [\"a\"]\n";
+        let character = corpus::Character::parse(character, Path::new("a.toml"))?;
+        corpus::build(
+            &corpus::BuildRequest {
+                source: corpus::SourceKind::Story,
+                root: &folder.join("story.jsonl"),
+                character: &character,
+                tasks: &[corpus::Task::PtEverything],
+                languages: None,
+                out: folder,
+            },
+            &|text| text.len(),
+            &|_| {},
+        )?;
+        let split = corpus::make_split(&corpus::SplitRequest {
+            source: corpus::SourceKind::Story,
+            root: &folder.join("story.jsonl"),
+            vendor: None,
+            character: &character,
+            options: corpus::SplitOptions::default(),
+        })?;
+        let ids = |n: usize| std::collections::BTreeSet::from([format!("s{n}")]);
+        let split = Split {
+            train: ids(0),
+            val: ids(1),
+            val_strict: ids(2),
+            probe_x: [("s3".to_owned(), corpus::Language::En)].into(),
+            contaminated: ids(4),
+            filtered: [("s5".to_owned(), "a rule".to_owned())].into(),
+            ..split
+        };
+        split.save(&folder.join("split.json"), true)?;
+        Ok(Tokenizer::train([story.as_str()].into_iter(), 300)?)
+    }
+
+    #[test]
+    fn nothing_but_the_train_side_of_its_language_is_trained() {
+        let folder = tempfile::tempdir().unwrap();
+        let tokenizer = built_story(folder.path()).unwrap();
+        let recipe = "stage = \"cpt\"\nbase = \"x\"\n[data]\nsplit = \"split.json\"\nsources = [{ path = \"pt/everything\" }, { path = \"pt/everything/en.jsonl\" }]\n";
+        let recipe = Recipe::parse(recipe, "test", &[]).unwrap();
+        let data = rows(&recipe, folder.path(), Some(&tokenizer)).unwrap();
+        let texts = |documents: &[Document]| -> Vec<String> {
+            documents
+                .iter()
+                .map(|d| tokenizer.decode(&d.encoded.input_ids, true).unwrap())
+                .collect()
+        };
+        assert_eq!(texts(&data.train), ["字0", "字3", "word0", "word0"]);
+        let held_out: Vec<_> = data
+            .validation
+            .iter()
+            .map(|set| (set.name.as_str(), texts(&set.documents)))
+            .collect();
+        let own = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
+        assert_eq!(
+            held_out,
+            [
+                ("val", own(&["字1", "word1"])),
+                ("val-strict", own(&["字2", "word2"])),
+                ("probe-x", own(&["word3"])),
+            ]
+        );
+    }
+
+    #[test]
+    fn rows_that_no_manifest_lists_are_refused_with_a_split() {
+        let folder = tempfile::tempdir().unwrap();
+        let tokenizer = built_story(folder.path()).unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        let copy = elsewhere.path().join("en.jsonl");
+        std::fs::copy(folder.path().join("pt/everything/en.jsonl"), &copy).unwrap();
+        let recipe = |split: &str| {
+            let text = format!(
+                "stage = \"cpt\"\nbase = \"x\"\n[data]\n{split}sources = [{{ path = {copy:?} }}]\n"
+            );
+            Recipe::parse(&text, "test", &[]).unwrap()
+        };
+        let error = rows(
+            &recipe("split = \"split.json\"\n"),
+            folder.path(),
+            Some(&tokenizer),
+        );
+        let error = error.err().unwrap().to_string();
+        assert!(error.contains("has no manifest.json above it"), "{error}");
+        assert!(rows(&recipe(""), folder.path(), Some(&tokenizer)).is_ok());
     }
 }

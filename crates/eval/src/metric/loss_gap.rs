@@ -62,7 +62,7 @@ pub struct Gap {
 pub fn by_language(samples: &[Sample], scores: &[Score]) -> Vec<Gap> {
     let mut languages: Vec<&str> = Vec::new();
     for sample in samples {
-        if sample.side == Side::HeldOut && !languages.contains(&sample.language.as_str()) {
+        if sample.side == Side::Val && !languages.contains(&sample.language.as_str()) {
             languages.push(&sample.language);
         }
     }
@@ -79,7 +79,7 @@ pub fn by_language(samples: &[Sample], scores: &[Score]) -> Vec<Gap> {
 
 fn line(name: &str, samples: &[Sample], scores: &[Score], keep: impl Fn(&Sample) -> bool) -> Gap {
     let train_probe = Loss::of(samples, scores, |s| keep(s) && s.side == Side::Train);
-    let held_out = Loss::of(samples, scores, |s| keep(s) && s.side == Side::HeldOut);
+    let held_out = Loss::of(samples, scores, |s| keep(s) && s.side == Side::Val);
     let gap = held_out.nats_per_token / train_probe.nats_per_token - 1.0;
     let (gap_low, gap_high) = bootstrap(samples, scores, &keep);
     Gap {
@@ -91,6 +91,81 @@ fn line(name: &str, samples: &[Sample], scores: &[Score], keep: impl Fn(&Sample)
         gap_high,
         red_flag: gap > RED_FLAG,
     }
+}
+
+/// One language's losses (or those of `all`) on every held-out side.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SideLosses {
+    pub language: String,
+    pub val: Loss,
+    pub val_strict: Option<Loss>,
+    pub probe_x: Option<Loss>,
+    /// bits a byte of `val` - bits a byte of `probe-x`, between rows of the same length: what the other translations taught.
+    pub transfer: Option<f64>,
+}
+
+/// `all` first, then each language, in order of first appearance; none if nothing but `val` is held out.
+pub fn by_side(samples: &[Sample], scores: &[Score]) -> Vec<SideLosses> {
+    let is_other = |sample: &Sample| matches!(sample.side, Side::ValStrict | Side::ProbeX);
+    if !samples.iter().any(is_other) {
+        return Vec::new();
+    }
+    let mut languages: Vec<&str> = Vec::new();
+    for sample in samples.iter().filter(|s| s.side != Side::Train) {
+        if !languages.contains(&sample.language.as_str()) {
+            languages.push(&sample.language);
+        }
+    }
+    let line = |language: Option<&str>| {
+        let keep = |s: &Sample| language.is_none_or(|language| s.language == language);
+        let on = |side| Loss::of(samples, scores, |s| keep(s) && s.side == side);
+        let some = |side| Some(on(side)).filter(|loss: &Loss| loss.rows > 0);
+        SideLosses {
+            language: language.unwrap_or("all").to_owned(),
+            val: on(Side::Val),
+            val_strict: some(Side::ValStrict),
+            probe_x: some(Side::ProbeX),
+            transfer: transfer(samples, scores, &keep),
+        }
+    };
+    let all = std::iter::once(line(None));
+    if languages.len() > 1 {
+        all.chain(languages.iter().map(|l| line(Some(l)))).collect()
+    } else {
+        all.collect()
+    }
+}
+
+/// Mean over languages and lengths (powers of two of bytes) of bits a byte (val) - bits a byte (probe-x), weighted by the probe's
+/// bytes; None if no length of a language is on both sides.
+fn transfer(samples: &[Sample], scores: &[Score], keep: &impl Fn(&Sample) -> bool) -> Option<f64> {
+    #[derive(Default)]
+    struct Cell {
+        nll: [f64; 2],
+        bytes: [usize; 2],
+    }
+    let mut cells: std::collections::BTreeMap<(&str, u32), Cell> = Default::default();
+    for (sample, score) in samples.iter().zip(scores) {
+        let side = match sample.side {
+            Side::Val => 0,
+            Side::ProbeX => 1,
+            Side::Train | Side::ValStrict => continue,
+        };
+        if keep(sample) && sample.bytes > 0 {
+            let cell = cells
+                .entry((&sample.language, sample.bytes.ilog2()))
+                .or_default();
+            cell.nll[side] += score.nll;
+            cell.bytes[side] += sample.bytes;
+        }
+    }
+    let (mut sum, mut weight) = (0.0, 0.0);
+    for cell in cells.values().filter(|cell| !cell.bytes.contains(&0)) {
+        let bits = |side: usize| cell.nll[side] / std::f64::consts::LN_2 / cell.bytes[side] as f64;
+        sum += cell.bytes[1] as f64 * (bits(0) - bits(1));
+        weight += cell.bytes[1] as f64;
+    }
+    (weight > 0.0).then(|| sum / weight)
 }
 
 /// 2.5 % and 97.5 % quantiles of the gap over 1000 draws of whole scenes, seeded.
@@ -109,7 +184,7 @@ fn bootstrap(samples: &[Sample], scores: &[Score], keep: &impl Fn(&Sample) -> bo
         }
         by_scene.into_values().collect::<Vec<_>>()
     };
-    let (train, held_out) = (scenes(Side::Train), scenes(Side::HeldOut));
+    let (train, held_out) = (scenes(Side::Train), scenes(Side::Val));
     if train.is_empty() || held_out.is_empty() {
         return (f64::NAN, f64::NAN);
     }
@@ -166,9 +241,9 @@ mod tests {
     fn gap_is_held_out_over_probe() {
         let samples = [
             sample("a", "en", Side::Train, 40),
-            sample("b", "en", Side::HeldOut, 40),
+            sample("b", "en", Side::Val, 40),
             sample("a", "jp", Side::Train, 40),
-            sample("b", "jp", Side::HeldOut, 20),
+            sample("b", "jp", Side::Val, 20),
         ];
         let score = |nll| Score { nll, tokens: 10 };
         let gaps = by_language(
@@ -185,17 +260,41 @@ mod tests {
     }
 
     #[test]
+    fn sides_stand_beside_each_other_and_transfer_compares_equal_lengths() {
+        let samples = [
+            sample("a", "en", Side::Val, 40),
+            sample("b", "en", Side::Val, 400),
+            sample("c", "en", Side::ProbeX, 50),
+            sample("d", "en", Side::ValStrict, 40),
+            sample("e", "en", Side::Train, 40),
+        ];
+        let ln2 = std::f64::consts::LN_2;
+        let score = |bits: f64| Score {
+            nll: bits * ln2,
+            tokens: 10,
+        };
+        let scores = [80.0, 4000.0, 75.0, 120.0, 1.0].map(score);
+        let lines = by_side(&samples, &scores);
+        assert_eq!(lines.len(), 1, "one language is all");
+        // 80 / 40 against 75 / 50; the long row has no counterpart.
+        assert!((lines[0].transfer.unwrap() - 0.5).abs() < 1e-12);
+        let bits = |loss: Option<Loss>| loss.unwrap().bits_per_byte;
+        assert!((bits(lines[0].val_strict) - 3.0).abs() < 1e-12);
+        assert!((bits(lines[0].probe_x) - 1.5).abs() < 1e-12);
+        // Neither the gap nor its probe see the other sides.
+        assert_eq!(by_language(&samples, &scores)[0].held_out.rows, 2);
+        assert_eq!(by_side(&samples[..2], &scores[..2]), []);
+        assert_eq!(by_side(&samples[2..], &scores[2..])[0].transfer, None);
+    }
+
+    #[test]
     fn bootstrap_interval_holds_the_gap_and_repeats() {
         let samples: Vec<Sample> = (0..40)
             .map(|i| {
                 sample(
                     &format!("s{i}"),
                     "en",
-                    if i % 2 == 0 {
-                        Side::Train
-                    } else {
-                        Side::HeldOut
-                    },
+                    if i % 2 == 0 { Side::Train } else { Side::Val },
                     10,
                 )
             })

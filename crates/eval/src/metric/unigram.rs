@@ -53,7 +53,7 @@ mod tests {
         };
         let samples = [
             sample(Side::Train, &[-100, 1, 1, 1]),
-            sample(Side::HeldOut, &[-100, 1, 2]),
+            sample(Side::Val, &[-100, 1, 2]),
         ];
         let scores = scores(&samples, 3);
         // counts 1, 4, 1 of 6

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::{Baseline, Report, StageReport};
-use crate::metric::loss_gap::{Gap, RED_FLAG};
+use crate::metric::loss_gap::{Gap, Loss, RED_FLAG};
 
 const STYLE: &str = "
 :root { color-scheme: light dark; --ink: #1d2733; --soft: #5b6b7c; --line: #d5dde5; --paper: #fbfcfd; --card: #fff; --blue: #2f6db3; --amber: #b97a13; --red: #b3382f; --green: #2c7a4b; }
@@ -123,6 +123,32 @@ fn section(out: &mut String, stage: &StageReport) {
             100.0 * added
         );
     }
+    sides(out, stage);
+}
+
+/// Bits a byte on every held-out side, by language.
+fn sides(out: &mut String, stage: &StageReport) {
+    if stage.sides.is_empty() {
+        return;
+    }
+    out.push_str("<p class=\"soft\">Bits a byte by held-out side: val (scenes), val-strict (whole missions with all that retells them), probe-x (scenes whose other translations were trained on). X: val minus probe-x between rows of the same length; above zero, the other translations taught something.</p><div class=\"scroll\"><table><tr><th>language</th><th>val</th><th>val-strict</th><th>probe-x</th><th>X</th></tr>");
+    let bits = |loss: &Option<Loss>| {
+        loss.map_or("–".to_owned(), |loss| {
+            format!("{:.3}", loss.bits_per_byte)
+        })
+    };
+    for line in &stage.sides {
+        let _ = write!(
+            out,
+            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+            escape(&line.language),
+            bits(&Some(line.val).filter(|loss| loss.rows > 0)),
+            bits(&line.val_strict),
+            bits(&line.probe_x),
+            line.transfer.map_or("–".to_owned(), |x| format!("{x:+.3}")),
+        );
+    }
+    out.push_str("</table></div>");
 }
 
 /// Held-out bits a byte of every contestant, as horizontal bars.

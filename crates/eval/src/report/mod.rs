@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::metric::loss_gap::Gap;
+use crate::metric::loss_gap::{Gap, SideLosses};
 use crate::{Error, Result};
 
 /// Everything an evaluation found.
@@ -39,6 +39,8 @@ pub struct StageReport {
     pub base: Option<Vec<Gap>>,
     /// (held-out gap of the model) over (held-out gap of the base) - 1: what training added.
     pub gap_over_base: Option<f64>,
+    /// The held-out sides beside each other, `all` first, then by language; empty if nothing but `val` is held out.
+    pub sides: Vec<SideLosses>,
     /// Held-out losses of models that only count.
     pub baselines: Vec<Baseline>,
 }

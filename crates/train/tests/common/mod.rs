@@ -13,7 +13,7 @@ use train::job::{SaveDType, ScheduleKind};
 use train::metrics::TrainLine;
 use train::{
     BatchConfig, DataConfig, Document, Job, OptimizerConfig, Packing, RunConfig, Silent, Summary,
-    TunerConfig,
+    TunerConfig, ValidationSet,
 };
 
 pub const VOCAB: usize = 96;
@@ -122,7 +122,10 @@ pub fn job(out_dir: &Path) -> Job {
         },
         train: documents(100, 12),
         source_weights: Vec::new(),
-        validation: documents(900, 4),
+        validation: vec![ValidationSet {
+            name: "val".to_string(),
+            documents: documents(900, 4),
+        }],
         tokenizer: None,
         out_dir: out_dir.to_path_buf(),
         base_name: "tiny".to_string(),

@@ -1,5 +1,6 @@
 //! The units of splitting of a tree: every talk group, book, story, voice line, noun, mission, letter, tale and wiki
-//! group is one; texts tie them by what they say, language by language.
+//! group is one, and so is every page and exercise of the vendor folder; texts tie them by what they say, language by
+//! language.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -9,116 +10,174 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::documents::{text_hash, voice_scene};
-use super::tables::{Tables, WikiRow};
+use super::tables::{ChangeRow, Tables, WikiRow};
 use super::talk::TalkOrder;
 use super::text_map::{TextHash, TextMapFiles};
+use super::vendor;
 use crate::character::{Character, GameRules};
 use crate::error::Result;
 use crate::language::Language;
 use crate::output::hex;
-use crate::split::{self, Split, SplitOptions, Splitter, Unit};
+use crate::split::{Split, SplitOptions};
+use crate::splitter::{self, Origin, Splittable, TYING_CHARACTERS, Unit, UnitText};
 use crate::task::Task;
 
-/// The units of a tree and the hashes of their texts.
-struct Units {
-    units: Vec<Unit>,
-    places: HashMap<String, usize>,
-    /// (unit, text), for all units.
-    texts: Vec<(usize, TextHash)>,
+/// A tree, and the vendor folder beside it if there is one.
+#[derive(Clone, Copy)]
+pub(crate) struct Roots<'a> {
+    pub tree: &'a Path,
+    pub vendor: Option<&'a Path>,
 }
 
 /// # Errors
-/// Whatever is wrong with the tables or the maps.
+/// Whatever is wrong with the tables or the maps, or a text of twelve characters or more stands on two sides.
 pub(crate) fn split(
-    tree: &Path,
+    roots: Roots<'_>,
     character: &Character,
     rules: &GameRules,
     options: SplitOptions,
 ) -> Result<Split> {
-    let tables = Tables::read(tree, &[Task::PtEverything])?;
-    let units = Units::new(&tables, rules);
-    let mut splitter = Splitter::new(units.units.clone());
+    let tables = Tables::read(roots.tree, &[Task::PtEverything])?;
     let mut hash = Sha256::new();
     for (name, table) in &tables.hashes {
         hash.update(name);
         hash.update(table);
     }
-    let ties = Language::ALL
+    let maps = Language::ALL
         .par_iter()
-        .map(|language| {
-            let files = TextMapFiles::read(tree, *language)?;
-            let ties = split::ties(&as_slices(&units.texts_of(&files)?));
-            Ok((files.sha256(), ties))
-        })
+        .map(|language| Ok(TextMapFiles::read(roots.tree, *language)?.sha256()))
         .collect::<Result<Vec<_>>>()?;
-    for (sha256, ties) in ties {
+    for sha256 in maps {
         hash.update(sha256);
-        splitter.tie(ties);
     }
-    let source = hex(&hash.finalize());
-    let mut split = splitter.finish(options, source, character.origin.sha256.clone());
-    let ids = units.ids();
-    let copies = Language::ALL
-        .par_iter()
-        .map(|language| {
-            let files = TextMapFiles::read(tree, *language)?;
-            let texts = units.texts_of(&files)?;
-            Ok(split::copies(&split, *language, &ids, &as_slices(&texts)))
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let copies = copies.into_iter().flatten().map(|place| ids[place]);
-    split::set_aside(&mut split, copies);
-    Ok(split)
+    let pages = vendor_pages(roots)?;
+    for page in &pages {
+        hash.update(&page.scene);
+        for line in &page.lines {
+            hash.update(line);
+        }
+    }
+    let units = Units::new(roots.tree, &tables, rules, pages)?;
+    let origin = Origin {
+        source_sha256: hex(&hash.finalize()),
+        character_sha256: character.origin.sha256.clone(),
+        languages: character.languages(),
+    };
+    splitter::make(&units, options, origin)
 }
 
 /// # Errors
 /// A text of twelve characters or more stands on both sides, or the tree cannot be read.
-pub(crate) fn guard(tree: &Path, rules: &GameRules, split: &Split) -> Result<()> {
-    let tables = Tables::read(tree, &[Task::PtEverything])?;
-    let units = Units::new(&tables, rules);
-    let ids = units.ids();
-    Language::ALL
-        .par_iter()
-        .map(|language| {
-            let files = TextMapFiles::read(tree, *language)?;
-            let texts = units.texts_of(&files)?;
-            split::guard(split, *language, &ids, &as_slices(&texts))
-        })
-        .collect()
+pub(crate) fn guard(roots: Roots<'_>, rules: &GameRules, split: &Split) -> Result<()> {
+    let tables = Tables::read(roots.tree, &[Task::PtEverything])?;
+    let units = Units::new(roots.tree, &tables, rules, vendor_pages(roots)?)?;
+    splitter::guard(&units, split)
 }
 
-fn as_slices<'t>(texts: &'t [(usize, Cow<'_, str>)]) -> Vec<(usize, &'t str)> {
-    texts
-        .iter()
-        .map(|(unit, text)| (*unit, &text[..]))
-        .collect()
+fn vendor_pages(roots: Roots<'_>) -> Result<Vec<vendor::Page>> {
+    let mut pages = Vec::new();
+    for set in vendor::SETS {
+        if let Some(root) = roots.vendor {
+            pages.extend(vendor::read(set, root)?.0);
+        }
+    }
+    Ok(pages)
 }
 
-impl Units {
-    fn new(tables: &Tables, rules: &GameRules) -> Units {
+/// The units of a tree and the hashes of their texts.
+struct Units<'a> {
+    tree: &'a Path,
+    units: Vec<Unit>,
+    places: HashMap<String, usize>,
+    /// (unit, text), for all units, in their order.
+    texts: Vec<(usize, TextHash)>,
+    /// (unit, title), until it is known which are long.
+    titles: Vec<(usize, TextHash)>,
+    pages: Vec<(usize, vendor::Page)>,
+}
+
+impl Splittable for Units<'_> {
+    fn units(&self) -> &[Unit] {
+        &self.units
+    }
+
+    fn with_texts<R>(
+        &self,
+        language: Language,
+        f: impl FnOnce(&[UnitText<'_>]) -> Result<R>,
+    ) -> Result<R> {
+        let files = TextMapFiles::read(self.tree, language)?;
+        let map = files.parse()?;
+        let mut texts: Vec<(usize, TextHash, Cow<'_, str>)> = Vec::with_capacity(self.texts.len());
+        for (unit, hash) in &self.texts {
+            if let Some(text) = map.get(*hash)? {
+                texts.push((*unit, *hash, text));
+            }
+        }
+        let mut texts: Vec<UnitText<'_>> = texts
+            .iter()
+            .map(|(unit, hash, text)| UnitText {
+                unit: *unit,
+                text,
+                hash: Some(hash.0),
+            })
+            .collect();
+        // The pages are in simplified Chinese.
+        if language == Language::Chs {
+            for (unit, page) in &self.pages {
+                texts.extend(page.lines.iter().map(|line| UnitText::new(*unit, line)));
+            }
+        }
+        f(&texts)
+    }
+}
+
+impl<'a> Units<'a> {
+    fn new(
+        tree: &'a Path,
+        tables: &Tables,
+        rules: &GameRules,
+        pages: Vec<vendor::Page>,
+    ) -> Result<Units<'a>> {
         let mut units = Units {
+            tree,
             units: Vec::new(),
             places: HashMap::new(),
             texts: Vec::new(),
+            titles: Vec::new(),
+            pages: Vec::new(),
         };
         let own: HashSet<TextHash> = rules.name_hashes.iter().map(text_hash).collect();
         for group in TalkOrder::new(tables, rules).groups(|_| true) {
             // Six-digit groups: the first three digits are the chapter, as they are of missions.
             let chapter = group.number.div_euclid(1000);
+            let is_small_talk = rules
+                .fine_talk_blocks
+                .iter()
+                .any(|block| i128::from(*block) == group.number.div_euclid(10));
+            let mission = (!is_small_talk).then(|| group.number.to_string());
             let n_own = group
                 .rows
                 .iter()
                 .filter(|r| r.name.is_some_and(|h| own.contains(&h)))
                 .count();
             let texts = group.rows.iter().filter_map(|r| r.text);
-            units.add(group.scene(), format!("talk/{chapter}"), n_own, texts);
+            let place = units.add(group.scene(), format!("talk/{chapter}"), n_own, texts);
+            units.units[place].mission = mission;
         }
         let mut n_books: BTreeMap<i128, usize> = BTreeMap::new();
+        let comments: HashMap<i128, TextHash> = tables
+            .series
+            .iter()
+            .filter_map(|s| Some((s.id, s.comments?)))
+            .collect();
         for book in &tables.books {
             let n = n_books.entry(book.series).or_default();
             *n += 1;
             let id = format!("book/{}/{n}", book.series);
-            units.add(id, "book".to_owned(), 0, [book.content]);
+            let texts = comments.get(&book.series).copied();
+            let texts = texts.into_iter().chain([book.content]);
+            units.add(id, "book".to_owned(), 0, texts);
         }
         for story in &tables.stories {
             units.add(
@@ -134,15 +193,13 @@ impl Units {
             let id = voice_scene(voice.person, *n);
             *n += 1;
             let n_own = usize::from(voice.person == i128::from(rules.avatar_id));
-            units.add(id, format!("voice/{}", voice.person), n_own, [voice.text]);
+            let place = units.add(id, format!("voice/{}", voice.person), n_own, [voice.text]);
+            units.titles.push((place, voice.title));
         }
         for (idx, noun) in tables.nouns.iter().enumerate() {
-            units.add(
-                format!("noun/{}", idx + 1),
-                "noun".to_owned(),
-                0,
-                [noun.text],
-            );
+            let id = format!("noun/{}", idx + 1);
+            let place = units.add(id, "noun".to_owned(), 0, [noun.text]);
+            units.titles.push((place, noun.title));
         }
         for conclusion in &tables.conclusions {
             let mission = conclusion.mission;
@@ -150,9 +207,14 @@ impl Units {
                 .steps
                 .iter()
                 .filter(|s| s.id.div_euclid(100) == mission);
-            let texts = steps.filter_map(|s| s.text).chain([conclusion.text]);
+            let (targets, texts): (Vec<_>, Vec<_>) = steps.map(|s| (s.target, s.text)).unzip();
+            let texts = texts.into_iter().flatten().chain([conclusion.text]);
             let chapter = format!("mission/{}", mission.div_euclid(10000));
-            units.add(format!("mission/{mission}"), chapter, 0, texts);
+            let place = units.add(format!("mission/{mission}"), chapter, 0, texts);
+            // Talks have the numbers of ten missions in common.
+            units.units[place].mission = Some(mission.div_euclid(10).to_string());
+            let targets = targets.into_iter().flatten();
+            units.titles.extend(targets.map(|target| (place, target)));
         }
         let mails: HashMap<i128, TextHash> = tables.mails.iter().map(|m| (m.id, m.text)).collect();
         for (idx, letter) in tables.mailboxes.iter().enumerate() {
@@ -160,33 +222,61 @@ impl Units {
                 .sentences
                 .iter()
                 .filter_map(|id| mails.get(id).copied());
-            units.add(format!("letter/{}", idx + 1), "letter".to_owned(), 0, texts);
+            let id = format!("letter/{}", idx + 1);
+            let place = units.add(id, "letter".to_owned(), 0, texts);
+            units.titles.push((place, letter.title));
         }
         for tale in &tables.tales {
             let id = format!("tale/{}", tale.id.div_euclid(1000));
             units.add(id, "tale".to_owned(), 0, [tale.text]);
         }
         units.add_wiki(tables);
-        units
+        for page in pages {
+            let stratum = page.scene.split('/').next().unwrap_or_default().to_owned();
+            let place = units.add(page.scene.clone(), stratum, 0, []);
+            units.units[place].n_lines = page.lines.len();
+            units.pages.push((place, page));
+        }
+        units.add_long_titles()?;
+        // Stable: the texts of a unit keep their order.
+        units.texts.sort_by_key(|(unit, _)| *unit);
+        Ok(units)
     }
 
-    fn ids(&self) -> Vec<&str> {
-        self.units.iter().map(|u| u.id.as_str()).collect()
+    /// Titles and names are texts like others where they are long. In other languages than Chinese most have twelve
+    /// characters and would tie all that has a "First Meeting", so Chinese decides.
+    fn add_long_titles(&mut self) -> Result<()> {
+        let files = TextMapFiles::read(self.tree, Language::Chs)?;
+        let map = files.parse()?;
+        for (unit, hash) in std::mem::take(&mut self.titles) {
+            let title = map.get(hash)?;
+            if title.is_some_and(|t| t.trim().chars().nth(TYING_CHARACTERS - 1).is_some()) {
+                self.texts.push((unit, hash));
+            }
+        }
+        Ok(())
     }
 
     fn add_wiki(&mut self, tables: &Tables) {
-        let changes: HashMap<i128, TextHash> =
-            tables.wiki_changes.iter().map(|c| (c.id, c.text)).collect();
+        let changes: HashMap<i128, &ChangeRow> =
+            tables.wiki_changes.iter().map(|c| (c.id, c)).collect();
         let parts: HashMap<i128, &WikiRow> = tables.wiki_parts.iter().map(|p| (p.id, p)).collect();
         let text = |row: &WikiRow| match row.changes.iter().max() {
-            Some(change) => changes.get(change).copied(),
+            Some(change) => changes.get(change).map(|c| c.text),
             None => Some(row.text),
+        };
+        let title = |row: &WikiRow| match row.changes.iter().max() {
+            Some(change) => changes.get(change).map(|c| c.title),
+            None => Some(row.title),
         };
         for page in &tables.wiki {
             let parts = page.parts.iter().filter_map(|id| parts.get(id).copied());
-            let texts = parts.chain([page]).filter_map(text);
+            let rows: Vec<&WikiRow> = parts.chain([page]).collect();
+            let texts = rows.iter().filter_map(|row| text(row));
             let id = format!("wiki/{}", page.id.div_euclid(100));
-            self.add(id, "wiki".to_owned(), 0, texts);
+            let place = self.add(id, "wiki".to_owned(), 0, texts);
+            let titles = rows.iter().filter_map(|row| title(row));
+            self.titles.extend(titles.map(|title| (place, title)));
         }
     }
 
@@ -197,11 +287,12 @@ impl Units {
         stratum: String,
         n_own_lines: usize,
         texts: impl IntoIterator<Item = TextHash>,
-    ) {
+    ) -> usize {
         let place = *self.places.entry(id.clone()).or_insert_with(|| {
             self.units.push(Unit {
                 id,
                 stratum,
+                mission: None,
                 n_own_lines: 0,
                 n_lines: 0,
             });
@@ -212,17 +303,6 @@ impl Units {
             self.units[place].n_lines += 1;
             self.texts.push((place, text));
         }
-    }
-
-    /// The texts of a language that are there.
-    fn texts_of<'a>(&self, files: &'a TextMapFiles) -> Result<Vec<(usize, Cow<'a, str>)>> {
-        let map = files.parse()?;
-        let mut texts = Vec::with_capacity(self.texts.len());
-        for (unit, hash) in &self.texts {
-            if let Some(text) = map.get(*hash)? {
-                texts.push((*unit, text));
-            }
-        }
-        Ok(texts)
+        place
     }
 }

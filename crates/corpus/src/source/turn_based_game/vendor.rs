@@ -13,17 +13,41 @@ use crate::rules::{Shown, paragraph};
 /// The sets of the vendor folder, by the names of their files.
 pub(crate) const SETS: [&str; 2] = ["miyoushe", "coig"];
 
+/// A page or an exercise.
+pub(crate) struct Page {
+    /// `<set>/<file>` or `<set>/<line>`: the scene of its row.
+    pub scene: String,
+    pub lines: Vec<String>,
+}
+
 /// Writes one set; gives the SHA-256 of what it was made from. `nickname`: what `{NICKNAME}` becomes.
 ///
 /// # Errors
-/// A file cannot be read, is not UTF-8, or is no list of exercises.
+/// As [`read`], or the file cannot be written.
 pub(crate) fn write(
     set: &str,
     root: &Path,
     nickname: &str,
     out: &mut DatasetWriter<'_>,
 ) -> Result<[u8; 32]> {
+    let (pages, sha256) = read(set, root)?;
+    for page in pages {
+        let lines = page.lines.iter();
+        let sentences: Vec<_> = lines
+            .map(|line| Shown::new(line.replace("{NICKNAME}", nickname).into(), out.count))
+            .collect();
+        out.row(&sentences, &[&page.scene])?;
+    }
+    Ok(sha256)
+}
+
+/// Reads one set, and the SHA-256 of its files.
+///
+/// # Errors
+/// A file cannot be read, is not UTF-8, or is no list of exercises.
+pub(crate) fn read(set: &str, root: &Path) -> Result<(Vec<Page>, [u8; 32])> {
     let mut hash = Sha256::new();
+    let mut pages = Vec::new();
     let folder = root.join(set);
     if set == "miyoushe" {
         for path in plain_files(&folder)? {
@@ -37,9 +61,12 @@ pub(crate) fn write(
                 .text
                 .split(paragraph::is_space)
                 .filter(|w| !w.is_empty());
-            row(words, &format!("{set}/{name}"), nickname, out)?;
+            pages.push(Page {
+                scene: format!("{set}/{name}"),
+                lines: words.map(str::to_owned).collect(),
+            });
         }
-        return Ok(hash.finalize().into());
+        return Ok((pages, hash.finalize().into()));
     }
     let file = JsonFile::read(folder.join("leetcode_instructions.jsonl"))?;
     hash.update(&file.text);
@@ -64,23 +91,14 @@ pub(crate) fn write(
             None => columns.insert(place.columns(line)?),
         };
         let [instruction, input, output] = [0, 1, 2].map(|i| place.text(&object, &columns[i]));
-        let lines = [instruction?.to_owned(), unescape(input?), unescape(output?)];
-        let lines = lines.iter().map(String::as_str).filter(|l| !l.is_empty());
-        row(lines, &format!("{set}/{}", idx + 1), nickname, out)?;
+        let mut lines = vec![instruction?.to_owned(), unescape(input?), unescape(output?)];
+        lines.retain(|line| !line.is_empty());
+        pages.push(Page {
+            scene: format!("{set}/{}", idx + 1),
+            lines,
+        });
     }
-    Ok(hash.finalize().into())
-}
-
-fn row<'l>(
-    lines: impl Iterator<Item = &'l str>,
-    scene: &str,
-    nickname: &str,
-    out: &mut DatasetWriter<'_>,
-) -> Result<()> {
-    let sentences: Vec<_> = lines
-        .map(|line| Shown::new(line.replace("{NICKNAME}", nickname).into(), out.count))
-        .collect();
-    out.row(&sentences, &[scene])
+    Ok((pages, hash.finalize().into()))
 }
 
 /// The plain files of a folder, by name.

@@ -1,28 +1,102 @@
 //! `cyrene corpus split`: which scenes are held out.
 
 use anyhow::Result;
-use corpus::{Character, SourceKind, SplitOptions, SplitRequest};
+use corpus::split::{Side, Split};
+use corpus::{Character, Language, SourceKind, SplitOptions, SplitRequest};
 
 use super::as_misuse;
 use crate::cli::CorpusSplit;
+use crate::misuse;
 use crate::ui::Ui;
 
 pub fn run(args: &CorpusSplit, ui: &Ui) -> Result<()> {
-    let character = Character::load(&args.character)?;
+    for (name, share) in [
+        ("--share", args.share),
+        ("--share-rest", args.share_rest),
+        ("--share-strict", args.share_strict),
+        ("--share-probe", args.share_probe),
+    ] {
+        if !(0.0..0.5).contains(&share) {
+            misuse!("{name} {share}: expected a share from 0 to below 0.5");
+        }
+    }
+    let character = as_misuse(Character::load(&args.character))?;
     let request = SplitRequest {
         source: as_misuse(SourceKind::parse(&args.source))?,
         root: &args.root,
+        vendor: args.vendor.as_deref(),
         character: &character,
         options: SplitOptions {
             seed: args.seed,
             share: args.share,
             share_rest: args.share_rest,
+            share_strict: args.share_strict,
+            share_probe: args.share_probe,
         },
     };
     let split = corpus::make_split(&request)?;
     split.save(&args.out, args.force)?;
     ui.result(
-        &serde_json::json!({ "out": args.out, "held_out": split.held_out.len(), "train": split.train.len(), "contaminated": split.contaminated.len() }),
-        || format!("{} scenes held out, {} to train on, {} set aside as contaminated: {}", split.held_out.len(), split.train.len(), split.contaminated.len(), args.out.display()),
+        &serde_json::json!({
+            "out": args.out,
+            "train": split.train.len(),
+            "val": split.val.len(),
+            "val-strict": split.val_strict.len(),
+            "probe-x": split.probe_x.len(),
+            "contaminated": split.contaminated.len(),
+            "filtered": split.filtered.len(),
+            "report": split.report,
+        }),
+        || format!("{}\n{}", describe(&split), args.out.display()),
     )
+}
+
+/// What a split came to: components, then a line a side with its scenes, and its lines by language.
+pub fn describe(split: &Split) -> String {
+    let report = &split.report;
+    let mut text = format!(
+        "{} scenes in {} groups that are never parted (largest {}; {} ties by a shared text, {} more by likeness)",
+        report.n_scenes,
+        report.n_components,
+        report.largest_component,
+        report.ties_by_text,
+        report.ties_by_likeness,
+    );
+    let has_lines = |language: &Language| {
+        report
+            .sides
+            .values()
+            .any(|s| s.lines.contains_key(language))
+    };
+    let languages: Vec<Language> = Language::ALL.into_iter().filter(has_lines).collect();
+    text.push_str(&format!("\n{:<13}{:>7}", "side", "scenes"));
+    for language in &languages {
+        text.push_str(&format!("{:>8}", language.code()));
+    }
+    for side in Side::ALL {
+        let Some(count) = report.sides.get(&side) else {
+            continue;
+        };
+        text.push_str(&format!("\n{side:<13}{:>7}", count.scenes));
+        for language in &languages {
+            text.push_str(&format!("{:>8}", count.lines.get(language).unwrap_or(&0)));
+        }
+    }
+    text.push_str("\n(lines by language; a scene of probe-x is held out in one language, its other lines are trained on)");
+    if report.copied_lines_left > 0 {
+        text.push_str(&format!(
+            "\n{} copied lines (over all languages) stay in held-out scenes that are new otherwise",
+            report.copied_lines_left
+        ));
+    }
+    if !report.strict_missions.is_empty() {
+        text.push_str(&format!(
+            "\nval-strict: {}",
+            report.strict_missions.join(", ")
+        ));
+    }
+    for note in &report.notes {
+        text.push_str(&format!("\n{note}"));
+    }
+    text
 }
