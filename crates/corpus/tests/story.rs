@@ -485,6 +485,43 @@ fn bundled_story_builds_and_splits_for_its_heroine() {
     assert!(rows.iter().any(|r| r.side == Side::Val));
 }
 
+/// The examples of the page that says how to write a story are a story.
+#[test]
+fn examples_of_the_format_page_build() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/story-format.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let blocks = |language: &str| -> Vec<&str> {
+        let start = format!("```{language}\n");
+        let blocks = page.split(start.as_str()).skip(1);
+        blocks.map(|b| b.split("```").next().unwrap()).collect()
+    };
+    let [scene, texts] = blocks("json")[..] else {
+        panic!("two examples of JSON")
+    };
+    let [character] = blocks("toml")[..] else {
+        panic!("one character file")
+    };
+    let mut setup = Setup::new(&format!("{}\n{texts}", scene.replace('\n', " ")));
+    setup.character = Character::parse(character, Path::new("bo.toml")).unwrap();
+    let tasks = [Task::PtEverything, Task::SftCyrene, Task::SftEverything];
+    let report = setup.build(&tasks).unwrap();
+    for dataset in report.datasets.values() {
+        assert_eq!(dataset.warnings, []);
+    }
+    assert_eq!(
+        setup.contents("pt/everything/en.jsonl"),
+        [
+            ["The tide turns.\nBo: Where is the boat?"],
+            ["Greeting\nBo: Mind the gulls."],
+            ["Tides\nThey come.\nThey go."],
+        ]
+    );
+    assert_eq!(
+        setup.contents("sft/cyrene/jp.jsonl"),
+        [["ボー", "(潮が変わる。)", "船はどこだ。"]]
+    );
+}
+
 #[test]
 fn stats_passes_and_sample_say_what_a_mixture_shows() {
     let setup = Setup::new(STORY);
