@@ -16,22 +16,22 @@ pub(crate) const MAX_IDS: usize = 1 << ID_BITS;
 pub(crate) const MAX_MERGES: usize = (1 << RANK_BITS) - 1;
 const NO_RANK: u32 = u32::MAX;
 const EMPTY: u64 = u64::MAX;
-/// Up to here a scan for the lowest rank beats a heap.
-const SCAN_TOKENS: usize = 256;
+/// Up to here a search block by block for the lowest rank beats a heap.
+const BLOCK_TOKENS: usize = 256;
+/// Pairs of a block.
+const BLOCK: usize = 16;
+/// A pair that no merge joins; above every other key.
+const NO_KEY: i32 = i32::MAX;
 
 /// The merges of a vocabulary.
 #[derive(Clone, Debug)]
 pub(crate) struct Bpe {
     /// Open addressing: left id, right id, rank; or `EMPTY`. A power of two long, at most half full.
     slots: Vec<u64>,
+    /// A Bloom filter of the pairs in `slots`, an eighth as large: most pairs asked for are none, and this much stays in a core's own cache.
+    filter: Vec<u64>,
     /// Result of each merge, by rank.
     results: Vec<u32>,
-}
-
-/// Memory that an encoding needs for a while, kept from word to word.
-#[derive(Debug, Default)]
-pub(crate) struct Scratch {
-    ranks: Vec<u32>,
 }
 
 impl Bpe {
@@ -40,12 +40,15 @@ impl Bpe {
         assert!(merges.len() <= MAX_MERGES, "the caller has checked it");
         let mut bpe = Bpe {
             slots: vec![EMPTY; (2 * merges.len()).next_power_of_two().max(2)],
+            filter: vec![0; (merges.len() / 8).next_power_of_two()],
             results: merges.iter().map(|m| m[2]).collect(),
         };
         for (rank, [left, right, _]) in merges.iter().enumerate() {
             let pair = pair(*left, *right);
             let slot = bpe.slot(pair);
             bpe.slots[slot] = pair << RANK_BITS | rank as u64;
+            let (place, bits) = bpe.filter_bits(pair);
+            bpe.filter[place] |= bits;
         }
         bpe
     }
@@ -66,11 +69,11 @@ impl Bpe {
     }
 
     /// Joins what can be joined among the ids behind `start`.
-    pub fn join(&self, ids: &mut Vec<u32>, start: usize, scratch: &mut Scratch) {
+    pub fn join(&self, ids: &mut Vec<u32>, start: usize) {
         match ids.len() - start {
             0 | 1 => {}
-            n if n <= SCAN_TOKENS => {
-                let n = self.join_by_scan(&mut ids[start..], &mut scratch.ranks);
+            n if n <= BLOCK_TOKENS => {
+                let n = self.join_by_blocks(&mut ids[start..]);
                 ids.truncate(start + n);
             }
             _ => {
@@ -81,27 +84,59 @@ impl Bpe {
         }
     }
 
-    /// Gives the number of ids left.
-    fn join_by_scan(&self, ids: &mut [u32], ranks: &mut Vec<u32>) -> usize {
-        let mut n = ids.len();
-        ranks.clear();
-        ranks.extend(ids.windows(2).map(|w| self.rank(w[0], w[1])));
-        while let Some((at, rank)) = lowest(&ranks[..n - 1]) {
-            ids[at] = self.results[rank as usize];
-            ids.copy_within(at + 2..n, at + 1);
-            ranks.copy_within(at + 1..n - 1, at);
-            n -= 1;
-            if at > 0 {
-                ranks[at - 1] = self.rank(ids[at - 1], ids[at]);
+    /// Gives the number of ids left. The key of a pair is its rank and its place, so that the lowest key is the next merge.
+    fn join_by_blocks(&self, ids: &mut [u32]) -> usize {
+        let n = ids.len();
+        let key = |at: usize, left: u32, right: u32| match self.rank(left, right) {
+            NO_RANK => NO_KEY,
+            rank => (rank << 8) as i32 | at as i32,
+        };
+        let mut keys = [[NO_KEY; BLOCK]; BLOCK_TOKENS / BLOCK];
+        let keys = &mut keys[..n.div_ceil(BLOCK)];
+        for (at, pair) in ids.windows(2).enumerate() {
+            keys[at / BLOCK][at % BLOCK] = key(at, pair[0], pair[1]);
+        }
+        let mut lowest = [NO_KEY; BLOCK_TOKENS / BLOCK];
+        let lowest = &mut lowest[..keys.len()];
+        for (lowest, block) in lowest.iter_mut().zip(&*keys) {
+            *lowest = least(block);
+        }
+        let mut next: [u16; BLOCK_TOKENS] = std::array::from_fn(|at| at as u16 + 1);
+        let mut previous: [u8; BLOCK_TOKENS] = std::array::from_fn(|at| at.saturating_sub(1) as u8);
+        loop {
+            let best = lowest.iter().copied().fold(NO_KEY, i32::min);
+            if best == NO_KEY {
+                break;
             }
-            if at + 1 < n {
-                ranks[at] = self.rank(ids[at], ids[at + 1]);
+            let at = best as usize % BLOCK_TOKENS;
+            let right = usize::from(next[at]);
+            let behind = usize::from(next[right]);
+            ids[at] = self.results[(best >> 8) as usize];
+            next[at] = behind as u16;
+            keys[right / BLOCK][right % BLOCK] = NO_KEY;
+            keys[at / BLOCK][at % BLOCK] = NO_KEY;
+            if behind < n {
+                previous[behind] = at as u8;
+                keys[at / BLOCK][at % BLOCK] = key(at, ids[at], ids[behind]);
+            }
+            lowest[right / BLOCK] = least(&keys[right / BLOCK]);
+            lowest[at / BLOCK] = least(&keys[at / BLOCK]);
+            if at > 0 {
+                let left = usize::from(previous[at]);
+                keys[left / BLOCK][left % BLOCK] = key(left, ids[left], ids[at]);
+                lowest[left / BLOCK] = least(&keys[left / BLOCK]);
             }
         }
-        n
+        let (mut n_left, mut at) = (0, 0);
+        while at < n {
+            ids[n_left] = ids[at];
+            n_left += 1;
+            at = usize::from(next[at]);
+        }
+        n_left
     }
 
-    /// For long words, where a scan for every merge would take quadratic time.
+    /// For long words, where a search for every merge would take quadratic time.
     fn join_by_heap(&self, ids: &[u32]) -> Vec<u32> {
         const GONE: u32 = u32::MAX;
         let mut ids = ids.to_vec();
@@ -142,16 +177,28 @@ impl Bpe {
     }
 
     fn rank(&self, left: u32, right: u32) -> u32 {
-        match self.slots[self.slot(pair(left, right))] {
+        let pair = pair(left, right);
+        let (place, bits) = self.filter_bits(pair);
+        if self.filter[place] & bits != bits {
+            return NO_RANK;
+        }
+        match self.slots[self.slot(pair)] {
             EMPTY => NO_RANK,
             slot => (slot & ((1 << RANK_BITS) - 1)) as u32,
         }
     }
 
+    /// A word of the filter and the two bits in it that a pair sets.
+    fn filter_bits(&self, pair: u64) -> (usize, u64) {
+        let hash = spread(pair);
+        let place = (hash >> 32) as usize & (self.filter.len() - 1);
+        (place, 1 << (hash >> 26 & 63) | 1 << (hash >> 20 & 63))
+    }
+
     /// Where a pair stands, or the empty place where it would.
     fn slot(&self, pair: u64) -> usize {
         let mask = self.slots.len() - 1;
-        let mut slot = (pair.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & mask;
+        let mut slot = (spread(pair) >> 32) as usize & mask;
         while self.slots[slot] != EMPTY && self.slots[slot] >> RANK_BITS != pair {
             slot = (slot + 1) & mask;
         }
@@ -163,13 +210,30 @@ fn pair(left: u32, right: u32) -> u64 {
     u64::from(left) << ID_BITS | u64::from(right)
 }
 
-/// The place of the lowest rank, the first of equals.
-fn lowest(ranks: &[u32]) -> Option<(usize, u32)> {
-    let lowest = ranks.iter().copied().fold(NO_RANK, u32::min);
-    if lowest == NO_RANK {
-        return None;
+/// A hash of a pair; its upper half is the better one.
+fn spread(pair: u64) -> u64 {
+    let product = pair.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    product ^ (product >> 32)
+}
+
+fn least(block: &[i32; BLOCK]) -> i32 {
+    block.iter().copied().fold(NO_KEY, i32::min)
+}
+
+/// Merges and the ids of bytes: what turns a word into ids.
+#[derive(Clone, Copy)]
+pub(crate) struct WordEncoder<'a> {
+    pub bpe: &'a Bpe,
+    pub byte_ids: &'a [u32; 256],
+}
+
+impl WordEncoder<'_> {
+    /// Appends the ids of a word.
+    pub fn append(&self, word: &[u8], ids: &mut Vec<u32>) {
+        let start = ids.len();
+        ids.extend(word.iter().map(|byte| self.byte_ids[usize::from(*byte)]));
+        self.bpe.join(ids, start);
     }
-    Some((ranks.iter().position(|rank| *rank == lowest)?, lowest))
 }
 
 /// The ids of the 256 bytes; `None` if the vocabulary lacks one.
@@ -190,7 +254,7 @@ mod tests {
         let bpe = Bpe::new(merges);
         let mut got = vec![9];
         got.extend(ids);
-        bpe.join(&mut got, 1, &mut Scratch::default());
+        bpe.join(&mut got, 1);
         assert_eq!(got[1..], *expect);
         assert_eq!(bpe.join_by_heap(ids), expect);
     }
@@ -217,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn scan_and_heap_agree() {
+    fn blocks_and_heap_agree() {
         let mut state = 7u64;
         let mut random = |n: u64| {
             state = state
@@ -237,11 +301,11 @@ mod tests {
             }
         }
         let bpe = Bpe::new(&merges);
-        for n in 2..SCAN_TOKENS {
+        for n in 2..=BLOCK_TOKENS {
             let ids: Vec<u32> = (0..n).map(|_| random(4) as u32).collect();
-            let mut scanned = ids.clone();
-            bpe.join(&mut scanned, 0, &mut Scratch::default());
-            assert_eq!(bpe.join_by_heap(&ids), scanned);
+            let mut joined = ids.clone();
+            bpe.join(&mut joined, 0);
+            assert_eq!(bpe.join_by_heap(&ids), joined);
         }
     }
 }

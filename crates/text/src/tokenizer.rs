@@ -12,14 +12,14 @@ use serde_json::{Value, json};
 use tokenizers::{NormalizedString, OffsetReferential, OffsetType, PreTokenizer};
 
 use crate::added_tokens::AddedTokens;
-use crate::bpe;
+use crate::bpe::{self, WordEncoder};
 use crate::bpe_file::{Merges, Model, Tokens};
 use crate::bpe_trainer;
 use crate::chat_template::ChatTemplate;
 use crate::error::{Error, Result};
 use crate::spelling::{self, char_of};
 use crate::tokenizer_file::{self as file, Pipeline, Steps, TokenizerFile, wrap};
-use crate::word_cache::{CacheKey, WordCache};
+use crate::word_cache::{CacheKey, Word, WordCache};
 use crate::words::{WordSplitter, is_surely_nfc};
 
 /// The 33 added tokens of Qwen3.5 in id order, and whether each is special (left out when a reply is decoded).
@@ -198,7 +198,7 @@ impl Tokenizer {
     /// [`Error::Tokenizer`] when the pipeline fails, which no UTF-8 text is known to cause.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = Vec::with_capacity(text.len() / 3);
-        self.each_word(text, |word_ids| ids.extend_from_slice(word_ids))?;
+        self.each_word(text, |word| ids.extend_from_slice(word.ids()))?;
         Ok(ids)
     }
 
@@ -208,7 +208,7 @@ impl Tokenizer {
     /// As [`Tokenizer::encode`].
     pub fn count(&self, text: &str) -> Result<usize> {
         let mut count = 0;
-        self.each_word(text, |word_ids| count += word_ids.len())?;
+        self.each_word(text, |word| count += word.len())?;
         Ok(count)
     }
 
@@ -339,20 +339,24 @@ impl Tokenizer {
     }
 
     /// Hands over the ids of `text`, a word or an added token at a time.
-    fn each_word(&self, text: &str, mut take: impl FnMut(&[u32])) -> Result<()> {
+    fn each_word(&self, text: &str, mut take: impl FnMut(Word<'_>)) -> Result<()> {
         let inner = &*self.inner;
         let (Some(splitter), Some(byte_ids)) = (inner.splitter, &inner.byte_ids) else {
-            take(&self.encode_by_pipeline(text)?);
+            take(Word::Ids(&self.encode_by_pipeline(text)?));
             return Ok(());
+        };
+        let encoder = WordEncoder {
+            bpe: &inner.model.bpe,
+            byte_ids,
         };
         inner.cache.with(|cache| {
             let mut rest = text;
             while let Some((before, id, behind)) = inner.added.split(rest) {
-                inner.each_word_of(before, splitter, byte_ids, cache, &mut take);
-                take(&[id]);
+                each_word_of(before, splitter, encoder, cache, &mut take);
+                take(Word::Ids(&[id]));
                 rest = behind;
             }
-            inner.each_word_of(rest, splitter, byte_ids, cache, &mut take);
+            each_word_of(rest, splitter, encoder, cache, &mut take);
         });
         Ok(())
     }
@@ -415,32 +419,31 @@ impl Inner {
     fn id(&self, token: &str) -> Option<u32> {
         self.added.id(token).or_else(|| self.model.vocab.id(token))
     }
+}
 
-    /// Hands over the ids of the words of a text without added tokens.
-    fn each_word_of(
-        &self,
-        text: &str,
-        splitter: WordSplitter,
-        byte_ids: &[u32; 256],
-        cache: &mut WordCache,
-        take: &mut impl FnMut(&[u32]),
-    ) {
-        let normalized;
-        let text = if is_surely_nfc(text) {
-            text
-        } else {
-            let mut changed = NormalizedString::from(text);
-            changed.nfc();
-            normalized = changed;
-            normalized.get()
-        };
-        let text = text.as_bytes();
-        let mut start = 0;
-        while start < text.len() {
-            let end = splitter.end(text, start);
-            take(cache.ids(text, start, end, &self.model.bpe, byte_ids));
-            start = end;
-        }
+/// Hands over the words of a text without added tokens.
+fn each_word_of(
+    text: &str,
+    splitter: WordSplitter,
+    encoder: WordEncoder<'_>,
+    cache: &mut WordCache,
+    take: &mut impl FnMut(Word<'_>),
+) {
+    let normalized;
+    let text = if is_surely_nfc(text) {
+        text
+    } else {
+        let mut changed = NormalizedString::from(text);
+        changed.nfc();
+        normalized = changed;
+        normalized.get()
+    };
+    let text = text.as_bytes();
+    let mut start = 0;
+    while start < text.len() {
+        let end = splitter.end(text, start);
+        take(cache.word(text, start, end, encoder));
+        start = end;
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::bpe::{Bpe, Scratch};
+use crate::bpe::WordEncoder;
 use crate::hash;
 
 /// Words that one cache holds of each kind; when it is full it begins anew, so that the next language finds room.
@@ -51,23 +51,49 @@ impl CacheKey {
 }
 
 pub(crate) struct WordCache {
-    /// Open addressing, at most half full; a key of 0 is an empty place, for no word is empty.
-    short: Vec<Slot>,
+    /// Short words, by open addressing, at most half full; 0 is an empty place, for no word is empty.
+    short: Vec<ShortWord>,
+    /// Where the ids of each of them begin; apart, so that counting stays within `short`.
+    short_ids: Vec<u32>,
     n_short: usize,
     long: HashMap<Box<[u8]>, Ids, BuildHasherDefault<WordHasher>>,
     /// The ids of all words.
     ids: Vec<u32>,
     /// The ids of the last word that was too long for the cache.
     unkept: Vec<u32>,
-    scratch: Scratch,
 }
 
-#[derive(Clone, Copy, Default)]
-struct Slot {
-    /// The word's bytes, zeros behind them, their number last.
-    key: [u64; 2],
-    ids: Ids,
+/// What a word became.
+pub(crate) enum Word<'c> {
+    Ids(&'c [u32]),
+    /// A place in `WordCache::short`.
+    Short(&'c WordCache, usize),
 }
+
+impl<'c> Word<'c> {
+    /// The number of its ids.
+    #[inline]
+    pub fn len(&self) -> usize {
+        match self {
+            Word::Ids(ids) => ids.len(),
+            Word::Short(cache, place) => (cache.short[*place] >> 124) as usize,
+        }
+    }
+
+    #[inline]
+    pub fn ids(&self) -> &'c [u32] {
+        match self {
+            Word::Ids(ids) => ids,
+            Word::Short(cache, place) => {
+                &cache.ids[cache.short_ids[*place] as usize..][..self.len()]
+            }
+        }
+    }
+}
+
+/// From the low end: up to 15 bytes and zeros behind them, 4 bits for their number, 4 bits for that of their ids.
+type ShortWord = u128;
+const N_IDS: ShortWord = 0xf << 124;
 
 /// A piece of `WordCache::ids`.
 #[derive(Clone, Copy, Default)]
@@ -79,111 +105,96 @@ struct Ids {
 impl Default for WordCache {
     fn default() -> Self {
         WordCache {
-            short: vec![Slot::default(); 2 * WORDS],
+            short: vec![0; 2 * WORDS],
+            short_ids: vec![0; 2 * WORDS],
             n_short: 0,
             long: HashMap::default(),
             ids: Vec::new(),
             unkept: Vec::new(),
-            scratch: Scratch::default(),
         }
     }
 }
 
 impl WordCache {
-    /// The ids of the word `text[start..end]`. `byte_ids`: the ids of the 256 bytes.
+    /// The word `text[start..end]`, which must not be empty.
     #[inline]
-    pub fn ids(
+    pub fn word(
         &mut self,
         text: &[u8],
         start: usize,
         end: usize,
-        bpe: &Bpe,
-        byte_ids: &[u32; 256],
-    ) -> &[u32] {
+        encoder: WordEncoder<'_>,
+    ) -> Word<'_> {
         if end - start > SHORT_BYTES {
-            return self.ids_of_long(&text[start..end], bpe, byte_ids);
+            return Word::Ids(self.ids_of_long(&text[start..end], encoder));
         }
-        let key = short_key(text, start, end);
-        let mut place = place(key);
+        let word = short_word(text, start, end);
+        let mut place = first_place(word);
         loop {
-            let slot = self.short[place];
-            if slot.key == key {
-                return self.piece(slot.ids);
+            match self.short[place] {
+                0 => place = self.learn_short(word, &text[start..end], encoder),
+                known if known & !N_IDS == word => return Word::Short(self, place),
+                _ => place = (place + 1) % (2 * WORDS),
             }
-            if slot.key == [0; 2] {
-                break;
-            }
-            place = (place + 1) % (2 * WORDS);
         }
-        self.learn_short(key, &text[start..end], bpe, byte_ids)
     }
 
     #[cold]
-    fn learn_short(
-        &mut self,
-        key: [u64; 2],
-        word: &[u8],
-        bpe: &Bpe,
-        byte_ids: &[u32; 256],
-    ) -> &[u32] {
+    fn learn_short(&mut self, word: ShortWord, bytes: &[u8], encoder: WordEncoder<'_>) -> usize {
         if self.n_short == WORDS {
             self.forget();
         }
-        let ids = self.encode(word, bpe, byte_ids);
-        let mut place = place(key);
-        while self.short[place].key != [0; 2] {
+        let ids = self.encode(bytes, encoder);
+        let mut place = first_place(word);
+        while self.short[place] != 0 {
             place = (place + 1) % (2 * WORDS);
         }
-        self.short[place] = Slot { key, ids };
+        self.short[place] = word | ShortWord::from(ids.n) << 124;
+        self.short_ids[place] = ids.start;
         self.n_short += 1;
-        self.piece(ids)
+        place
     }
 
-    fn ids_of_long(&mut self, word: &[u8], bpe: &Bpe, byte_ids: &[u32; 256]) -> &[u32] {
+    fn ids_of_long(&mut self, word: &[u8], encoder: WordEncoder<'_>) -> &[u32] {
         if word.len() > LONG_BYTES {
             self.unkept.clear();
-            self.unkept
-                .extend(word.iter().map(|byte| byte_ids[usize::from(*byte)]));
-            bpe.join(&mut self.unkept, 0, &mut self.scratch);
+            encoder.append(word, &mut self.unkept);
             return &self.unkept;
         }
-        if let Some(ids) = self.long.get(word) {
-            return self.piece(*ids);
-        }
-        if self.long.len() == WORDS {
-            self.forget();
-        }
-        let ids = self.encode(word, bpe, byte_ids);
-        self.long.insert(word.into(), ids);
-        self.piece(ids)
+        let ids = match self.long.get(word) {
+            Some(ids) => *ids,
+            None => {
+                if self.long.len() == WORDS {
+                    self.forget();
+                }
+                let ids = self.encode(word, encoder);
+                self.long.insert(word.into(), ids);
+                ids
+            }
+        };
+        &self.ids[ids.start as usize..][..ids.n as usize]
     }
 
-    fn encode(&mut self, word: &[u8], bpe: &Bpe, byte_ids: &[u32; 256]) -> Ids {
+    fn encode(&mut self, word: &[u8], encoder: WordEncoder<'_>) -> Ids {
         let start = self.ids.len();
-        self.ids
-            .extend(word.iter().map(|byte| byte_ids[usize::from(*byte)]));
-        bpe.join(&mut self.ids, start, &mut self.scratch);
+        encoder.append(word, &mut self.ids);
         Ids {
             start: start as u32,
             n: (self.ids.len() - start) as u32,
         }
     }
 
-    fn piece(&self, ids: Ids) -> &[u32] {
-        &self.ids[ids.start as usize..][..ids.n as usize]
-    }
-
     fn forget(&mut self) {
-        self.short.fill(Slot::default());
+        self.short.fill(0);
         self.n_short = 0;
         self.long.clear();
         self.ids.clear();
     }
 }
 
-/// A word of at most 15 bytes as a number.
+/// A word of at most 15 bytes as a number, that of its ids left out.
 #[inline]
-fn short_key(text: &[u8], start: usize, end: usize) -> [u64; 2] {
+fn short_word(text: &[u8], start: usize, end: usize) -> ShortWord {
     let n = end - start;
     let bytes: [u8; 16] = match text[start..].first_chunk::<16>() {
         Some(window) => *window,
@@ -193,13 +204,12 @@ fn short_key(text: &[u8], start: usize, end: usize) -> [u64; 2] {
             bytes
         }
     };
-    let all = u128::from_le_bytes(bytes) & ((1 << (8 * n)) - 1) | (n as u128) << 120;
-    [all as u64, (all >> 64) as u64]
+    u128::from_le_bytes(bytes) & ((1 << (8 * n)) - 1) | (n as u128) << 120
 }
 
 #[inline]
-fn place(key: [u64; 2]) -> usize {
-    hash::fold(key[0], key[1] | 1) as usize % (2 * WORDS)
+fn first_place(word: ShortWord) -> usize {
+    hash::fold(word as u64, (word >> 64) as u64 | 1) as usize % (2 * WORDS)
 }
 
 #[derive(Default)]
@@ -222,9 +232,31 @@ impl Hasher for WordHasher {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bpe::Bpe;
 
-    fn byte_ids() -> [u32; 256] {
-        std::array::from_fn(|byte| byte as u32)
+    const BYTE_IDS: [u32; 256] = {
+        let mut ids = [0; 256];
+        let mut byte = 0;
+        while byte < 256 {
+            ids[byte] = byte as u32;
+            byte += 1;
+        }
+        ids
+    };
+
+    fn check(cache: &mut WordCache, bpe: &Bpe, text: &str, n: usize) {
+        let encoder = WordEncoder {
+            bpe,
+            byte_ids: &BYTE_IDS,
+        };
+        let mut expect = Vec::new();
+        encoder.append(&text.as_bytes()[..n], &mut expect);
+        let word = cache.word(text.as_bytes(), 0, n, encoder);
+        assert_eq!(
+            (word.ids(), word.len()),
+            (&expect[..], expect.len()),
+            "{text}"
+        );
     }
 
     /// Every word twice, so that the second comes from the cache; in the middle of a text and at its end.
@@ -235,11 +267,8 @@ mod tests {
         for _ in 0..2 {
             for n in 1..100 {
                 let text = format!("{}b{}", "a".repeat(n), "c".repeat(20));
-                for text in [&text[..], &text[..n]] {
-                    let mut expect = vec![97; n];
-                    bpe.join(&mut expect, 0, &mut Scratch::default());
-                    assert_eq!(cache.ids(text.as_bytes(), 0, n, &bpe, &byte_ids()), expect);
-                }
+                check(&mut cache, &bpe, &text, n);
+                check(&mut cache, &bpe, &text[..n], n);
             }
         }
     }
@@ -250,11 +279,7 @@ mod tests {
         let mut cache = WordCache::default();
         for word in 0..3 * WORDS {
             for word in [format!("{word}"), format!("{word:020}")] {
-                let expect: Vec<u32> = word.bytes().map(u32::from).collect();
-                assert_eq!(
-                    cache.ids(word.as_bytes(), 0, word.len(), &bpe, &byte_ids()),
-                    expect
-                );
+                check(&mut cache, &bpe, &word, word.len());
             }
         }
         assert!(cache.n_short <= WORDS && cache.long.len() <= WORDS);
