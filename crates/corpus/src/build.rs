@@ -416,7 +416,7 @@ fn publish(
                 match row {
                     RowScenes::One(idx) => *idx = places[*idx as usize],
                     RowScenes::Several(parts) => {
-                        for (idx, _) in parts {
+                        for (idx, ..) in parts {
                             *idx = places[*idx as usize];
                         }
                     }

@@ -107,6 +107,11 @@ impl<'a> DatasetWriter<'a> {
         lines: &[Shown<'_>],
         limits: Limits,
     ) -> Result<()> {
+        let answered = rounds.last().map_or(0, |round| round.assistant.end);
+        if answered < lines.len() {
+            let tokens = lines[answered..].iter().map(|l| l.tokens).sum();
+            self.filtered("user lines that nobody answers", 1, tokens);
+        }
         let outcome = conversation::finish(rounds, lines, limits);
         if outcome.clipped_tokens > 0 {
             self.filtered("user lines before the last ten", 1, outcome.clipped_tokens);
@@ -172,9 +177,9 @@ impl<'a> DatasetWriter<'a> {
         Ok(())
     }
 
-    /// Which lines of a row come from which scene; neighbours of the same scene are one entry.
+    /// Which lines and tokens of a row come from which scene; neighbours of the same scene are one entry.
     fn origins(&mut self, sentences: &[Shown<'_>], scenes: &[&str]) -> RowScenes {
-        let mut parts: Vec<(u32, u32)> = Vec::new();
+        let mut parts: Vec<(u32, u32, u32)> = Vec::new();
         for (sentence, scene) in sentences.iter().zip(scenes) {
             if sentence.text.is_empty() {
                 continue;
@@ -182,8 +187,11 @@ impl<'a> DatasetWriter<'a> {
             let idx = self.scene(scene);
             let n_lines = 1 + sentence.text.matches('\n').count() as u32;
             match parts.last_mut() {
-                Some((last, n)) if *last == idx => *n += n_lines,
-                _ => parts.push((idx, n_lines)),
+                Some((last, n, tokens)) if *last == idx => {
+                    *n += n_lines;
+                    *tokens += sentence.tokens as u32;
+                }
+                _ => parts.push((idx, n_lines, sentence.tokens as u32)),
             }
         }
         RowScenes::Several(parts)
@@ -262,7 +270,10 @@ mod tests {
             w.paragraph(&[shown("a"), shown("b\nc"), shown("d")], &["s", "s", "t"])
                 .unwrap();
         });
-        assert_eq!(part.file.rows, [RowScenes::Several(vec![(0, 3), (1, 1)])]);
+        assert_eq!(
+            part.file.rows,
+            [RowScenes::Several(vec![(0, 3, 4), (1, 1, 1)])]
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! manifest, [`split`] holds scenes out, [`rows`] gives the rows back with their scene and side, [`stats`]
 //! says what data sets hold, [`export`] writes them for other tools.
 
+pub mod account;
 mod build;
 mod character;
 mod components;

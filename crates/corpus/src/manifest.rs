@@ -10,7 +10,7 @@ use crate::language::Language;
 
 /// Name of the file in the output folder.
 pub const FILE_NAME: &str = "manifest.json";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// All data sets of an output folder, by task name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -71,8 +71,8 @@ pub struct Tally {
 #[serde(untagged)]
 pub enum RowScenes {
     One(u32),
-    /// (scene, lines of the content that come from it), in the order of the content.
-    Several(Vec<(u32, u32)>),
+    /// (scene, lines of the content that come from it, their tokens), in the order of the content.
+    Several(Vec<(u32, u32, u32)>),
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

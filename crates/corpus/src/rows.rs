@@ -244,7 +244,7 @@ impl Found {
             RowScenes::One(scene) => Ok(vec![(self.scene(file, *scene)?, None)]),
             RowScenes::Several(parts) => parts
                 .iter()
-                .map(|(scene, n_lines)| Ok((self.scene(file, *scene)?, Some(*n_lines))))
+                .map(|(scene, n_lines, _)| Ok((self.scene(file, *scene)?, Some(*n_lines))))
                 .collect(),
         }
     }
@@ -324,7 +324,7 @@ impl Found {
         Ok(rows.collect())
     }
 
-    fn scene(&self, file: &DataFile, idx: u32) -> Result<&str> {
+    pub fn scene(&self, file: &DataFile, idx: u32) -> Result<&str> {
         let scene = self.dataset.scenes.get(idx as usize);
         scene.map(String::as_str).ok_or_else(|| {
             self.changed(

@@ -242,7 +242,7 @@ pub fn passes(sources: &[(&Path, f64)], split: Option<&Split>) -> Result<Passes>
                 .iter()
                 .flat_map(|row| match row {
                     RowScenes::One(scene) => vec![*scene],
-                    RowScenes::Several(parts) => parts.iter().map(|(scene, _)| *scene).collect(),
+                    RowScenes::Several(parts) => parts.iter().map(|(scene, ..)| *scene).collect(),
                 })
                 .collect();
             for scene in in_file {

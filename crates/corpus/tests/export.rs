@@ -41,12 +41,12 @@ fn write_corners(out: &Path) {
         r#"{"wiki": [3, 4000000000, 0]}"#,
     )
     .unwrap();
-    let manifest = json!({ "version": 1, "datasets": { "pt/vendor": {
+    let manifest = json!({ "version": 2, "datasets": { "pt/vendor": {
         "source": "story", "source_sha256": "", "character": "ada", "character_sha256": "",
         "tokens_file": "pt/vendor.json", "tokens_sha256": "", "scenes": ["s", "t"], "warnings": [],
         "files": [{
             "path": "pt/vendor/wiki.jsonl", "key": "wiki", "language": null, "sha256": "", "bytes": 0, "n_rows": 3, "n_tokens": 0,
-            "holes": {}, "filtered": {}, "rows": [0, [[1, 1], [0, 2]], []],
+            "holes": {}, "filtered": {}, "rows": [0, [[1, 1, 1], [0, 2, 2]], []],
         }],
     }}});
     std::fs::write(out.join("manifest.json"), manifest.to_string()).unwrap();

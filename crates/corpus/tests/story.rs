@@ -551,3 +551,144 @@ fn stats_passes_and_sample_say_what_a_mixture_shows() {
     assert_eq!(peek(1).len(), 3);
     assert!((2..9).any(|seed| peek(seed) != peek(1)));
 }
+
+/// A story, its data sets and a split of it, every token a character.
+struct Accounted {
+    out: tempfile::TempDir,
+    split: Split,
+    scenes: Vec<serde_json::Value>,
+}
+
+impl Accounted {
+    fn demo(change: impl FnOnce(&mut Split)) -> Accounted {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let story = root.join("demo/story.jsonl");
+        let character = Character::load(&root.join("characters/ovelle.toml")).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        let request = BuildRequest {
+            source: SourceKind::Story,
+            root: &story,
+            character: &character,
+            tasks: &[Task::PtEverything, Task::SftCyrene],
+            languages: None,
+            out: out.path(),
+        };
+        corpus::build(&request, &|text| text.chars().count(), &|_| {}).unwrap();
+        let mut split = corpus::make_split(&SplitRequest {
+            source: request.source,
+            root: request.root,
+            vendor: None,
+            character: &character,
+            options: SplitOptions::default(),
+        })
+        .unwrap();
+        change(&mut split);
+        let lines = std::fs::read_to_string(&story).unwrap();
+        let scenes = lines.lines().map(|l| serde_json::from_str(l).unwrap());
+        Accounted {
+            out,
+            split,
+            scenes: scenes.collect(),
+        }
+    }
+
+    fn accounts(&self, task: Task) -> Vec<corpus::account::Account> {
+        let path = self.out.path().join(task.name());
+        let accounts = corpus::account::account(&path, Some(&self.split)).unwrap();
+        for account in &accounts {
+            let on_sides: u64 = account.sides.values().sum();
+            assert_eq!(
+                on_sides + account.n_filtered(),
+                account.total,
+                "{account:?}"
+            );
+        }
+        assert_eq!(accounts.len(), 3);
+        accounts
+    }
+}
+
+#[test]
+fn every_token_of_the_bundled_story_has_one_place() {
+    // A scene on each side, whatever the split of so small a story has.
+    let demo = Accounted::demo(|split| {
+        let mut scenes = split.train.clone().into_iter();
+        let mut take = || {
+            let id = scenes.next().unwrap();
+            split.train.remove(&id);
+            id
+        };
+        let (strict, probe, copied, retold) = (take(), take(), take(), take());
+        split.val_strict.insert(strict);
+        split.probe_x.insert(probe, Language::En);
+        split.contaminated.insert(copied);
+        split.filtered.insert(retold, "a rule".to_owned());
+    });
+    for account in demo.accounts(Task::PtEverything) {
+        // Counted by hand from the file: `Name: text` of every line, titles and pages line by line.
+        let colon = if account.key == "chs" { 1 } else { 2 };
+        let chars = |value: &serde_json::Value| -> usize {
+            let text = value[&account.key].as_str().unwrap_or_default();
+            text.lines().map(|l| l.trim().chars().count()).sum()
+        };
+        let named = |name: usize| if name > 0 { name + colon } else { 0 };
+        let mut total = 0;
+        for scene in &demo.scenes {
+            if let Some(lines) = scene["lines"].as_array() {
+                for line in lines {
+                    let name = if line["kind"] == "dialogue" {
+                        chars(&line["speaker_name"])
+                    } else {
+                        0
+                    };
+                    total += named(name) + chars(&line["text"]);
+                }
+            } else if scene["kind"] == "voice" {
+                total += chars(&scene["title"])
+                    + named(chars(&scene["speaker_name"]))
+                    + chars(&scene["text"]);
+            } else {
+                total += chars(&scene["title"]) + chars(&scene["text"]);
+            }
+        }
+        assert_eq!(account.total, total as u64, "{}", account.key);
+        let on = |side| account.on(side) > 0;
+        assert!(on(Side::Train) && on(Side::Val) && on(Side::ValStrict) && on(Side::Contaminated));
+        assert_eq!(on(Side::ProbeX), account.key == "en");
+        assert_eq!(account.filtered.keys().collect::<Vec<_>>(), ["a rule"]);
+    }
+}
+
+#[test]
+fn conversations_and_what_their_rules_leave_out_add_up_to_the_scenes() {
+    let demo = Accounted::demo(|_| {});
+    for account in demo.accounts(Task::SftCyrene) {
+        let (open, close) = if account.key == "chs" {
+            ('（', '）')
+        } else {
+            ('(', ')')
+        };
+        let chars = |value: &serde_json::Value, is_aside: bool| -> usize {
+            let text = value[&account.key].as_str().unwrap().trim();
+            let text = text.trim_start_matches(open).trim_end_matches(close);
+            text.chars().count() + if is_aside { 2 } else { 0 }
+        };
+        let mut total = 0;
+        for scene in &demo.scenes {
+            let is_own = |line: &serde_json::Value| {
+                line["kind"] == "dialogue" && line["speaker_id"] == "ovelle"
+            };
+            let lines = scene["lines"].as_array();
+            for line in lines.filter(|l| l.iter().any(is_own)).into_iter().flatten() {
+                let is_player = line["kind"] == "option" || line["speaker_id"] == "player";
+                total += chars(&line["text"], !is_own(line) && !is_player);
+            }
+            if scene["kind"] == "voice" && scene["speaker_id"] == "ovelle" {
+                total += chars(&scene["title"], false) + chars(&scene["text"], false);
+            }
+        }
+        assert_eq!(account.total, total as u64, "{}", account.key);
+        let rules: Vec<_> = account.filtered.keys().map(String::as_str).collect();
+        assert_eq!(rules, ["user lines that nobody answers"]);
+    }
+}

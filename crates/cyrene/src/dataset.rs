@@ -179,11 +179,7 @@ pub fn encode(raw: Raw, encoding: Encoding<'_>) -> Result<Row> {
 /// [`crate::ui::Misuse`] or what `corpus` says: a missing path, a row that cannot be used, a split of another story.
 pub fn source(path: &Path, split: Option<&Split>, encoding: Encoding<'_>) -> Result<Vec<Row>> {
     let files = files(path)?;
-    let was_built = std::path::absolute(path)?
-        .ancestors()
-        .skip(1)
-        .any(|dir| dir.join(corpus::manifest::FILE_NAME).exists());
-    if !was_built {
+    if !was_built(path)? {
         if split.is_some() {
             misuse!(
                 "{} has no {} above it, so nobody knows which of its rows data.split holds out; build it with `cyrene corpus build`, or take data.split away",
@@ -221,6 +217,17 @@ pub fn source(path: &Path, split: Option<&Split>, encoding: Encoding<'_>) -> Res
             Ok(encoded)
         })
         .collect()
+}
+
+/// Whether a manifest above a path says which scenes its rows come from.
+///
+/// # Errors
+/// The working folder is gone.
+pub fn was_built(path: &Path) -> Result<bool> {
+    Ok(std::path::absolute(path)?
+        .ancestors()
+        .skip(1)
+        .any(|dir| dir.join(corpus::manifest::FILE_NAME).exists()))
 }
 
 fn role(role: corpus::Role) -> Role {

@@ -1,5 +1,6 @@
 //! `cyrene`: from a game's story to a character that speaks. Parses the command line, runs one command, turns its outcome into an exit code.
 
+mod account;
 mod cli;
 mod commands;
 mod dataset;

@@ -562,6 +562,137 @@ fn live_prints_cached_when_nothing_changed() {
     );
 }
 
+/// Arguments of a split of the demo's story into `out`.
+fn split_demo<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    const STORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../demo/story.jsonl");
+    const CHARACTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../characters/ovelle.toml");
+    let args = [
+        "corpus",
+        "split",
+        "--root",
+        STORY,
+        "--character",
+        CHARACTER,
+        "--out",
+        out,
+    ];
+    [&args[..], more].concat()
+}
+
+#[test]
+fn split_says_where_every_scene_and_token_is_and_replaces_nothing_unasked() {
+    let dir = tempfile::tempdir().unwrap();
+    let corpus = demo().join("corpus");
+    for file in ["manifest.json", "pt/everything.json", "sft/cyrene.json"] {
+        std::fs::create_dir_all(dir.path().join(file).parent().unwrap()).unwrap();
+        std::fs::copy(corpus.join(file), dir.path().join(file)).unwrap();
+    }
+    let out = dir.path().join("split.json");
+    let out = out.to_str().unwrap();
+    let said: Value = serde_json::from_str(&succeeds(&split_demo(out, &["--json"]))).unwrap();
+    assert_eq!(
+        said["train"].as_u64().unwrap() + said["val"].as_u64().unwrap(),
+        125
+    );
+    assert_eq!(said["report"]["n_components"], 125);
+    assert!(
+        said["report"]["notes"][0]
+            .as_str()
+            .unwrap()
+            .starts_with("no val-strict")
+    );
+    let tokens = said["tokens"].as_array().unwrap();
+    assert_eq!(tokens.len(), 6, "two data sets, three languages");
+    for account in tokens {
+        let sum = |map: &Value| -> u64 {
+            map.as_object()
+                .unwrap()
+                .values()
+                .map(|n| n.as_u64().unwrap())
+                .sum()
+        };
+        assert_eq!(
+            sum(&account["sides"]) + sum(&account["filtered"]),
+            account["total"].as_u64().unwrap()
+        );
+    }
+    let text = succeeds(&split_demo(out, &[]));
+    for word in [
+        "125 scenes in 125 groups",
+        "no probe-x",
+        "tokens pt/everything",
+        "nobody answers",
+    ] {
+        assert!(text.contains(word), "no `{word}` in: {text}");
+    }
+    fails(
+        &split_demo(out, &["--seed", "8"]),
+        1,
+        &["exists already", "seed 7", "--force"],
+    );
+    succeeds(&split_demo(out, &["--seed", "8", "--force"]));
+    fails(&split_demo(out, &["--share", "0.7"]), 2, &["--share 0.7"]);
+}
+
+#[test]
+fn build_beside_a_doctored_split_fails() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = |scene: &str| {
+        let line =
+            json!({ "kind": "narration", "text": { "en": "The tide turned before the bell." } });
+        json!({ "campaign": "c", "scene": scene, "lines": [line] }).to_string()
+    };
+    let story = dir.path().join("story.jsonl");
+    std::fs::write(&story, format!("{}\n{}\n", line("a"), line("b"))).unwrap();
+    let character = dir.path().join("a.toml");
+    std::fs::write(
+        &character,
+        "languages = [\"en\"]\n[name]\nen = \"A\"\n[story]\nspeaker_ids = [\"a\"]\n",
+    )
+    .unwrap();
+    let split = dir.path().join("split.json");
+    let of_story = [
+        "--root",
+        story.to_str().unwrap(),
+        "--character",
+        character.to_str().unwrap(),
+    ];
+    succeeds(
+        &[
+            &["corpus", "split", "--out", split.to_str().unwrap()],
+            &of_story[..],
+        ]
+        .concat(),
+    );
+    let model = model();
+    let build = [
+        "corpus",
+        "build",
+        "--task",
+        "pt/everything",
+        "--tokenizer",
+        &model,
+        "--out",
+        dir.path().to_str().unwrap(),
+    ];
+    let build = [&build[..], &of_story[..]].concat();
+    succeeds(&build);
+    let mut doctored: Value = serde_json::from_slice(&std::fs::read(&split).unwrap()).unwrap();
+    doctored["train"] = json!(["a"]);
+    doctored["val"] = json!(["b"]);
+    std::fs::write(&split, doctored.to_string()).unwrap();
+    fails(
+        &build,
+        1,
+        &[
+            "The tide turned before the bell.",
+            "b (held out)",
+            "a (training)",
+            "corpus split --force",
+        ],
+    );
+}
+
 #[test]
 fn port_in_use_is_said() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

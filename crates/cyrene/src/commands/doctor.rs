@@ -11,7 +11,7 @@ use text::Tokenizer;
 use train::TunerConfig;
 use train::step::RESERVE_BYTES;
 
-use super::train::{base_folder, rows};
+use super::train::{base_folder, load_split, rows};
 use crate::cli::Doctor;
 use crate::load;
 use crate::recipe::{Recipe, Storage};
@@ -167,7 +167,8 @@ fn plan(path: &Path, device: Device, machine: &Machine, flops: f64) -> Result<St
         .exists()
         .then(|| Tokenizer::load(&base))
         .transpose()?;
-    let data = rows(&recipe, folder, tokenizer.as_ref())?;
+    let split = load_split(&recipe, folder)?;
+    let data = rows(&recipe, folder, split.as_ref(), tokenizer.as_ref())?;
 
     // 1. tokens of the whole run: each source as often as its weight says, in whole rows where steps are counted
     let weights: Vec<f64> = recipe

@@ -386,16 +386,28 @@ impl Run {
         Recipe::parse(text, name, &set)
     }
 
+    /// The recipe's mixture on this run's data set: all languages, and single ones once more where the character has them. A story has
+    /// no vendor pages, so that source falls away.
     fn point_to_corpus(&self, recipe: &mut Recipe, task: &str) {
         recipe.data.split = Some("../corpus/split.json".into());
-        recipe.data.sources = vec![Source {
-            path: Path::new("../corpus").join(task),
-            weight: recipe
-                .data
-                .sources
-                .first()
-                .map_or(1.0, |source| source.weight),
-        }];
+        let folder = Path::new("../corpus").join(task);
+        let languages = self.character.languages();
+        let moved = recipe.data.sources.iter().filter_map(|source| {
+            let is_file = source.path.extension().is_some();
+            let code = source.path.file_stem()?.to_str()?;
+            let path = match corpus::Language::from_code(code) {
+                Some(language) if is_file && languages.contains(&language) => {
+                    folder.join(format!("{code}.jsonl"))
+                }
+                _ if is_file => return None,
+                _ => folder.clone(),
+            };
+            Some(Source {
+                path,
+                weight: source.weight,
+            })
+        });
+        recipe.data.sources = moved.collect();
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use corpus::split::{Side, Split};
+use corpus::stats::Passes;
 use kernel::{DType, Device};
 use model::Model;
 use text::Tokenizer;
@@ -14,6 +15,7 @@ use train::metrics::{AlertLine, ValidationLine};
 use train::validate::ALL;
 use train::{DataConfig, Document, Job, Progress, Start, StepReport, Summary, ValidationSet};
 
+use crate::account::{self, SourceAccount};
 use crate::cli::Train as Args;
 use crate::dataset::{self, Encoding, Row};
 use crate::recipe::{Recipe, Storage};
@@ -58,7 +60,14 @@ pub fn train(
         .then(|| Tokenizer::load(&base))
         .transpose()?
         .map(Arc::new);
-    let data = rows(recipe, folder, tokenizer.as_deref())?;
+    let split = load_split(recipe, folder)?;
+    let data = rows(recipe, folder, split.as_ref(), tokenizer.as_deref())?;
+    let account = account(recipe, folder, split.as_ref())?;
+    if let Some(account) = &account {
+        for line in account::table(&account.tokens).lines() {
+            ui.note(format_args!("      {line}"));
+        }
+    }
 
     // 2. the job
     let resolved = recipe.resolved()?;
@@ -101,7 +110,17 @@ pub fn train(
         .to_device(device)?;
 
     // 3. train, then put beside the weights what belongs to them
-    let mut drawing = Drawing { ui: *ui, bar: None };
+    if let Some(account) = &account {
+        write_whole(
+            &out.join("account.json"),
+            &serde_json::to_vec_pretty(account)?,
+        )?;
+    }
+    let mut drawing = Drawing {
+        ui: *ui,
+        bar: None,
+        passes: account.map(|account| account.passes),
+    };
     let (_, summary) = train::run(model, &job, &mut drawing)?;
     if let Some(bar) = drawing.bar {
         bar.finish();
@@ -109,6 +128,29 @@ pub fn train(
     write_whole(&out.join("recipe.toml"), resolved.as_bytes())?;
     load::copy_companions(&base, &summary.result)?;
     Ok(summary)
+}
+
+/// The split that a recipe names.
+///
+/// # Errors
+/// The file is no split.
+pub fn load_split(recipe: &Recipe, folder: &Path) -> Result<Option<Split>> {
+    let path = recipe.data.split.as_ref();
+    Ok(path
+        .map(|path| Split::load(&folder.join(path)))
+        .transpose()?)
+}
+
+/// Where the tokens of a recipe's sources are, and how often its weights show a scene.
+fn account(recipe: &Recipe, folder: &Path, split: Option<&Split>) -> Result<Option<SourceAccount>> {
+    let sources: Vec<(PathBuf, f64)> = recipe
+        .data
+        .sources
+        .iter()
+        .map(|source| (folder.join(&source.path), source.weight))
+        .collect();
+    let sources: Vec<(&Path, f64)> = sources.iter().map(|(p, w)| (p.as_path(), *w)).collect();
+    account::of_sources(&sources, split)
 }
 
 /// Documents of a recipe, by side.
@@ -122,13 +164,12 @@ pub struct Data {
 ///
 /// # Errors
 /// A missing source or split, or a row that cannot be used, with file and line.
-pub fn rows(recipe: &Recipe, folder: &Path, tokenizer: Option<&Tokenizer>) -> Result<Data> {
-    let split = recipe
-        .data
-        .split
-        .as_ref()
-        .map(|path| Split::load(&folder.join(path)))
-        .transpose()?;
+pub fn rows(
+    recipe: &Recipe,
+    folder: &Path,
+    split: Option<&Split>,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<Data> {
     let encoding = Encoding {
         stage: recipe.stage,
         loss_scale: recipe.data.loss_scale,
@@ -138,7 +179,7 @@ pub fn rows(recipe: &Recipe, folder: &Path, tokenizer: Option<&Tokenizer>) -> Re
     let mut held_out: BTreeMap<Side, Vec<Document>> = BTreeMap::new();
     let mut seen = std::collections::HashSet::new();
     for (source_idx, source) in recipe.data.sources.iter().enumerate() {
-        for (at, row) in dataset::source(&folder.join(&source.path), split.as_ref(), encoding)?
+        for (at, row) in dataset::source(&folder.join(&source.path), split, encoding)?
             .into_iter()
             .enumerate()
         {
@@ -228,6 +269,7 @@ pub fn base_folder(base: &str, folder: &Path) -> Result<PathBuf> {
 struct Drawing {
     ui: Ui,
     bar: Option<Bar>,
+    passes: Option<Passes>,
 }
 
 impl Progress for Drawing {
@@ -243,6 +285,12 @@ impl Progress for Drawing {
             start.total_steps,
             start.trainable,
         ));
+        if let Some(passes) = &self.passes {
+            let epochs = account.tokens as f64 / account.tokens_per_epoch.max(1) as f64;
+            for line in account::passes(passes, epochs).lines() {
+                self.ui.note(line);
+            }
+        }
         if start.resumed_step > 0 {
             self.ui
                 .note(format_args!("going on from step {}", start.resumed_step));
@@ -414,7 +462,8 @@ mod tests {
         let tokenizer = built_story(folder.path()).unwrap();
         let recipe = "stage = \"cpt\"\nbase = \"x\"\n[data]\nsplit = \"split.json\"\nsources = [{ path = \"pt/everything\" }, { path = \"pt/everything/en.jsonl\" }]\n";
         let recipe = Recipe::parse(recipe, "test", &[]).unwrap();
-        let data = rows(&recipe, folder.path(), Some(&tokenizer)).unwrap();
+        let split = load_split(&recipe, folder.path()).unwrap();
+        let data = rows(&recipe, folder.path(), split.as_ref(), Some(&tokenizer)).unwrap();
         let texts = |documents: &[Document]| -> Vec<String> {
             documents
                 .iter()
@@ -445,19 +494,13 @@ mod tests {
         let elsewhere = tempfile::tempdir().unwrap();
         let copy = elsewhere.path().join("en.jsonl");
         std::fs::copy(folder.path().join("pt/everything/en.jsonl"), &copy).unwrap();
-        let recipe = |split: &str| {
-            let text = format!(
-                "stage = \"cpt\"\nbase = \"x\"\n[data]\n{split}sources = [{{ path = {copy:?} }}]\n"
-            );
-            Recipe::parse(&text, "test", &[]).unwrap()
-        };
-        let error = rows(
-            &recipe("split = \"split.json\"\n"),
-            folder.path(),
-            Some(&tokenizer),
-        );
-        let error = error.err().unwrap().to_string();
+        let recipe =
+            format!("stage = \"cpt\"\nbase = \"x\"\n[data]\nsources = [{{ path = {copy:?} }}]\n");
+        let recipe = Recipe::parse(&recipe, "test", &[]).unwrap();
+        let split = Split::load(&folder.path().join("split.json")).unwrap();
+        let rows = |split| rows(&recipe, folder.path(), split, Some(&tokenizer));
+        let error = rows(Some(&split)).err().unwrap().to_string();
         assert!(error.contains("has no manifest.json above it"), "{error}");
-        assert!(rows(&recipe(""), folder.path(), Some(&tokenizer)).is_ok());
+        assert!(rows(None).is_ok());
     }
 }

@@ -119,6 +119,11 @@ impl<'a> StoryDocuments<'a> {
         }
         for text in self.story.texts.iter().filter(|t| takes(&t.campaign)) {
             if self.is_skipped(&text.kind) {
+                if task.is_pt() {
+                    let texts = [text.title.get(language), text.text.get(language)];
+                    let tokens = texts.into_iter().flatten().map(out.count).sum();
+                    out.filtered("kinds that the character file skips", 1, tokens);
+                }
                 continue;
             }
             match &text.speaker {
@@ -196,7 +201,6 @@ impl<'a> StoryDocuments<'a> {
         }
         let lines = self.shown_lines(language, scene, is_talk, out, unknown);
         let rounds = rounds(lines.len(), |i| self.is_own(lines[i].line));
-        let answered = rounds.last().map_or(0, |r| r.assistant.end);
         let shown: Vec<_> = lines
             .into_iter()
             .map(|l| {
@@ -205,7 +209,6 @@ impl<'a> StoryDocuments<'a> {
                 Shown::new(text, out.count)
             })
             .collect();
-        self.count_unanswered(&shown[answered..], out);
         let limits = Limits {
             split: None,
             most: CHARACTER_TOKENS,
@@ -341,11 +344,20 @@ impl<'a> StoryDocuments<'a> {
         unknown: &mut UnknownMarkup,
     ) -> Vec<ShownLine<'s>> {
         let mut lines = Vec::with_capacity(scene.lines.len());
-        for line in scene.lines.iter().filter(|l| takes(l)) {
+        for line in &scene.lines {
             let Some(text) = line.text.get(language) else {
-                out.hole("text");
+                if takes(line) {
+                    out.hole("text");
+                }
                 continue;
             };
+            if !takes(line) {
+                let rules = &self.character.story.markup;
+                let text = trim(markup::strip(rules, text, &mut UnknownMarkup::new()));
+                let tokens = (out.count)(&text);
+                out.filtered("objectives are no talk", 1, tokens);
+                continue;
+            }
             let rules = &self.character.story;
             let mut text = markup::strip(&rules.markup, text, unknown);
             if line.has_variables {
@@ -353,6 +365,8 @@ impl<'a> StoryDocuments<'a> {
                     Some(replaced) => text = Cow::Owned(replaced),
                     None => {
                         out.hole("value of a variable");
+                        let tokens = (out.count)(&text);
+                        out.filtered("variable without a value", 1, tokens);
                         continue;
                     }
                 }
@@ -403,13 +417,6 @@ impl<'a> StoryDocuments<'a> {
                     .then(|| self.character.name_in(language))
             })
             .filter(|name| !name.is_empty())
-    }
-
-    fn count_unanswered(&self, lines: &[Shown<'_>], out: &mut DatasetWriter<'_>) {
-        if !lines.is_empty() {
-            let tokens = lines.iter().map(|l| l.tokens).sum();
-            out.filtered("user lines that nobody answers", 1, tokens);
-        }
     }
 
     fn is_own(&self, line: &Line) -> bool {

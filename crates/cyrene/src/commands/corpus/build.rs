@@ -1,7 +1,9 @@
 //! `cyrene corpus build`: a story to data sets.
 
 use anyhow::{Context, Result};
-use corpus::{BuildReport, BuildRequest, Character, Language, SourceKind, Task};
+use corpus::{
+    BuildReport, BuildRequest, Character, Language, SourceKind, Split, SplitRequest, Task,
+};
 use text::{Tokenizer, WordPattern};
 
 use super::as_misuse;
@@ -36,6 +38,7 @@ pub fn run(args: &CorpusBuild, ui: &Ui) -> Result<()> {
         languages: (!languages.is_empty()).then_some(&languages[..]),
         out: &args.out,
     };
+    guard(&request)?;
     let report = build(&request, &tokenizer, ui)?;
     let rows: u64 = report
         .datasets
@@ -54,6 +57,24 @@ pub fn run(args: &CorpusBuild, ui: &Ui) -> Result<()> {
         }),
         || format!("Estimated number of tokens: {}", report.n_tokens()),
     )
+}
+
+/// Refuses to build beside a split that has a text on two sides.
+fn guard(request: &BuildRequest<'_>) -> Result<()> {
+    let path = request.out.join("split.json");
+    // The vendor folder is no story; its pages are guarded with the tree's.
+    if !path.exists() || request.tasks == [Task::PtVendor] {
+        return Ok(());
+    }
+    let split = Split::load(&path)?;
+    let story = SplitRequest {
+        source: request.source,
+        root: request.root,
+        vendor: None,
+        character: request.character,
+        options: split.options,
+    };
+    corpus::check_split(&story, &split).with_context(|| format!("checking {}", path.display()))
 }
 
 /// Builds with a progress bar, and says what looked wrong.

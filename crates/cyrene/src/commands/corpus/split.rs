@@ -1,10 +1,15 @@
 //! `cyrene corpus split`: which scenes are held out.
 
+use std::path::Path;
+
 use anyhow::Result;
+use corpus::account::Account;
+use corpus::manifest::DataFile;
 use corpus::split::{Side, Split};
 use corpus::{Character, Language, SourceKind, SplitOptions, SplitRequest};
 
 use super::as_misuse;
+use crate::account;
 use crate::cli::CorpusSplit;
 use crate::misuse;
 use crate::ui::Ui;
@@ -36,6 +41,7 @@ pub fn run(args: &CorpusSplit, ui: &Ui) -> Result<()> {
     };
     let split = corpus::make_split(&request)?;
     split.save(&args.out, args.force)?;
+    let tokens = tokens_beside(&args.out, &split)?;
     ui.result(
         &serde_json::json!({
             "out": args.out,
@@ -46,9 +52,37 @@ pub fn run(args: &CorpusSplit, ui: &Ui) -> Result<()> {
             "contaminated": split.contaminated.len(),
             "filtered": split.filtered.len(),
             "report": split.report,
+            "tokens": tokens,
         }),
-        || format!("{}\n{}", describe(&split), args.out.display()),
+        || {
+            let table = account::table(&tokens);
+            format!("{}\n{table}{}", describe(&split), args.out.display())
+        },
     )
+}
+
+/// The accounts of the data sets that lie beside the split and were built from the same story, vendor pages aside if they were not split.
+fn tokens_beside(out: &Path, split: &Split) -> Result<Vec<Account>> {
+    let folder = match out.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let Some(manifest) = corpus::Manifest::load(folder)? else {
+        return Ok(Vec::new());
+    };
+    let mut accounts = Vec::new();
+    for (task, dataset) in &manifest.datasets {
+        let is_known = |file: &DataFile| {
+            dataset
+                .scenes
+                .iter()
+                .all(|s| split.side(s, file.language).is_some())
+        };
+        if dataset.files.iter().all(is_known) {
+            accounts.extend(corpus::account::account(&folder.join(task), Some(split))?);
+        }
+    }
+    Ok(accounts)
 }
 
 /// What a split came to: components, then a line a side with its scenes, and its lines by language.
