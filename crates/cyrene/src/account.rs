@@ -100,7 +100,7 @@ pub fn table(accounts: &[Account]) -> String {
 /// Passes over a scene in a run of so many epochs, with a warning where they are many.
 pub fn passes(passes: &Passes, epochs: f64) -> String {
     let mut text = format!(
-        "passes over a scene: {:.1} in one language (at most {:.1}), {:.1} in all languages together (at most {:.1})",
+        "passes over a scene: {:.2} in one language (at most {:.2}), {:.2} in all languages together (at most {:.2})",
         epochs * passes.same_language_mean,
         epochs * passes.same_language_most,
         epochs * passes.all_languages_mean,
