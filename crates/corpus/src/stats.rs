@@ -95,7 +95,10 @@ pub fn stats(path: &Path, split: Option<&Split>) -> Result<Stats> {
     Ok(Stats {
         speakers: by_count(speakers),
         n_scenes: scenes.len(),
-        sides: sides.into_iter().map(|(s, n)| (side_name(s), n)).collect(),
+        sides: sides
+            .into_iter()
+            .map(|(s, n)| (s.name().to_owned(), n))
+            .collect(),
         files,
         task: found.task,
     })
@@ -148,21 +151,12 @@ fn file_stats(
         sides: sides
             .into_iter()
             .map(|((_, side), tally)| {
-                let name = side.map_or_else(|| SEVERAL_SIDES.to_owned(), side_name);
+                let name = side.map_or(SEVERAL_SIDES, Side::name).to_owned();
                 (name, tally)
             })
             .collect(),
         speakers: by_count(speakers),
     })
-}
-
-/// A side as `split.json` and JSON outputs write it.
-pub(crate) fn side_name(side: Side) -> String {
-    // A variant without data is a text: this cannot fail.
-    match serde_json::to_value(side) {
-        Ok(serde_json::Value::String(name)) => name,
-        _ => format!("{side:?}"),
-    }
 }
 
 fn by_count<T: Into<String>>(counts: HashMap<T, u64>) -> Vec<(String, u64)> {
@@ -246,14 +240,9 @@ pub fn passes(sources: &[(&Path, f64)], split: Option<&Split>) -> Result<Passes>
                 })
                 .collect();
             for scene in in_file {
-                let Some(id) = found.dataset.scenes.get(scene as usize) else {
-                    continue;
-                };
-                let held_out = split
-                    .and_then(|s| s.side(id, file.language))
-                    .is_some_and(|side| side != Side::Train);
-                if !held_out {
-                    let languages = by_scene.entry(id.clone()).or_default();
+                let id = found.scene(file, scene)?;
+                if found.side(file, split, id)? == Side::Train {
+                    let languages = by_scene.entry(id.to_owned()).or_default();
                     *languages.entry(file.key.clone()).or_default() += weight;
                 }
             }

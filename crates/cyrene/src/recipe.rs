@@ -194,7 +194,7 @@ pub const KEYS: &[Key] = &[
     key(
         "data.validation_tokens",
         "100000",
-        "held-out tokens scored during training, documents drawn by seed; `cyrene eval` scores all",
+        "tokens of each held-out side scored during training, documents drawn by seed; `cyrene eval` scores all",
     ),
     key(
         "data.loss_scale",

@@ -22,7 +22,7 @@ pub fn samples(
     mut progress: impl FnMut(usize),
 ) -> Result<Vec<Score>> {
     let mut scores = Vec::with_capacity(samples.len());
-    let mut saved = Saved::default();
+    let mut saved = Saved::forward_only(model.config());
     let mut start = 0;
     while start < samples.len() {
         // 1. take samples while they fit the row

@@ -42,6 +42,9 @@ impl Tensor {
     /// # Errors
     /// [`Error::OutOfMemory`]
     pub fn zeros_on(shape: &[usize], dtype: DType, device: Device) -> Result<Self> {
+        if device == Device::Cpu {
+            return Ok(Tensor::zeros(shape, dtype));
+        }
         let mut tensor = Tensor::empty_on(device, dtype);
         tensor.resize(shape)?;
         tensor.fill_zero()?;

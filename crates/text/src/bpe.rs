@@ -28,7 +28,7 @@ const NO_KEY: i32 = i32::MAX;
 pub(crate) struct Bpe {
     /// Open addressing: left id, right id, rank; or `EMPTY`. A power of two long, at most half full.
     slots: Vec<u64>,
-    /// A Bloom filter of the pairs in `slots`, an eighth as large: most pairs asked for are none, and this much stays in a core's own cache.
+    /// A Bloom filter of the pairs in `slots`, a sixteenth as large: most pairs asked for are none, and this much stays in a core's own cache.
     filter: Vec<u64>,
     /// Result of each merge, by rank.
     results: Vec<u32>,

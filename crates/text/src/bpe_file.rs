@@ -57,14 +57,14 @@ impl BpeFile {
     /// Marked subwords, a merge of tokens that the vocabulary lacks, or more of either than [`Bpe`] can hold.
     pub fn build(self) -> Result<Model> {
         self.options.check()?;
-        let vocab = Vocab::new(self.vocab.iter());
         let n_merges = self.merges.ends.len();
-        if vocab.n_ids() > MAX_IDS || n_merges > MAX_MERGES {
-            return Err(Error::VocabTooLarge {
-                n_ids: vocab.n_ids(),
-                n_merges,
-            });
+        // Before the table is made: it has a place for every id up to the highest.
+        let n_ids = self.vocab.ends.iter().map(|(_, id)| *id as usize + 1);
+        let n_ids = n_ids.max().unwrap_or(0);
+        if n_ids > MAX_IDS || n_merges > MAX_MERGES {
+            return Err(Error::VocabTooLarge { n_ids, n_merges });
         }
+        let vocab = Vocab::new(self.vocab.iter());
         let id = |token: &str| {
             vocab.id(token).ok_or_else(|| Error::UnknownMerge {
                 token: token.to_owned(),

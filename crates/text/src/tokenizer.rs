@@ -1,6 +1,7 @@
 //! The byte-level BPE tokenizer: text to ids and back.
 //! Qwen's pipeline runs in code of our own ([`WordSplitter`], [`Bpe`]); the `tokenizers` crate, which needs most of a second to set up and
-//! five times as long for a text, runs every other pipeline, writes tokenizer.json, and is the oracle of the tests.
+//! five times as long for a text, runs every other pipeline, normalises, writes tokenizer.json, counts words for a new vocabulary, and is
+//! the oracle of the tests.
 
 use std::collections::BTreeMap;
 use std::fs;

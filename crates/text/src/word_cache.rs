@@ -157,7 +157,8 @@ impl WordCache {
 
     fn ids_of_long(&mut self, word: &[u8], encoder: WordEncoder<'_>) -> &[u32] {
         if word.len() > LONG_BYTES {
-            self.unkept.clear();
+            // A word of megabytes must not hold its memory for good.
+            self.unkept = Vec::new();
             encoder.append(word, &mut self.unkept);
             return &self.unkept;
         }

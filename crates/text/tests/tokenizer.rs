@@ -207,3 +207,14 @@ fn a_vocabulary_without_turn_ends_is_refused() {
         "{error}"
     );
 }
+
+#[test]
+fn an_id_beyond_all_bounds_is_refused_before_memory_is_taken() {
+    let mut file: Value =
+        serde_json::from_str(&fs::read_to_string(fixture("tiny_tokenizer.json")).unwrap()).unwrap();
+    file["model"]["vocab"]["rain rain"] = json!(u32::MAX);
+    assert!(matches!(
+        load_text(&file.to_string()),
+        Error::VocabTooLarge { .. }
+    ));
+}

@@ -3,7 +3,7 @@
 //! ```text
 //! checkpoints/step-N/model/                 Hugging Face folder with the weights as they are trained (f32 master weights stay f32)
 //! checkpoints/step-N/adapter/               instead of model/ when an adapter is trained (PEFT)
-//! checkpoints/step-N/optimizer.safetensors  `m.<name>`, `v.<name>`: AdamW's moments, f32
+//! checkpoints/step-N/optimizer.safetensors  `m.<name>`, `v.<name>`: AdamW's moments, f32, or on a GPU the weights' type
 //! checkpoints/step-N/state.json             [`State`]
 //! checkpoints/last, checkpoints/best        text files that hold a folder's name: links would need rights that Windows does not give everyone
 //! ```
@@ -237,6 +237,7 @@ pub fn read_optimizer(folder: &Path, names: &[String], optimizer: &mut AdamW) ->
                     path: path.clone(),
                     name,
                     shape: tensor.shape().to_vec(),
+                    dtype: tensor.dtype(),
                 })?;
             file.seek(SeekFrom::Start(data_start + info.data_offsets.0 as u64))
                 .during("seeking in", &path)?;
@@ -253,7 +254,7 @@ pub fn read_optimizer(folder: &Path, names: &[String], optimizer: &mut AdamW) ->
     Ok(())
 }
 
-/// Start of the data and the table of tensors. Read by hand, so that the moments go straight into their tensors.
+/// Start of the data and the table of tensors. Read by hand, so that one moment at a time is in memory.
 fn read_header(file: &mut File, path: &Path) -> Result<(u64, Metadata)> {
     let mut length = [0; 8];
     file.read_exact(&mut length).during("reading", path)?;

@@ -43,12 +43,13 @@ pub enum Error {
         source: safetensors::SafeTensorError,
     },
     #[error(
-        "{path} has no tensor `{name}` of shape {shape:?} and type F32; it belongs to another model, give another --out"
+        "{path} has no tensor `{name}` of shape {shape:?} and type {dtype}; it belongs to another model, or to a run on another kind of device (moments of bf16 weights are bf16 on a GPU, f32 on a CPU): go on there, or give another --out"
     )]
     OptimizerTensor {
         path: PathBuf,
         name: String,
         shape: Vec<usize>,
+        dtype: kernel::DType,
     },
     #[error("{path} holds another model than the one that is to be trained; give another --out")]
     OtherModel { path: PathBuf },

@@ -59,8 +59,8 @@ impl Trainer {
     /// [`Error::DoesNotFit`] with what is missing, before anything is computed.
     pub fn plan(&mut self, n_tokens: usize) -> Result<Vec<Keep>> {
         let (config, dtype) = (self.model.config(), self.model.dtype());
+        self.saved = Saved::default();
         let Device::Cuda(cuda) = self.model.device() else {
-            self.saved = Saved::default();
             return Ok(vec![Keep::All; config.layer_types.len()]);
         };
         let free = cuda.free_bytes()?;

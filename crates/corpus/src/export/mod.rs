@@ -14,8 +14,9 @@ use crate::error::{Error, Result};
 use crate::manifest::DataFile;
 use crate::output::Pending;
 use crate::rows::{self, Found, Record};
+use crate::split::Side;
 use crate::split::Split;
-use crate::stats::{SEVERAL_SIDES, side_name};
+use crate::stats::SEVERAL_SIDES;
 
 /// Bytes of contents after which a row group is written.
 const GROUP_BYTES: usize = 32 << 20;
@@ -172,7 +173,7 @@ impl Group {
             }
             match split {
                 Some(_) => {
-                    let side = side_name(found.side(file, split, scene)?);
+                    let side = found.side(file, split, scene)?.name().to_owned();
                     self.scene_sides.text(&side, 2, repeats);
                 }
                 None => self.scene_sides.absent(1, repeats),
@@ -193,7 +194,8 @@ impl Group {
             Some(_) => Some(
                 found
                     .row_side(file, split, record.origin)?
-                    .map_or_else(|| SEVERAL_SIDES.to_owned(), side_name),
+                    .map_or(SEVERAL_SIDES, Side::name)
+                    .to_owned(),
             ),
             None => None,
         };

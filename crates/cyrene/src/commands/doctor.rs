@@ -65,7 +65,7 @@ pub fn run(args: &Doctor, ui: &Ui) -> Result<()> {
     let device = load::device(&args.device.device)?;
     let mut machine = machine(Path::new("."));
     machine.device = device.to_string();
-    if let kernel::Device::Cuda(card) = device {
+    if let Device::Cuda(card) = device {
         machine.memory_bytes = card.total_bytes() as u64;
         machine.memory_free_bytes = card.free_bytes()? as u64;
     }

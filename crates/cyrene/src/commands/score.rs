@@ -19,7 +19,7 @@ pub fn run(args: &Score, ui: &Ui) -> Result<()> {
         misuse!("{}: document {} has no ids", args.ids.display(), at + 1);
     }
     let model = load::model(&args.model)?;
-    let mut saved = Saved::default();
+    let mut saved = Saved::forward_only(model.config());
     let mut bar = ui.bar("score", rows.len() as u64);
     for (at, row) in rows.iter().enumerate() {
         let mut targets_t: Vec<i32> = row.input_ids[1..].iter().map(|&id| id as i32).collect();

@@ -12,10 +12,10 @@ use crate::{load, misuse};
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let Device::Cuda(card) = load::device(&args.device.device)? else {
         misuse!(
-            "selftest compares a GPU with the CPU, and {} was found; the CPU's own tests are `cargo test`",
+            "selftest compares a GPU with the CPU: {}; the CPU's own tests are `cargo test`",
             match cuda::device_count() {
-                0 => "no GPU".to_owned(),
-                n => format!("--device cpu was given although there are {n} GPUs"),
+                0 => "no GPU was found",
+                _ => "name one with --device cuda",
             }
         );
     };
@@ -78,7 +78,10 @@ fn describe(outcome: &Outcome) -> String {
         .comparisons
         .iter()
         .map(|c| c.error / c.tolerance.max(f64::MIN_POSITIVE))
-        .fold(0.0, f64::max);
+        .fold(
+            0.0,
+            |worst, x| if x.is_nan() || x > worst { x } else { worst },
+        );
     let mut text = format!(
         "{verdict}  {:<24} {:>3} comparisons, worst at {:.2} of its tolerance, {:.1} s",
         outcome.primitive,

@@ -13,7 +13,7 @@ body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 4rem; background: 
 h1 { font-size: 1.5rem; margin: 0 0 .3rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
 p { margin: .4rem 0; } .soft { color: var(--soft); }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; background: var(--card); }
-th, td { padding: .38rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; } th:first-child, td:first-child { text-align: left; }
+th, td { padding: .38rem .5rem; font-size: .94rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; } th:first-child, td:first-child { text-align: left; }
 th { color: var(--soft); font-weight: 600; font-size: .86rem; }
 .red { color: var(--red); font-weight: 600; } .ok { color: var(--green); font-weight: 600; }
 .verdict { padding: .7rem 1rem; border-left: 4px solid var(--green); background: var(--card); } .verdict.flag { border-color: var(--red); }

@@ -119,6 +119,8 @@ impl Buffer {
             bytes <= self.bytes && bytes <= source.bytes,
             "copy beyond a buffer"
         );
+        // The copy waits for this GPU's stream alone.
+        assert_eq!(self.cuda, source.cuda, "copy between two GPUs");
         if bytes == 0 {
             return Ok(());
         }

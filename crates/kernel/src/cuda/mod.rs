@@ -30,7 +30,7 @@ pub(crate) use module::{Args, Grid, sources};
 pub use module::{Source, compile};
 pub use timer::Timer;
 
-/// Handle to an opened GPU; cheap to copy, valid until the process ends.
+/// Handle to an opened GPU; cheap to copy, valid until the process ends. One thread at a time may call ops on it.
 #[derive(Clone, Copy)]
 pub struct Cuda(&'static Context);
 
@@ -61,7 +61,8 @@ struct State {
 }
 
 // SAFETY: the handles are opaque names that the driver lets any thread use once the context is current there (`bind`); what
-// changes is behind the mutex.
+// changes is behind the mutex. Scratch and tables are shared by all ops in the order of the stream, so ops of one GPU must be
+// called by one thread at a time: training, evaluation and the engine each hold their model alone.
 unsafe impl Send for Context {}
 // SAFETY: as above.
 unsafe impl Sync for Context {}
@@ -148,7 +149,7 @@ impl Cuda {
         Ok(free)
     }
 
-    /// Bytes of tensors, scratch and tables alive now, and the most since [`Cuda::reset_peak`].
+    /// Bytes of tensors and scratch alive now, and the most since [`Cuda::reset_peak`].
     pub fn allocated_bytes(self) -> (usize, usize) {
         let state = self.state();
         (state.bytes, state.peak_bytes)
@@ -250,7 +251,7 @@ impl Cuda {
         )
     }
 
-    /// Device copy of a small table (tokens, boundaries), valid for the ops queued until 64 other tables came.
+    /// Device copy of a small table (tokens, boundaries), valid for the ops queued until the next upload.
     pub(crate) fn upload(self, table: &[u32]) -> Result<u64> {
         self.bind()?;
         let mut state = self.state();

@@ -36,7 +36,6 @@ macro_rules! sources {
 pub(crate) mod sources {
     use super::Source;
     sources! {
-        ACCUMULATE "accumulate",
         ADAMW "adamw",
         ATTENTION "attention",
         CAUSAL_CONV1D "causal_conv1d",

@@ -3,16 +3,17 @@
 //! The contract, for every op:
 //! - outputs first, inputs next, scalars last;
 //! - activation gradients are assigned, weight gradients are added to (`+=`), unless the name says `residual` (then the activation is added to);
-//! - storage is f32 or bf16, freely mixed between arguments unless a doc line fixes it; every sum is f32; weight gradients are f32;
+//! - storage is f32 or bf16, freely mixed between arguments unless a doc line fixes it; every sum is f32; weight gradients are f32
+//!   (a product on a GPU rounds an f32 operand to bf16 where the other operand or the result is bf16);
 //! - every element of an assigned output is written (tests hand in NaN);
 //! - no atomics and no order that depends on timing: the same inputs give the same bytes;
 //! - an op that looks along the sequence takes document boundaries `cu_seqlens` (n_docs + 1 row offsets, first 0, last T), and nothing crosses them;
-//! - ops never log, and never allocate device memory (CPU code may use stack or thread-local scratch).
+//! - ops never log, and allocate nothing on a device but the scratch and small tables that all ops of a GPU share and that grow
+//!   at first use (CPU code may use stack or thread-local scratch).
 //!
 //! Legend of shape suffixes: T tokens (packed), D hidden, H query or value heads, G key (and key:value) heads, K key dim,
 //! V value dim, N attention head dim, F feed-forward, C vocabulary or channels, O out features, I in features, S cached positions.
 
-pub mod accumulate;
 pub mod adamw;
 pub mod attention;
 pub mod causal_conv1d;

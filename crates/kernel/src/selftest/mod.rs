@@ -47,7 +47,6 @@ const CASES: &[Case] = &[
     ("swiglu", rows::swiglu),
     ("delta_gate", rows::delta_gate),
     ("causal_conv1d", rows::causal_conv1d),
-    ("accumulate", rows::accumulate),
     ("delta_inputs", rows::delta_inputs),
     ("embedding", loss::embedding),
     ("linear_cross_entropy", loss::linear_cross_entropy),

@@ -4,8 +4,8 @@
 use super::{Check, Tolerance};
 use crate::ops::rope::Rotation;
 use crate::ops::{
-    accumulate, causal_conv1d, delta_gate, delta_inputs, gated_rms_norm, l2_norm, rms_norm, rope,
-    sigmoid_gate, split, swiglu,
+    causal_conv1d, delta_gate, delta_inputs, gated_rms_norm, l2_norm, rms_norm, rope, sigmoid_gate,
+    split, swiglu,
 };
 use crate::{DType, Result, Tensor};
 
@@ -262,76 +262,62 @@ pub(super) fn rope(check: &mut Check) -> Result<()> {
 const ELEMENTS: [usize; 5] = [1, 8, 1003, 4096, 70_001];
 
 pub(super) fn sigmoid_gate(check: &mut Check) -> Result<()> {
-    for [x_type, d_type, _] in TYPES {
-        for n in ELEMENTS {
-            let case = format!("{x_type} {d_type} [{n}]");
-            let x = check.tensor(&[n], x_type);
-            let gate = check.range(&[n], x_type, -4.0, 4.0);
-            let d_out = check.tensor(&[n], d_type);
-            check.both(
-                &case,
-                Tolerance::USUAL,
-                vec![("out", Tensor::poison(&[n], d_type))],
-                &[&x, &gate],
-                |out, ins| sigmoid_gate::forward(&mut out[0], &ins[0], &ins[1]),
-            )?;
-            let poison = || Tensor::poison(&[n], d_type);
-            check.both(
-                &case,
-                Tolerance::USUAL,
-                vec![("d_x", poison()), ("d_gate", poison())],
-                &[&d_out, &x, &gate],
-                |out, ins| {
-                    let [d_x, d_gate] = out else { unreachable!() };
-                    sigmoid_gate::backward(d_x, d_gate, &ins[0], &ins[1], &ins[2])
-                },
-            )?;
-        }
-    }
-    Ok(())
+    let backward = |out: &mut [Tensor], ins: &[Tensor]| {
+        let [d_x, d_gate] = out else { unreachable!() };
+        sigmoid_gate::backward(d_x, d_gate, &ins[0], &ins[1], &ins[2])
+    };
+    gate(
+        check,
+        [("x", 1.0), ("gate", 4.0)],
+        ["d_x", "d_gate"],
+        |out, ins| sigmoid_gate::forward(&mut out[0], &ins[0], &ins[1]),
+        backward,
+    )
 }
 
 pub(super) fn swiglu(check: &mut Check) -> Result<()> {
-    for [x_type, d_type, _] in TYPES {
-        for n in ELEMENTS {
-            let case = format!("{x_type} {d_type} [{n}]");
-            let gate = check.range(&[n], x_type, -4.0, 4.0);
-            let up = check.tensor(&[n], x_type);
-            let d_out = check.tensor(&[n], d_type);
-            check.both(
-                &case,
-                Tolerance::USUAL,
-                vec![("out", Tensor::poison(&[n], d_type))],
-                &[&gate, &up],
-                |out, ins| swiglu::forward(&mut out[0], &ins[0], &ins[1]),
-            )?;
-            let poison = || Tensor::poison(&[n], d_type);
-            check.both(
-                &case,
-                Tolerance::USUAL,
-                vec![("d_gate", poison()), ("d_up", poison())],
-                &[&d_out, &gate, &up],
-                |out, ins| {
-                    let [d_gate, d_up] = out else { unreachable!() };
-                    swiglu::backward(d_gate, d_up, &ins[0], &ins[1], &ins[2])
-                },
-            )?;
-        }
-    }
-    Ok(())
+    let backward = |out: &mut [Tensor], ins: &[Tensor]| {
+        let [d_gate, d_up] = out else { unreachable!() };
+        swiglu::backward(d_gate, d_up, &ins[0], &ins[1], &ins[2])
+    };
+    gate(
+        check,
+        [("gate", 4.0), ("up", 1.0)],
+        ["d_gate", "d_up"],
+        |out, ins| swiglu::forward(&mut out[0], &ins[0], &ins[1]),
+        backward,
+    )
 }
 
-pub(super) fn accumulate(check: &mut Check) -> Result<()> {
-    for [x_type, y_type, _] in TYPES {
+/// An op of two inputs of one shape: each with its name and its largest value.
+fn gate(
+    check: &mut Check,
+    inputs: [(&'static str, f32); 2],
+    gradients: [&'static str; 2],
+    forward: impl Fn(&mut [Tensor], &[Tensor]) -> Result<()>,
+    backward: impl Fn(&mut [Tensor], &[Tensor]) -> Result<()>,
+) -> Result<()> {
+    for [x_type, d_type, _] in TYPES {
         for n in ELEMENTS {
-            let x = check.tensor(&[n], x_type);
-            let y = check.tensor(&[n], y_type);
+            let [(first, a_most), (second, b_most)] = inputs;
+            let case = format!("{first} {second} {x_type} {d_type} [{n}]");
+            let a = check.range(&[n], x_type, -a_most, a_most);
+            let b = check.range(&[n], x_type, -b_most, b_most);
+            let d_out = check.tensor(&[n], d_type);
+            let poison = |name| (name, Tensor::poison(&[n], d_type));
             check.both(
-                &format!("{x_type} to {y_type} [{n}]"),
+                &case,
                 Tolerance::USUAL,
-                vec![("y", y)],
-                &[&x],
-                |out, ins| accumulate::forward_residual(&mut out[0], &ins[0], -0.75),
+                vec![poison("out")],
+                &[&a, &b],
+                &forward,
+            )?;
+            check.both(
+                &case,
+                Tolerance::USUAL,
+                gradients.map(poison).into(),
+                &[&d_out, &a, &b],
+                &backward,
             )?;
         }
     }

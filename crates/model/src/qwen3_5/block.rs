@@ -160,13 +160,11 @@ impl Saved {
         dtype: DType,
         keep: Keep,
     ) -> usize {
-        let all = [Keep::Mixer, Keep::All].map(|part| {
-            if keep < part {
-                return 0;
-            }
-            Saved::part_bytes(layer_type, config, n_tokens, dtype, part)
-        });
-        Input::bytes_for(config, n_tokens, dtype) + all[0] + all[1]
+        [Keep::Input, Keep::Mixer, Keep::All]
+            .into_iter()
+            .filter(|part| *part <= keep)
+            .map(|part| Saved::part_bytes(layer_type, config, n_tokens, dtype, part))
+            .sum()
     }
 
     /// Bytes of `resize_lent`.
@@ -240,11 +238,7 @@ impl Weights {
         pass: &Pass,
         lora: &mut lora::Scratch,
     ) -> Result<()> {
-        // 1. normalise
-        // 2. mix
         self.mix(saved, scratch, pass, lora)?;
-        // 3. normalise
-        // 4. feed forward
         self.feed_forward(out_td, saved, scratch, pass.place.eps, lora)
     }
 

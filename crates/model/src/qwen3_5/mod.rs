@@ -216,8 +216,9 @@ impl Qwen3_5 {
         for (weights, (kept, keep)) in self.layers.iter().zip(kept).rev() {
             let lent = &mut lent[kept.lender()];
             kept.exchange(lent, *keep);
-            weights.backward(grads, gradient, kept, *keep, scratch, &pass, lora)?;
+            let done = weights.backward(grads, gradient, kept, *keep, scratch, &pass, lora);
             kept.exchange(lent, *keep);
+            done?;
         }
         // embedding: into the head's gradient when tied
         if let Some(d_table) = grads.of(&self.embed_tokens) {
@@ -369,8 +370,9 @@ impl Qwen3_5 {
             let kept = &mut now[layer_idx];
             let lent = &mut lent[kept.lender()];
             kept.exchange(lent, keeps[layer_idx]);
-            weights.forward(out_td, kept, scratch, &pass, lora)?;
+            let done = weights.forward(out_td, kept, scratch, &pass, lora);
             kept.exchange(lent, keeps[layer_idx]);
+            done?;
         }
         rms_norm::forward(
             &mut last.normed_td,

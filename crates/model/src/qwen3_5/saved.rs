@@ -132,8 +132,14 @@ impl Saved {
         Saved { arena: None, keeps }
     }
 
-    /// Bytes that a row of `n_tokens` needs in training, exactly; LoRA adds 8 bytes for each token and rank, and with dropout
-    /// 4 bytes for each token and the widest input. The loss adds its chunk of logits for the time of the call.
+    /// Keeps as little as a forward pass alone needs.
+    pub fn forward_only(config: &Config) -> Self {
+        Saved::keeping(vec![Keep::Input; config.layer_types.len()])
+    }
+
+    /// Bytes that a row of `n_tokens` needs in training, exactly but for LoRA: two numbers for each token and rank more, and with
+    /// dropout one for each token and the widest input (f32 on a CPU, the model's type on a GPU). The loss adds its chunk of logits
+    /// for the time of the call.
     pub fn bytes_for(config: &Config, n_tokens: usize, dtype: DType, keeps: &[Keep]) -> usize {
         let keep = |layer: usize| keeps.get(layer).copied().unwrap_or_default();
         let types = config.layer_types.iter().enumerate();

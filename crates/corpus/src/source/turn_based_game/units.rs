@@ -201,12 +201,14 @@ impl<'a> Units<'a> {
             let place = units.add(id, "noun".to_owned(), 0, [noun.text]);
             units.titles.push((place, noun.title));
         }
+        let mut steps_of: HashMap<i128, Vec<_>> = HashMap::new();
+        for step in &tables.steps {
+            let mission = step.id.div_euclid(100);
+            steps_of.entry(mission).or_default().push(step);
+        }
         for conclusion in &tables.conclusions {
             let mission = conclusion.mission;
-            let steps = tables
-                .steps
-                .iter()
-                .filter(|s| s.id.div_euclid(100) == mission);
+            let steps = steps_of.get(&mission).into_iter().flatten();
             let (targets, texts): (Vec<_>, Vec<_>) = steps.map(|s| (s.target, s.text)).unzip();
             let texts = texts.into_iter().flatten().chain([conclusion.text]);
             let chapter = format!("mission/{}", mission.div_euclid(10000));

@@ -14,7 +14,7 @@ use crate::cli::{BenchTrain as Args, TunerArg};
 use crate::ui::{Ui, size};
 use crate::{load, misuse, sizes};
 
-/// Steps before the clock starts: kernels are compiled, products tuned, memory taken.
+/// Steps before the clock starts: kernels are compiled, memory taken.
 const WARMUP: usize = 2;
 
 /// One case, as `--json` prints it.
@@ -46,7 +46,16 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         misuse!("no size `{}`; there are {}", args.size, sizes::names());
     };
     let config = Config::from_json(&json)?;
-    let n_tokens = args.rows * args.row_tokens;
+    let Some(n_tokens) = args.rows.checked_mul(args.row_tokens) else {
+        misuse!(
+            "{} rows of {} tokens are too many",
+            args.rows,
+            args.row_tokens
+        );
+    };
+    if args.profile && device == Device::Cpu {
+        misuse!("--profile times the kernels of a GPU; this is the CPU");
+    }
     let document_tokens = args.document_tokens.unwrap_or(args.row_tokens);
     if n_tokens == 0 || document_tokens == 0 || args.steps == 0 || args.accumulate == 0 {
         misuse!("rows, row-tokens, document-tokens, accumulate and steps must be 1 or more");

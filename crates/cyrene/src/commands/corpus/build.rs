@@ -62,7 +62,7 @@ pub fn run(args: &CorpusBuild, ui: &Ui) -> Result<()> {
 /// Refuses to build beside a split that has a text on two sides.
 fn guard(request: &BuildRequest<'_>) -> Result<()> {
     let path = request.out.join("split.json");
-    // The vendor folder is no story; its pages are guarded with the tree's.
+    // The vendor folder is no story; `corpus split --vendor` guards its pages with the tree's texts.
     if !path.exists() || request.tasks == [Task::PtVendor] {
         return Ok(());
     }

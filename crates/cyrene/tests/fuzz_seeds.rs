@@ -5,7 +5,12 @@ use std::path::Path;
 #[test]
 fn seeds_break_no_promise() {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds");
-    for (name, target) in corpus::fuzz::TARGETS {
+    let targets = [
+        &corpus::fuzz::TARGETS[..],
+        &model::fuzz::TARGETS[..],
+        &text::fuzz::TARGETS[..],
+    ];
+    for (name, target) in targets.into_iter().flatten() {
         let folder = tempfile::tempdir().unwrap();
         let mut paths: Vec<_> = std::fs::read_dir(seeds.join(name))
             .unwrap()
