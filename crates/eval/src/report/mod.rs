@@ -1,6 +1,7 @@
 //! `report.json` for machines and `report.html` for eyes, from the same data.
 
 mod html;
+pub mod look;
 
 use std::path::Path;
 
