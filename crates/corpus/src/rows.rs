@@ -58,7 +58,12 @@ pub fn load(path: &Path, split: Option<&Split>) -> Result<Vec<Row>> {
 /// # Errors
 /// There is a manifest that cannot be read.
 pub fn datasets(path: &Path) -> Result<Vec<PathBuf>> {
-    Ok(match Manifest::load(path)? {
+    let manifest = if path.is_dir() {
+        Manifest::load(path)?
+    } else {
+        None
+    };
+    Ok(match manifest {
         Some(manifest) => manifest
             .datasets
             .keys()
@@ -156,6 +161,13 @@ pub(crate) struct Record<'a> {
     pub origin: &'a RowScenes,
 }
 
+/// What of a row comes from one scene.
+pub(crate) struct ScenePart<'a> {
+    pub scene: &'a str,
+    /// `None` for the whole row.
+    pub lines_and_tokens: Option<(u32, u32)>,
+}
+
 impl Found {
     /// The tokens of a file's rows.
     pub fn tokens_of<'a>(
@@ -234,17 +246,25 @@ impl Found {
         Ok(())
     }
 
-    /// The scenes of a row with the lines that come from each; `None` for all lines.
+    /// The scenes of a row, in the order of its content.
     pub fn scenes_of<'a>(
         &'a self,
         file: &DataFile,
         origin: &RowScenes,
-    ) -> Result<Vec<(&'a str, Option<u32>)>> {
+    ) -> Result<Vec<ScenePart<'a>>> {
         match origin {
-            RowScenes::One(scene) => Ok(vec![(self.scene(file, *scene)?, None)]),
+            RowScenes::One(scene) => Ok(vec![ScenePart {
+                scene: self.scene(file, *scene)?,
+                lines_and_tokens: None,
+            }]),
             RowScenes::Several(parts) => parts
                 .iter()
-                .map(|(scene, n_lines, _)| Ok((self.scene(file, *scene)?, Some(*n_lines))))
+                .map(|(scene, n_lines, tokens)| {
+                    Ok(ScenePart {
+                        scene: self.scene(file, *scene)?,
+                        lines_and_tokens: Some((*n_lines, *tokens)),
+                    })
+                })
                 .collect(),
         }
     }
@@ -275,8 +295,8 @@ impl Found {
         origin: &RowScenes,
     ) -> Result<Option<Side>> {
         let mut side = None;
-        for (scene, _) in self.scenes_of(file, origin)? {
-            let other = self.side(file, split, scene)?;
+        for part in self.scenes_of(file, origin)? {
+            let other = self.side(file, split, part.scene)?;
             if *side.get_or_insert(other) != other {
                 return Ok(None);
             }
@@ -304,12 +324,13 @@ impl Found {
         let content = record.messages.first().map_or("", |m| m.content.as_str());
         let mut sides: Vec<(Side, &str, Vec<&str>)> = Vec::new();
         let mut lines = content.split('\n');
-        for (scene, n_lines) in self.scenes_of(file, record.origin)? {
-            let side = self.side(file, split, scene)?;
-            let taken = lines.by_ref().take(n_lines.unwrap_or(0) as usize);
+        for part in self.scenes_of(file, record.origin)? {
+            let side = self.side(file, split, part.scene)?;
+            let n_lines = part.lines_and_tokens.map_or(0, |(n_lines, _)| n_lines);
+            let taken = lines.by_ref().take(n_lines as usize);
             match sides.iter_mut().find(|(s, ..)| *s == side) {
                 Some((_, _, known)) => known.extend(taken),
-                None => sides.push((side, scene, taken.collect())),
+                None => sides.push((side, part.scene, taken.collect())),
             }
         }
         let rows = sides.into_iter().map(|(side, scene, lines)| Row {

@@ -17,9 +17,6 @@ use crate::split::{Side, Split};
 /// Passes over the same scene above which a mixture teaches by heart.
 pub const MANY_PASSES: f64 = 4.0;
 
-/// Where a row stands whose lines are on several sides; each line goes to its own.
-pub const SEVERAL_SIDES: &str = "several";
-
 /// A data set in numbers.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Stats {
@@ -48,7 +45,8 @@ pub struct FileStats {
     pub histogram: Vec<Bin>,
     pub holes: BTreeMap<String, u64>,
     pub filtered: BTreeMap<String, Tally>,
-    /// With a split: rows and tokens by side, or [`SEVERAL_SIDES`].
+    /// With a split: rows and tokens by side, as [`rows::load`] gives them: a row with lines of several sides is one row on
+    /// each, so rows may add up to more than `n_rows`; tokens do not.
     pub sides: Vec<(String, Tally)>,
     pub speakers: Vec<(String, u64)>,
 }
@@ -83,10 +81,10 @@ pub fn stats(path: &Path, split: Option<&Split>) -> Result<Stats> {
     let mut sides: BTreeMap<Side, u64> = BTreeMap::new();
     for file in &found.files {
         for origin in &file.rows {
-            for (scene, _) in found.scenes_of(file, origin)? {
-                scenes.insert(scene);
-                let side = found.side(file, split, scene)?;
-                if split.is_some() && on_sides.insert((scene, side)) {
+            for part in found.scenes_of(file, origin)? {
+                scenes.insert(part.scene);
+                let side = found.side(file, split, part.scene)?;
+                if split.is_some() && on_sides.insert((part.scene, side)) {
                     *sides.entry(side).or_default() += 1;
                 }
             }
@@ -95,10 +93,7 @@ pub fn stats(path: &Path, split: Option<&Split>) -> Result<Stats> {
     Ok(Stats {
         speakers: by_count(speakers),
         n_scenes: scenes.len(),
-        sides: sides
-            .into_iter()
-            .map(|(s, n)| (s.name().to_owned(), n))
-            .collect(),
+        sides: by_name(sides),
         files,
         task: found.task,
     })
@@ -122,14 +117,20 @@ fn file_stats(
             Ok(())
         },
     )?;
-    let mut sides: BTreeMap<(bool, Option<Side>), Tally> = BTreeMap::new();
+    let mut sides: BTreeMap<Side, Tally> = BTreeMap::new();
     if split.is_some() {
-        for (origin, tokens) in file.rows.iter().zip(tokens) {
-            let side = found.row_side(file, split, origin)?;
-            // The rows of several sides come last.
-            let tally = sides.entry((side.is_none(), side)).or_default();
-            tally.rows += 1;
-            tally.tokens += tokens;
+        for (origin, of_row) in file.rows.iter().zip(tokens) {
+            let mut counted = Vec::new();
+            for part in found.scenes_of(file, origin)? {
+                let side = found.side(file, split, part.scene)?;
+                let tally = sides.entry(side).or_default();
+                let of_part = part.lines_and_tokens;
+                tally.tokens += of_part.map_or(*of_row, |(_, tokens)| u64::from(tokens));
+                if !counted.contains(&side) {
+                    tally.rows += 1;
+                    counted.push(side);
+                }
+            }
         }
     }
     let mut sorted = tokens.to_vec();
@@ -148,15 +149,17 @@ fn file_stats(
         histogram: histogram(tokens),
         holes: file.holes.clone(),
         filtered: file.filtered.clone(),
-        sides: sides
-            .into_iter()
-            .map(|((_, side), tally)| {
-                let name = side.map_or(SEVERAL_SIDES, Side::name).to_owned();
-                (name, tally)
-            })
-            .collect(),
+        sides: by_name(sides),
         speakers: by_count(speakers),
     })
+}
+
+/// Sides under their names, in the order of the sides.
+fn by_name<T>(sides: BTreeMap<Side, T>) -> Vec<(String, T)> {
+    let sides = sides.into_iter();
+    sides
+        .map(|(side, value)| (side.name().to_owned(), value))
+        .collect()
 }
 
 fn by_count<T: Into<String>>(counts: HashMap<T, u64>) -> Vec<(String, u64)> {

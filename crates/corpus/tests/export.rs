@@ -62,7 +62,8 @@ fn corners_survive_the_round_trip() {
         (written[0].n_rows, names(&folder.path().join("pt/vendor"))),
         (3, vec!["wiki.jsonl".to_owned(), "wiki.parquet".to_owned()])
     );
-    let scene = |scene, lines: Option<u32>| json!({ "scene": scene, "lines": lines, "side": null });
+    let scene =
+        |scene, n: Option<u32>| json!({ "scene": scene, "lines": n, "tokens": n, "side": null });
     assert_eq!(
         read(&written[0].path),
         [

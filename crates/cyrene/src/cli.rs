@@ -197,8 +197,14 @@ pub enum Corpus {
     Build(CorpusBuild),
     /// Hold scenes out for validation, all languages together
     Split(CorpusSplit),
+    /// Lengths, holes, speakers, sides and passes: a table, pictures, a page
+    Stats(CorpusStats),
+    /// A random sample with its loss mask, coloured by role
+    Peek(CorpusPeek),
     /// What training sees of each row
     Encode(CorpusEncode),
+    /// Rows for Polars, Spark, Ray and DuckDB
+    Export(CorpusExport),
 }
 
 #[derive(Debug, Args)]
@@ -284,6 +290,73 @@ pub struct CorpusEncode {
     pub loss_scale: LossScale,
     /// JSON lines
     pub file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct CorpusStats {
+    /// Data sets, files of them, or the folder that `corpus build` wrote; default: the recipe's sources
+    #[arg(required_unless_present = "recipe")]
+    pub paths: Vec<PathBuf>,
+    /// split.json: also rows, tokens and scenes by side; default: the recipe's
+    #[arg(long)]
+    pub split: Option<PathBuf>,
+    /// Passes over each scene that this recipe's mixture makes
+    #[arg(long)]
+    pub recipe: Option<PathBuf>,
+    /// Folder for stats.html and an SVG file of each picture
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct CorpusPeek {
+    /// A data set, a file of it, or any JSON lines that `train` reads
+    pub path: PathBuf,
+    #[arg(long, value_enum)]
+    pub stage: TrainStage,
+    /// Folder, tokenizer.json or tokenizer.json.gz
+    #[arg(long)]
+    pub tokenizer: PathBuf,
+    /// Rows to draw
+    #[arg(short = 'n', long = "rows", default_value_t = 4)]
+    pub rows: usize,
+    #[arg(long, default_value_t = 7)]
+    pub seed: u64,
+    /// e.g. en
+    #[arg(long)]
+    pub language: Option<String>,
+    /// split.json: say the side of each row
+    #[arg(long)]
+    pub split: Option<PathBuf>,
+    /// Which tokens of a conversation carry loss
+    #[arg(long, value_enum, default_value = "ignore-empty-think")]
+    pub loss_scale: LossScale,
+    /// A bar between tokens
+    #[arg(long)]
+    pub tokens: bool,
+    /// Brackets instead of colours, as without a terminal or with NO_COLOR
+    #[arg(long)]
+    pub no_color: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CorpusExport {
+    /// Data sets, files of them, or the folder that `corpus build` wrote
+    #[arg(required = true)]
+    pub paths: Vec<PathBuf>,
+    #[arg(long, value_enum, default_value = "parquet")]
+    pub format: TableFormat,
+    /// split.json: fill the column `side`
+    #[arg(long)]
+    pub split: Option<PathBuf>,
+    /// Folder to write into; default: beside the JSON lines
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TableFormat {
+    Parquet,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use corpus::Language;
 use corpus::split::{Side, Split};
 use rayon::prelude::*;
 use serde::Deserialize;
@@ -13,6 +14,10 @@ use text::{Message, Role, Tokenizer};
 
 use crate::recipe::StageKind;
 use crate::{jsonl, misuse};
+
+/// The kinds of rows, for messages.
+const KINDS: &str =
+    "{\"messages\":[...]}, {\"text\":...} or {\"input_ids\":[...],\"labels\":[...]}";
 
 /// A row as it stands in a file.
 #[derive(Debug, Clone, Deserialize)]
@@ -86,15 +91,8 @@ pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
 /// # Errors
 /// [`crate::ui::Misuse`] names file and line of a row that cannot be used.
 pub fn read(path: &Path, encoding: Encoding<'_>) -> Result<Vec<Row>> {
-    let raw: Vec<Raw> = jsonl::read(
-        path,
-        "{\"messages\":[...]}, {\"text\":...} or {\"input_ids\":[...],\"labels\":[...]}",
-    )?;
-    let stem = path
-        .file_stem()
-        .and_then(|stem| stem.to_str())
-        .unwrap_or("");
-    let language = corpus::Language::from_code(stem).map(|language| language.code().to_owned());
+    let raw: Vec<Raw> = jsonl::read(path, KINDS)?;
+    let language = language_of(path).map(|language| language.code().to_owned());
     raw.into_par_iter()
         .enumerate()
         .map(|(at, raw)| {
@@ -197,25 +195,7 @@ pub fn source(path: &Path, split: Option<&Split>, encoding: Encoding<'_>) -> Res
         corpus::rows::load(path, split).with_context(|| format!("reading {}", path.display()))?;
     rows.into_par_iter()
         .filter(|row| row.side == Side::Train || row.side.is_held_out())
-        .map(|row| {
-            let messages = row
-                .messages
-                .into_iter()
-                .map(|message| Message::new(role(message.role), message.content))
-                .collect();
-            let raw = Raw {
-                messages: Some(messages),
-                text: None,
-                input_ids: None,
-                labels: None,
-            };
-            let mut encoded =
-                encode(raw, encoding).with_context(|| format!("a row of scene {}", row.scene))?;
-            encoded.language = row.language.map(|language| language.code().to_owned());
-            encoded.scene = Some(row.scene);
-            encoded.side = row.side;
-            Ok(encoded)
-        })
+        .map(|row| encode_built(row, encoding))
         .collect()
 }
 
@@ -228,6 +208,102 @@ pub fn was_built(path: &Path) -> Result<bool> {
         .ancestors()
         .skip(1)
         .any(|dir| dir.join(corpus::manifest::FILE_NAME).exists()))
+}
+
+fn encode_built(row: corpus::Row, encoding: Encoding<'_>) -> Result<Row> {
+    let messages = row
+        .messages
+        .into_iter()
+        .map(|message| Message::new(role(message.role), message.content))
+        .collect();
+    let raw = Raw {
+        messages: Some(messages),
+        text: None,
+        input_ids: None,
+        labels: None,
+    };
+    let mut encoded =
+        encode(raw, encoding).with_context(|| format!("a row of scene {}", row.scene))?;
+    encoded.language = row.language.map(|language| language.code().to_owned());
+    encoded.scene = Some(row.scene);
+    encoded.side = row.side;
+    Ok(encoded)
+}
+
+/// A row of a sample and where it stands.
+#[derive(Debug, Clone)]
+pub struct Sampled {
+    pub path: PathBuf,
+    /// Place among the rows of its file, from 1.
+    pub row_number: usize,
+    /// Side of the split, if one was given.
+    pub side: Option<Side>,
+    pub row: Row,
+}
+
+/// `n_rows` rows drawn by seed from what [`source`] would give, encoded the same way.
+///
+/// # Errors
+/// As [`source`].
+pub fn sample(
+    path: &Path,
+    split: Option<&Split>,
+    language: Option<Language>,
+    n_rows: usize,
+    seed: u64,
+    encoding: Encoding<'_>,
+) -> Result<Vec<Sampled>> {
+    let files = files(path)?;
+    if was_built(path)? {
+        let drawn = corpus::stats::peek(path, split, language, n_rows, seed)
+            .with_context(|| format!("reading {}", path.display()))?;
+        return drawn
+            .into_iter()
+            .map(|one| {
+                Ok(Sampled {
+                    side: split.map(|_| one.row.side),
+                    row: encode_built(one.row, encoding)
+                        .with_context(|| format!("{}:{}", one.path.display(), one.line))?,
+                    path: one.path,
+                    row_number: one.line,
+                })
+            })
+            .collect();
+    }
+    let mut rows = Vec::new();
+    for file in files {
+        let known = language_of(&file);
+        if language.is_none() || known == language {
+            let raw: Vec<Raw> = jsonl::read(&file, KINDS)?;
+            rows.extend(
+                raw.into_iter()
+                    .enumerate()
+                    .map(|(at, raw)| (file.clone(), known, at + 1, raw)),
+            );
+        }
+    }
+    let drawn = corpus::stats::draw(rows.len(), n_rows, seed);
+    drawn
+        .into_iter()
+        .map(|at| {
+            let (path, language, row_number, raw) = rows[at].clone();
+            let mut row = encode(raw, encoding)
+                .with_context(|| format!("row {row_number} of {}", path.display()))?;
+            row.language = language.map(|language| language.code().to_owned());
+            Ok(Sampled {
+                path,
+                row_number,
+                side: None,
+                row,
+            })
+        })
+        .collect()
+}
+
+fn language_of(file: &Path) -> Option<Language> {
+    file.file_stem()
+        .and_then(|stem| stem.to_str())
+        .and_then(Language::from_code)
 }
 
 fn role(role: corpus::Role) -> Role {

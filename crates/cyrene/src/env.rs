@@ -6,6 +6,8 @@ pub const HF_ENDPOINT: &str = "HF_ENDPOINT";
 pub const HF_TOKEN: &str = "HF_TOKEN";
 /// Log filter, as `tracing-subscriber` reads it; `--verbose` is the short way.
 pub const CYRENE_LOG: &str = "CYRENE_LOG";
+/// Set to anything: no colours (no-color.org).
+pub const NO_COLOR: &str = "NO_COLOR";
 
 /// Where programs of this user keep what can be made again; `None` where the system names no such place.
 pub fn cache_dir() -> Option<std::path::PathBuf> {

@@ -5,6 +5,7 @@ mod cli;
 mod commands;
 mod dataset;
 mod env;
+mod figure;
 mod interrupt;
 mod jsonl;
 mod load;

@@ -14,10 +14,10 @@ use crate::error::{Error, Result};
 use crate::manifest::DataFile;
 use crate::output::Pending;
 use crate::rows::{self, Found, Record};
-use crate::split::Side;
-use crate::split::Split;
-use crate::stats::SEVERAL_SIDES;
+use crate::split::{Side, Split};
 
+/// Side of a row whose scenes are on several.
+const SEVERAL_SIDES: &str = "several";
 /// Bytes of contents after which a row group is written.
 const GROUP_BYTES: usize = 32 << 20;
 
@@ -116,6 +116,7 @@ fn schema() -> Vec<Node> {
             vec![
                 Node::leaf("scene", Once, Text),
                 Node::leaf("lines", OnceOrNot, Int32),
+                Node::leaf("tokens", OnceOrNot, Int32),
                 Node::leaf("side", OnceOrNot, Text),
             ],
         ),
@@ -135,6 +136,7 @@ struct Group {
     first_scenes: Column,
     scenes: Column,
     scene_lines: Column,
+    scene_tokens: Column,
     scene_sides: Column,
     tokens: Column,
     sides: Column,
@@ -163,18 +165,27 @@ impl Group {
         optional(&mut self.languages, file.language.map(|l| l.code()));
         // 2. where from
         let scenes = found.scenes_of(file, record.origin)?;
-        optional(&mut self.first_scenes, scenes.first().map(|(s, _)| *s));
-        for (idx, (scene, n_lines)) in scenes.iter().enumerate() {
+        optional(
+            &mut self.first_scenes,
+            scenes.first().map(|part| part.scene),
+        );
+        for (idx, part) in scenes.iter().enumerate() {
             let repeats = i16::from(idx > 0);
-            self.scenes.text(scene, 1, repeats);
-            match n_lines {
-                Some(n) => self.scene_lines.i32(*n as i32, 2, repeats),
-                None => self.scene_lines.absent(1, repeats),
+            self.scenes.text(part.scene, 1, repeats);
+            match part.lines_and_tokens {
+                Some((n_lines, tokens)) => {
+                    self.scene_lines.i32(n_lines as i32, 2, repeats);
+                    self.scene_tokens.i32(tokens as i32, 2, repeats);
+                }
+                None => {
+                    self.scene_lines.absent(1, repeats);
+                    self.scene_tokens.absent(1, repeats);
+                }
             }
             match split {
                 Some(_) => {
-                    let side = found.side(file, split, scene)?.name().to_owned();
-                    self.scene_sides.text(&side, 2, repeats);
+                    let side = found.side(file, split, part.scene)?;
+                    self.scene_sides.text(side.name(), 2, repeats);
                 }
                 None => self.scene_sides.absent(1, repeats),
             }
@@ -183,6 +194,7 @@ impl Group {
             for column in [
                 &mut self.scenes,
                 &mut self.scene_lines,
+                &mut self.scene_tokens,
                 &mut self.scene_sides,
             ] {
                 column.absent(0, 0);
@@ -194,12 +206,11 @@ impl Group {
             Some(_) => Some(
                 found
                     .row_side(file, split, record.origin)?
-                    .map_or(SEVERAL_SIDES, Side::name)
-                    .to_owned(),
+                    .map_or(SEVERAL_SIDES, Side::name),
             ),
             None => None,
         };
-        optional(&mut self.sides, side.as_deref());
+        optional(&mut self.sides, side);
         self.n_rows += 1;
         Ok(())
     }
@@ -222,6 +233,7 @@ impl Group {
             &self.first_scenes,
             &self.scenes,
             &self.scene_lines,
+            &self.scene_tokens,
             &self.scene_sides,
             &self.tokens,
             &self.sides,

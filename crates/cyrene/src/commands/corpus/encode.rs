@@ -12,18 +12,7 @@ use crate::ui::Ui;
 
 pub fn run(args: &CorpusEncode, ui: &Ui) -> Result<()> {
     let tokenizer = Tokenizer::load(&args.tokenizer)?;
-    let encoding = Encoding {
-        stage: match args.stage {
-            TrainStage::Cpt => StageKind::Cpt,
-            TrainStage::Sft => StageKind::Sft,
-        },
-        loss_scale: match args.loss_scale {
-            cli::LossScale::IgnoreEmptyThink => LossScale::IgnoreEmptyThink,
-            cli::LossScale::Default => LossScale::Default,
-            cli::LossScale::LastRound => LossScale::LastRound,
-        },
-        tokenizer: Some(&tokenizer),
-    };
+    let encoding = encoding(args.stage, args.loss_scale, &tokenizer);
     if !args.file.is_file() {
         misuse!("{} is no file; expected JSON lines", args.file.display());
     }
@@ -31,4 +20,24 @@ pub fn run(args: &CorpusEncode, ui: &Ui) -> Result<()> {
         ui.line(&serde_json::json!({ "input_ids": row.encoded.input_ids, "labels": row.encoded.labels }).to_string())?;
     }
     Ok(())
+}
+
+/// How training encodes rows of a stage.
+pub fn encoding(
+    stage: TrainStage,
+    loss_scale: cli::LossScale,
+    tokenizer: &Tokenizer,
+) -> Encoding<'_> {
+    Encoding {
+        stage: match stage {
+            TrainStage::Cpt => StageKind::Cpt,
+            TrainStage::Sft => StageKind::Sft,
+        },
+        loss_scale: match loss_scale {
+            cli::LossScale::IgnoreEmptyThink => LossScale::IgnoreEmptyThink,
+            cli::LossScale::Default => LossScale::Default,
+            cli::LossScale::LastRound => LossScale::LastRound,
+        },
+        tokenizer: Some(tokenizer),
+    }
 }

@@ -2,7 +2,10 @@
 
 pub mod build;
 pub mod encode;
+mod export;
+mod peek;
 pub mod split;
+mod stats;
 
 use anyhow::Result;
 
@@ -13,7 +16,10 @@ pub fn run(command: Corpus, ui: &Ui) -> Result<()> {
     match command {
         Corpus::Build(args) => build::run(&args, ui),
         Corpus::Split(args) => split::run(&args, ui),
+        Corpus::Stats(args) => stats::run(&args, ui),
+        Corpus::Peek(args) => peek::run(&args, ui),
         Corpus::Encode(args) => encode::run(&args, ui),
+        Corpus::Export(args) => export::run(&args, ui),
     }
 }
 

@@ -1,0 +1,433 @@
+//! `cyrene corpus peek`: a random sample as training sees it: who speaks, what carries loss, where a turn ends.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::io::IsTerminal;
+
+use anyhow::Result;
+use corpus::Language;
+use corpus::split::{Side, Split};
+use serde::Serialize;
+use text::Tokenizer;
+use text::labels::{Encoded, IGNORE};
+
+use super::as_misuse;
+use super::encode::encoding;
+use crate::cli::CorpusPeek as Args;
+use crate::dataset::{self, Sampled};
+use crate::ui::Ui;
+use crate::{env, misuse};
+
+const START: &str = "<|im_start|>";
+const END: &str = "<|im_end|>";
+
+/// Tokens of one kind side by side, as text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Span {
+    kind: Kind,
+    /// Carries loss.
+    trained: bool,
+    text: String,
+}
+
+/// Who a token belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Kind {
+    /// Text that no turn frames: a document.
+    Document,
+    System,
+    User,
+    Assistant,
+    Think,
+    /// An added token: `<|im_start|>`, `<|im_end|>`, `<|endoftext|>`, ...
+    Mark,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Document => "document",
+            Kind::System => "system",
+            Kind::User => "user",
+            Kind::Assistant => "assistant",
+            Kind::Think => "think",
+            Kind::Mark => "mark",
+        }
+    }
+}
+
+/// How spans are told apart on the screen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Style {
+    Colour,
+    Brackets,
+}
+
+pub fn run(args: &Args, ui: &Ui) -> Result<()> {
+    let tokenizer = Tokenizer::load(&args.tokenizer)?;
+    let language = match &args.language {
+        None => None,
+        Some(code) => match Language::from_code(code) {
+            Some(language) => Some(language),
+            None => misuse!(
+                "unknown language `{code}`; known are {}",
+                Language::ALL.map(Language::code).join(", ")
+            ),
+        },
+    };
+    let datasets = as_misuse(corpus::rows::datasets(&args.path))?;
+    if datasets[..] != [args.path.clone()] {
+        let names: Vec<String> = datasets
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect();
+        misuse!(
+            "{} holds several data sets; name one: {}",
+            args.path.display(),
+            names.join(", ")
+        );
+    }
+    let split = args.split.as_deref().map(Split::load).transpose()?;
+    let encoding = encoding(args.stage, args.loss_scale, &tokenizer);
+    let sample = dataset::sample(
+        &args.path,
+        split.as_ref(),
+        language,
+        args.rows,
+        args.seed,
+        encoding,
+    )?;
+    if sample.is_empty() {
+        misuse!(
+            "{} has no row{}",
+            args.path.display(),
+            language.map_or(String::new(), |l| format!(" in {l}"))
+        );
+    }
+    let style = match !args.no_color
+        && env::get(env::NO_COLOR).is_none()
+        && std::io::stdout().is_terminal()
+    {
+        true => Style::Colour,
+        false => Style::Brackets,
+    };
+    let between = if args.tokens { "│" } else { "" };
+    let (mut n_tokens, mut n_trained) = (0, 0);
+    let mut kinds = BTreeSet::new();
+    for (at, one) in sample.iter().enumerate() {
+        let encoded = &one.row.encoded;
+        n_tokens += encoded.input_ids.len();
+        n_trained += encoded.n_trained();
+        let spans = spans(&tokenizer, encoded, args.tokens);
+        kinds.extend(spans.iter().map(|span| span.kind));
+        if ui.json() {
+            ui.line(&json(one, &spans).to_string())?;
+        } else {
+            let title = format!("{}/{} {}", at + 1, sample.len(), title(one));
+            ui.line(&format!(
+                "{}\n{}\n",
+                painted(&title, "1", style),
+                paint(&spans, style, between)
+            ))?;
+        }
+    }
+    if !ui.json() {
+        ui.line(&foot(sample.len(), n_tokens, n_trained, &kinds, style))?;
+    }
+    Ok(())
+}
+
+fn json(one: &Sampled, spans: &[Span]) -> serde_json::Value {
+    serde_json::json!({
+        "file": one.path,
+        "row": one.row_number,
+        "language": one.row.language,
+        "scene": one.row.scene,
+        "side": one.side,
+        "tokens": one.row.encoded.input_ids.len(),
+        "trained": one.row.encoded.n_trained(),
+        "input_ids": one.row.encoded.input_ids,
+        "labels": one.row.encoded.labels,
+        "spans": spans,
+    })
+}
+
+fn title(one: &Sampled) -> String {
+    let mut title = format!("{} row {}", one.path.display(), one.row_number);
+    let side = one.side.map(Side::name);
+    for (name, value) in [
+        ("", one.row.language.as_deref()),
+        ("scene ", one.row.scene.as_deref()),
+        ("side ", side),
+    ] {
+        if let Some(value) = value {
+            let _ = write!(title, ", {name}{value}");
+        }
+    }
+    let _ = write!(
+        title,
+        ": {} tokens, {} trained",
+        one.row.encoded.input_ids.len(),
+        one.row.encoded.n_trained()
+    );
+    title
+}
+
+/// The counts, and what the colours (of the kinds that were seen) or brackets mean.
+fn foot(
+    n_rows: usize,
+    n_tokens: usize,
+    n_trained: usize,
+    kinds: &BTreeSet<Kind>,
+    style: Style,
+) -> String {
+    let share = 100.0 * n_trained as f64 / n_tokens.max(1) as f64;
+    let legend = match style {
+        Style::Colour => {
+            let shown = |trained| -> String {
+                let names = kinds.iter().map(|kind| {
+                    let code = code(*kind, trained);
+                    painted(kind.name(), &code, style)
+                });
+                names.collect::<Vec<_>>().join(" ")
+            };
+            format!(
+                "trained, underlined: {}; read only, dim: {}",
+                shown(true),
+                shown(false)
+            )
+        }
+        Style::Brackets => {
+            "⟦ ⟧ holds what is trained; the rest is read only; ↵ is a line feed".to_owned()
+        }
+    };
+    format!("{n_rows} rows, {n_tokens} tokens, {n_trained} trained ({share:.1} %)\n{legend}")
+}
+
+/// Cuts a row where the speaker or the loss changes, or (`every_token`) behind every token.
+fn spans(tokenizer: &Tokenizer, encoded: &Encoded, every_token: bool) -> Vec<Span> {
+    let id = |token| tokenizer.id(token);
+    let (start, end) = (id(START), id(END));
+    let (think, think_end) = (id("<think>"), id("</think>"));
+    let mut spans: Vec<(Kind, bool, Vec<u8>)> = Vec::new();
+    // The turn that a token stands in; behind START the role's name tells it.
+    let mut turn = Kind::Document;
+    let mut role: Option<Vec<u8>> = None;
+    let mut is_thinking = false;
+    for (&token, &label) in encoded.input_ids.iter().zip(&encoded.labels) {
+        let mut bytes = Vec::new();
+        tokenizer.append_bytes(token, false, &mut bytes);
+        let is = |other: Option<u32>| other == Some(token);
+        let kind = match token {
+            _ if is(think) || is(think_end) || is_thinking => Kind::Think,
+            _ if tokenizer.is_added(token) || role.is_some() => Kind::Mark,
+            _ => turn,
+        };
+        // 1. what follows
+        if is(start) {
+            role = Some(Vec::new());
+        } else if let Some(name) = &mut role {
+            name.extend_from_slice(&bytes);
+            if name.contains(&b'\n') {
+                turn = turn_of(name);
+                role = None;
+            }
+        }
+        if is(end) {
+            turn = Kind::Mark;
+        }
+        if is(think) {
+            is_thinking = true;
+        } else if is(think_end) {
+            is_thinking = false;
+        }
+        // 2. the token
+        let trained = label != IGNORE;
+        match spans.last_mut() {
+            Some((last, was_trained, known))
+                if !every_token && *last == kind && *was_trained == trained =>
+            {
+                known.extend(bytes)
+            }
+            _ => spans.push((kind, trained, bytes)),
+        }
+    }
+    let spans = spans.into_iter().map(|(kind, trained, bytes)| Span {
+        kind,
+        trained,
+        text: shown(&bytes),
+    });
+    spans.collect()
+}
+
+fn turn_of(role: &[u8]) -> Kind {
+    match role.trim_ascii() {
+        b"system" => Kind::System,
+        b"user" | b"tool" => Kind::User,
+        b"assistant" => Kind::Assistant,
+        _ => Kind::Document,
+    }
+}
+
+/// The text, or the bytes in hexadecimal where a token holds a part of a character.
+fn shown(bytes: &[u8]) -> String {
+    let mut out = String::new();
+    for chunk in bytes.utf8_chunks() {
+        out.push_str(chunk.valid());
+        for byte in chunk.invalid() {
+            let _ = write!(out, "\\x{byte:02x}");
+        }
+    }
+    out
+}
+
+/// The spans as they go to the screen, with `between` after each but the last.
+fn paint(spans: &[Span], style: Style, between: &str) -> String {
+    let mut out = String::new();
+    for (at, run) in spans.chunk_by(|a, b| a.trained == b.trained).enumerate() {
+        if at > 0 {
+            out.push_str(between);
+        }
+        let pieces: Vec<String> = run.iter().map(|span| paint_span(span, style)).collect();
+        let text = pieces.join(between);
+        if style == Style::Brackets && run[0].trained {
+            // The closing bracket stands before a last line feed, where the eye looks for it.
+            let (text, feed) = text
+                .strip_suffix('\n')
+                .map_or((text.as_str(), ""), |text| (text, "\n"));
+            let _ = write!(out, "⟦{text}⟧{feed}");
+        } else {
+            out.push_str(&text);
+        }
+    }
+    out
+}
+
+fn paint_span(span: &Span, style: Style) -> String {
+    let text = visible(&span.text);
+    // A line at a time, so that an underline does not run to the edge of the screen.
+    let code = code(span.kind, span.trained);
+    let lines: Vec<String> = text
+        .split('\n')
+        .map(|line| painted(line, &code, style))
+        .collect();
+    lines.join("\n")
+}
+
+/// Line feeds are tokens too: they are seen before they are obeyed. Other control characters never reach the terminal.
+fn visible(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        match c {
+            '\n' => out.push_str("↵\n"),
+            '\t' => out.push('\t'),
+            c if c.is_control() => {
+                let _ = write!(out, "\\u{{{:x}}}", c as u32);
+            }
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// The parameters of a terminal's colour sequence.
+fn code(kind: Kind, trained: bool) -> String {
+    let colour = match kind {
+        Kind::Document => 39,
+        Kind::System => 35,
+        Kind::User => 36,
+        Kind::Assistant => 32,
+        Kind::Think => 34,
+        Kind::Mark => 33,
+    };
+    let weight = if trained { "1;4" } else { "2" };
+    format!("{weight};{colour}")
+}
+
+fn painted(text: &str, code: &str, style: Style) -> String {
+    match style {
+        Style::Colour if !text.is_empty() => format!("\u{1b}[{code}m{text}\u{1b}[0m"),
+        _ => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use text::Message;
+    use text::labels::{self, LossScale};
+
+    use super::*;
+
+    fn tokenizer() -> Tokenizer {
+        Tokenizer::train(["Hello there, sailor. 你好"].into_iter(), 400).unwrap()
+    }
+
+    fn conversation() -> Vec<Span> {
+        let tokenizer = tokenizer();
+        let messages = [
+            Message::system("Ada"),
+            Message::user("Hi"),
+            Message::assistant("你好\nsailor"),
+        ];
+        let encoded = labels::sft(&tokenizer, &messages, LossScale::IgnoreEmptyThink).unwrap();
+        spans(&tokenizer, &encoded, false)
+    }
+
+    #[test]
+    fn conversation_shows_roles_think_block_and_loss() {
+        let got: Vec<(Kind, bool, String)> = conversation()
+            .into_iter()
+            .map(|s| (s.kind, s.trained, s.text))
+            .collect();
+        let span = |kind, trained, text: &str| (kind, trained, text.to_owned());
+        assert_eq!(
+            got,
+            [
+                span(Kind::Mark, false, "<|im_start|>system\n"),
+                span(Kind::System, false, "Ada"),
+                span(Kind::Mark, false, "<|im_end|>\n<|im_start|>user\n"),
+                span(Kind::User, false, "Hi"),
+                span(Kind::Mark, false, "<|im_end|>\n<|im_start|>assistant\n"),
+                span(Kind::Think, false, "<think>\n\n</think>"),
+                span(Kind::Assistant, false, "\n\n"),
+                span(Kind::Assistant, true, "你好\nsailor"),
+                span(Kind::Mark, true, "<|im_end|>\n"),
+            ]
+        );
+    }
+
+    #[test]
+    fn brackets_hold_what_is_trained() {
+        assert_eq!(
+            paint(&conversation(), Style::Brackets, ""),
+            "<|im_start|>system↵\nAda<|im_end|>↵\n<|im_start|>user↵\nHi<|im_end|>↵\n<|im_start|>assistant↵\n<think>↵\n↵\n</think>↵\n↵\n⟦你好↵\nsailor<|im_end|>↵⟧\n"
+        );
+    }
+
+    #[test]
+    fn colour_underlines_what_is_trained() {
+        let painted = paint(&conversation(), Style::Colour, "");
+        assert!(
+            painted.contains("\u{1b}[1;4;32m你好↵\u{1b}[0m\n\u{1b}[1;4;32msailor\u{1b}[0m"),
+            "{painted:?}"
+        );
+        assert!(painted.contains("\u{1b}[2;36mHi\u{1b}[0m"));
+    }
+
+    #[test]
+    fn every_token_is_apart_on_request_and_parts_of_characters_are_bytes() {
+        let tokenizer = tokenizer();
+        let encoded = labels::pt(&tokenizer, "ж").unwrap();
+        let texts: Vec<String> = spans(&tokenizer, &encoded, true)
+            .into_iter()
+            .map(|s| s.text)
+            .collect();
+        assert_eq!(texts, ["\\xd0", "\\xb6", "<|im_end|>"]);
+    }
+
+    #[test]
+    fn control_characters_do_not_reach_the_terminal() {
+        assert_eq!(visible("a\u{1b}[31m\nb\r"), "a\\u{1b}[31m↵\nb\\u{d}");
+    }
+}

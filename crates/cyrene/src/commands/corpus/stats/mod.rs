@@ -1,0 +1,267 @@
+//! `cyrene corpus stats`: what data sets hold and how often a mixture shows it, as a table, as pictures and as a page.
+
+mod figures;
+mod page;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use corpus::split::Split;
+use corpus::stats::{MANY_PASSES, Passes, Stats};
+use eval::report::look::thousands;
+use serde::Serialize;
+
+use super::as_misuse;
+use crate::cli::CorpusStats as Args;
+use crate::misuse;
+use crate::recipe::Recipe;
+use crate::stage::write_whole;
+use crate::ui::Ui;
+
+/// Name of the page in the output folder.
+const PAGE: &str = "stats.html";
+
+/// What the command found, as `--json` prints it.
+#[derive(Debug, Serialize)]
+struct Report {
+    datasets: Vec<Stats>,
+    /// Of the recipe's mixture.
+    passes: Option<Passes>,
+    /// The page and the pictures.
+    files: Vec<PathBuf>,
+}
+
+pub fn run(args: &Args, ui: &Ui) -> Result<()> {
+    // 1. what is asked for
+    let mixture = args.recipe.as_deref().map(Mixture::load).transpose()?;
+    let mut paths = args.paths.clone();
+    if let Some(mixture) = mixture.as_ref().filter(|_| paths.is_empty()) {
+        for (path, _) in &mixture.sources {
+            if !paths.contains(path) {
+                paths.push(path.clone());
+            }
+        }
+    }
+    let split = args
+        .split
+        .as_ref()
+        .or(mixture.as_ref().and_then(|m| m.split.as_ref()));
+    let split = split.map(|path| Split::load(path)).transpose()?;
+
+    // 2. the numbers
+    let mut datasets = Vec::new();
+    for path in &paths {
+        for path in as_misuse(corpus::rows::datasets(path))? {
+            if !path.exists() {
+                misuse!(
+                    "{} does not exist; expected what `cyrene corpus build` wrote",
+                    path.display()
+                );
+            }
+            datasets.push(corpus::stats::stats(&path, split.as_ref())?);
+        }
+    }
+    let passes = mixture
+        .map(|mixture| mixture.passes(split.as_ref()))
+        .transpose()?;
+    let mut report = Report {
+        datasets,
+        passes,
+        files: Vec::new(),
+    };
+
+    // 3. the pictures
+    if let Some(out) = &args.out {
+        let sections = figures::sections(&report);
+        for section in &sections {
+            for picture in &section.pictures {
+                let path = out.join(format!("{}.svg", picture.figure.name));
+                write_whole(&path, picture.figure.file(&section.title).as_bytes())?;
+                report.files.push(path);
+            }
+        }
+        let path = out.join(PAGE);
+        write_whole(&path, page::page(&sections).as_bytes())?;
+        report.files.insert(0, path);
+    }
+    ui.result(&report, || text(&report))
+}
+
+/// The sources of a recipe, as paths that can be read from here.
+struct Mixture {
+    sources: Vec<(PathBuf, f64)>,
+    split: Option<PathBuf>,
+}
+
+impl Mixture {
+    fn load(path: &Path) -> Result<Mixture> {
+        let recipe = Recipe::load(path, &[])?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let sources = recipe
+            .data
+            .sources
+            .iter()
+            .map(|source| (folder.join(&source.path), source.weight));
+        Ok(Mixture {
+            sources: sources.collect(),
+            split: recipe.data.split.map(|split| folder.join(split)),
+        })
+    }
+
+    fn passes(&self, split: Option<&Split>) -> Result<Passes> {
+        let sources: Vec<(&Path, f64)> = self
+            .sources
+            .iter()
+            .map(|(path, weight)| (path.as_path(), *weight))
+            .collect();
+        Ok(corpus::stats::passes(&sources, split)?)
+    }
+}
+
+/// The report for a terminal.
+fn text(report: &Report) -> String {
+    let mut lines = Vec::new();
+    for stats in &report.datasets {
+        dataset_lines(stats, &mut lines);
+    }
+    if let Some(passes) = &report.passes {
+        lines.push(format!(
+            "passes over a scene in one epoch of the recipe: {:.1} in the same language (at most {:.1}), {:.1} in all languages (at most {:.1})",
+            passes.same_language_mean, passes.same_language_most, passes.all_languages_mean, passes.all_languages_most
+        ));
+        if passes.n_above_limit > 0 {
+            lines.push(format!(
+                "warning: {} scenes of a language are shown more than {MANY_PASSES} times; lower their weight",
+                thousands(passes.n_above_limit as u64)
+            ));
+        }
+    }
+    if let Some(page) = report.files.first() {
+        lines.push(format!(
+            "{} and {} pictures beside it",
+            page.display(),
+            report.files.len() - 1
+        ));
+    }
+    lines.join("\n").trim_end().to_owned()
+}
+
+fn dataset_lines(stats: &Stats, lines: &mut Vec<String>) {
+    let sum = |f: fn(&corpus::stats::FileStats) -> u64| thousands(stats.files.iter().map(f).sum());
+    lines.push(format!(
+        "{}: {} rows, {} tokens, {} scenes",
+        stats.task,
+        sum(|f| f.n_rows),
+        sum(|f| f.n_tokens),
+        thousands(stats.n_scenes as u64)
+    ));
+    // 1. a line for each language
+    let first = figures::first_bin(stats);
+    let edges = figures::edges(stats);
+    let range = match (edges.first(), edges.last()) {
+        (Some(from), Some(to)) => format!("rows by tokens, {from} to {to}"),
+        _ => String::new(),
+    };
+    let key = stats.files.iter().map(|f| f.key.len()).max().unwrap_or(0);
+    lines.push(format!(
+        "  {:key$} {:>9} {:>13} {:>8} {:>8} {:>8}  {range}",
+        "", "rows", "tokens", "median", "95 %", "longest"
+    ));
+    for file in &stats.files {
+        let counts: Vec<u64> = file
+            .histogram
+            .iter()
+            .skip(first)
+            .map(|bin| bin.n_rows)
+            .collect();
+        lines.push(format!(
+            "  {:key$} {:>9} {:>13} {:>8} {:>8} {:>8}  {}",
+            file.key,
+            thousands(file.n_rows),
+            thousands(file.n_tokens),
+            thousands(file.median),
+            thousands(file.p95),
+            thousands(file.longest),
+            small_bars(&counts)
+        ));
+    }
+    // 2. what else there is to know, a line each
+    let mut more = |name: &str, values: Vec<String>| {
+        if !values.is_empty() {
+            lines.push(format!("  {name}: {}", values.join(", ")));
+        }
+    };
+    more(
+        "scenes by side",
+        stats
+            .sides
+            .iter()
+            .map(|(side, n)| format!("{side} {}", thousands(*n)))
+            .collect(),
+    );
+    let sides = figures::sides(stats);
+    more(
+        "rows by side",
+        sides
+            .iter()
+            .map(|(side, tally)| {
+                format!(
+                    "{side} {} ({} tokens)",
+                    thousands(tally.rows),
+                    thousands(tally.tokens)
+                )
+            })
+            .collect(),
+    );
+    more(
+        "holes",
+        figures::holes(stats)
+            .iter()
+            .map(|(what, n)| format!("{what} {}", thousands(*n)))
+            .collect(),
+    );
+    let filtered = figures::filtered(stats);
+    more(
+        "left out",
+        filtered
+            .iter()
+            .map(|(rule, tally)| {
+                format!(
+                    "{rule} {} ({} tokens)",
+                    thousands(tally.rows),
+                    thousands(tally.tokens)
+                )
+            })
+            .collect(),
+    );
+    let speakers = stats.speakers.iter().take(6);
+    more(
+        "speakers",
+        speakers
+            .map(|(name, n)| format!("{name} {}", thousands(*n)))
+            .collect(),
+    );
+    lines.push(String::new());
+}
+
+/// Heights as eighths of a character; what is not zero is seen.
+fn small_bars(counts: &[u64]) -> String {
+    const HEIGHTS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let most = counts.iter().copied().max().unwrap_or(0).max(1);
+    counts
+        .iter()
+        .map(|n| HEIGHTS[(8 * n).div_ceil(most) as usize])
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_bars_show_every_bin_that_is_not_empty() {
+        assert_eq!(small_bars(&[0, 1, 500, 1000]), " ▁▄█");
+        assert_eq!(small_bars(&[0]), " ");
+        assert_eq!(small_bars(&[]), "");
+    }
+}
