@@ -1,6 +1,7 @@
-//! Chores of the repository: `cargo xtask tidy | size | fixtures`.
+//! Chores of the repository: `cargo xtask tidy | kernels | size | fixtures`.
 
 mod fixtures;
+mod kernels;
 mod size;
 mod tidy;
 
@@ -10,8 +11,9 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail};
 
 fn main() -> ExitCode {
-    let task = std::env::args().nth(1).unwrap_or_default();
-    match run(&task) {
+    let mut args = std::env::args().skip(1);
+    let task = args.next().unwrap_or_default();
+    match run(&task, &args.collect::<Vec<_>>()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("xtask {task}: {error:#}");
@@ -20,13 +22,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(task: &str) -> Result<()> {
+fn run(task: &str, args: &[String]) -> Result<()> {
     let root = root()?;
     match task {
         "tidy" => tidy::run(&root),
+        "kernels" => kernels::run(args),
         "size" => size::run(&root),
         "fixtures" => fixtures::run(&root),
-        _ => bail!("expected tidy, size or fixtures"),
+        _ => bail!("expected tidy, kernels, size or fixtures"),
     }
 }
 

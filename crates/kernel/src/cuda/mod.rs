@@ -27,7 +27,7 @@ pub(crate) use blas::{Gemm, Operand};
 pub(crate) use buffer::Buffer;
 pub use module::SOURCES;
 pub(crate) use module::{Args, Grid, sources};
-pub use module::{Source, compile};
+pub use module::{Compiled, Source, architecture, compile, compile_verbose, load_nvrtc};
 pub use timer::Timer;
 
 /// Handle to an opened GPU; cheap to copy, valid until the process ends. One thread at a time may call ops on it.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cudarc::driver::{result, sys};
 use cudarc::nvrtc;
@@ -44,6 +44,7 @@ pub(crate) mod sources {
         DROPOUT "dropout",
         EMBEDDING "embedding",
         GATED_DELTA_RULE "gated_delta_rule",
+        GATED_DELTA_RULE_BF16 "gated_delta_rule_bf16",
         GATED_DELTA_STEP "gated_delta_step",
         GATED_RMS_NORM "gated_rms_norm",
         GRAD_NORM "grad_norm",
@@ -66,12 +67,17 @@ impl Source {
     }
 }
 
-/// Options that every kernel is compiled with, for compute capability 10 · major + minor.
-pub fn compile_options(compute: u32) -> Vec<String> {
+/// The compiler's name for compute capability 10 · major + minor.
+pub fn architecture(compute: u32) -> String {
     // Capabilities from 9.0 on have instructions of their own behind the letter a.
     let letter = if compute >= 90 { "a" } else { "" };
+    format!("sm_{compute}{letter}")
+}
+
+/// Options that every kernel is compiled with, for compute capability 10 · major + minor.
+pub fn compile_options(compute: u32) -> Vec<String> {
     vec![
-        format!("--gpu-architecture=sm_{compute}{letter}"),
+        format!("--gpu-architecture={}", architecture(compute)),
         "--std=c++17".to_owned(),
         "--fmad=true".to_owned(),
         "--extra-device-vectorization".to_owned(),
@@ -174,11 +180,51 @@ fn store(path: &PathBuf, image: &[u8]) -> std::io::Result<()> {
     std::fs::rename(&beside, path)
 }
 
+/// Takes NVRTC from a folder, before anything asks for it; the library path needs none then.
+///
+/// # Errors
+/// [`Error::NoNvrtc`] where no file of the folder is the library.
+pub fn load_nvrtc(dir: &Path) -> Result<()> {
+    let files = std::fs::read_dir(dir).map_err(|_| Error::NoNvrtc)?;
+    for path in files.filter_map(|entry| Some(entry.ok()?.path())) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let is_nvrtc = name.starts_with("libnvrtc.") || name.starts_with("nvrtc64_");
+        // SAFETY: NVRTC's initialisers run, which is what any first use of it does.
+        if is_nvrtc && let Ok(library) = unsafe { libloading::Library::new(&path) } {
+            // Kept open: whoever asks for the library by its name now gets this one.
+            std::mem::forget(library);
+            return Ok(());
+        }
+    }
+    Err(Error::NoNvrtc)
+}
+
+/// Machine code, and what the compiler said.
+#[derive(Debug)]
+pub struct Compiled {
+    pub image: Vec<u8>,
+    pub log: String,
+}
+
 /// Machine code of a kernel file for a compute capability; needs NVRTC, no GPU.
 ///
 /// # Errors
 /// [`Error::NoNvrtc`] without the library; [`Error::Compile`] with the compiler's messages.
 pub fn compile(source: &Source, compute: u32) -> Result<Vec<u8>> {
+    Ok(compile_with(source, compute, &compile_options(compute))?.image)
+}
+
+/// As [`compile`], with a log that says what each kernel takes: registers, spills, shared memory.
+///
+/// # Errors
+/// As [`compile`].
+pub fn compile_verbose(source: &Source, compute: u32) -> Result<Compiled> {
+    let mut options = compile_options(compute);
+    options.push("--ptxas-options=-v".to_owned());
+    compile_with(source, compute, &options)
+}
+
+fn compile_with(source: &Source, compute: u32, options: &[String]) -> Result<Compiled> {
     // SAFETY: probes for the library by name.
     if !unsafe { nvrtc::sys::is_culib_present() } {
         return Err(Error::NoNvrtc);
@@ -194,30 +240,29 @@ pub fn compile(source: &Source, compute: u32) -> Result<Vec<u8>> {
         nvrtc::result::create_program(&text, None).map_err(|e| failed(format!("{e:?}")))?;
     // SAFETY: `program` is alive until it is destroyed at the end; sizes are asked for before buffers are filled.
     unsafe {
-        let outcome = nvrtc::result::compile_program(program, &compile_options(compute));
-        let image = match outcome {
+        let outcome = nvrtc::result::compile_program(program, options);
+        let log = nvrtc::result::get_program_log(program)
+            .map(|log| log.iter().map(|c| *c as u8).collect::<Vec<u8>>())
+            .unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let log = log.trim_end_matches('\0').to_owned();
+        let compiled = match outcome {
             Ok(()) => {
                 let mut size = 0;
                 let mut image = Vec::new();
-                let outcome = nvrtc::sys::nvrtcGetCUBINSize(program, &mut size)
+                nvrtc::sys::nvrtcGetCUBINSize(program, &mut size)
                     .result()
                     .and_then(|()| {
                         image.resize(size, 0u8);
                         nvrtc::sys::nvrtcGetCUBIN(program, image.as_mut_ptr().cast()).result()
-                    });
-                outcome
-                    .map(|()| image)
+                    })
+                    .map(|()| Compiled { image, log })
                     .map_err(|e| failed(format!("{e:?}")))
             }
-            Err(error) => {
-                let log = nvrtc::result::get_program_log(program)
-                    .map(|log| log.iter().map(|c| *c as u8 as char).collect::<String>())
-                    .unwrap_or_default();
-                Err(failed(format!("{error:?}\n{}", log.trim_end_matches('\0'))))
-            }
+            Err(error) => Err(failed(format!("{error:?}\n{log}"))),
         };
         let _ = nvrtc::result::destroy_program(program);
-        image
+        compiled
     }
 }
 
