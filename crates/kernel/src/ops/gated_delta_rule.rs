@@ -962,19 +962,13 @@ mod cuda {
     //! documents take no more of it than a long one; where it would grow too large, key heads are handled in groups.
 
     use super::{Dims, Gradients, Inputs};
-    use crate::cuda::sources::GATED_DELTA_RULE;
-    use crate::cuda::{Args, Cuda, Grid};
-    use crate::{Error, Result, Tensor};
+    use crate::cuda::{Args, Cuda};
+    use crate::{DType, Result, Tensor};
 
-    /// Tokens of a chunk of the f32 kernels.
-    const SPAN: usize = 32;
-    /// Value columns of a block of a scan.
-    const COLUMNS: usize = 16;
-    /// Most key dims that a block holds.
-    const MAX_K: usize = 256;
     /// Scratch that is worth its room; one key head's is taken in any case.
-    const SCRATCH: usize = 512 << 20;
+    const SCRATCH: usize = 768 << 20;
     const F32: usize = 4;
+    const BF16: usize = 2;
 
     pub(super) fn forward(
         cuda: Cuda,
@@ -983,28 +977,14 @@ mod cuda {
         inputs: &Inputs,
         cu_seqlens: &[u32],
     ) -> Result<()> {
-        let Dims { t, .. } = inputs.dims;
-        if t == 0 {
-            return Ok(());
-        }
-        check_dims("gated_delta_rule::forward", inputs.dims)?;
-        let tables = Tables::upload(cuda, cu_seqlens, SPAN)?;
         let state = state_hkv.map_or(0, |state| state.device_pointer());
-        let per_head = [t * SPAN * F32; 2];
-        for heads in heads_at_once(inputs.dims, per_head.iter().sum()) {
-            let [p, m] = carve(cuda, per_head.map(|bytes| bytes * heads.n))?;
-            let pass = Pass {
-                cuda,
-                inputs,
-                tables: &tables,
-                heads,
-                p,
-                m,
-            };
-            pass.prepare(0)?;
-            pass.scan(Args::new().view_mut(out_thv), 0, 0, state)?;
+        if inputs.dims.t == 0 {
+            Ok(())
+        } else if bf16_kernels::take(inputs, &[out_thv]) {
+            bf16_kernels::forward(cuda, out_thv, state, inputs, cu_seqlens)
+        } else {
+            f32_kernels::forward(cuda, out_thv, state, inputs, cu_seqlens)
         }
-        Ok(())
     }
 
     pub(super) fn backward(
@@ -1014,155 +994,447 @@ mod cuda {
         inputs: &Inputs,
         cu_seqlens: &[u32],
     ) -> Result<()> {
-        let Dims { t, k, v, .. } = inputs.dims;
-        if t == 0 {
-            return Ok(());
+        let Gradients {
+            d_q_tgk,
+            d_k_tgk,
+            d_v_thv,
+            ..
+        } = &gradients;
+        if inputs.dims.t == 0 {
+            Ok(())
+        } else if bf16_kernels::take(inputs, &[d_q_tgk, d_k_tgk, d_v_thv, d_out_thv]) {
+            bf16_kernels::backward(cuda, gradients, d_out_thv, inputs, cu_seqlens)
+        } else {
+            f32_kernels::backward(cuda, gradients, d_out_thv, inputs, cu_seqlens)
         }
-        check_dims("gated_delta_rule::backward", inputs.dims)?;
-        let tables = Tables::upload(cuda, cu_seqlens, SPAN)?;
-        let (pairs, values, states) = (t * SPAN, t * v, tables.n_borders * k * v);
-        let per_head = [pairs, pairs, pairs, values, values, states, states].map(|n| n * F32);
-        for heads in heads_at_once(inputs.dims, per_head.iter().sum()) {
-            let [p, m, n, e, d_r, states, d_states] =
-                carve(cuda, per_head.map(|bytes| bytes * heads.n))?;
-            let pass = Pass {
-                cuda,
-                inputs,
-                tables: &tables,
-                heads,
-                p,
-                m,
-            };
-            pass.prepare(n)?;
-            pass.scan(Args::new().pointer(0), e, states, 0)?;
-            pass.reverse(gradients.d_v_thv, d_r, d_states, d_out_thv)?;
-            let args = Args::new()
-                .view_mut(gradients.d_q_tgk)
-                .view_mut(gradients.d_k_tgk)
-                .tensor_mut(gradients.d_g_th)
-                .tensor_mut(gradients.d_beta_th)
-                .view(d_out_thv)
-                .view(inputs.q_tgk)
-                .view(inputs.k_tgk)
-                .tensor(inputs.g_th)
-                .tensor(inputs.beta_th);
-            let args = [m, n, e, d_r, states, d_states, tables.chunks]
-                .into_iter()
-                .fold(args, Args::pointer);
-            let ratio = inputs.dims.ratio();
-            let grid = Grid {
-                blocks: [(tables.n_chunks * heads.n / ratio) as u32, 1, 1],
-                threads: (2 * k).next_multiple_of(32).max(64) as u32,
-                shared_bytes: GRADIENT_BYTES + row_bytes(k),
-            };
-            let args = pass.dims(args, true);
-            cuda.launch(&GATED_DELTA_RULE, "gated_delta_rule_gradient", grid, args)?;
-        }
-        Ok(())
     }
 
-    /// Bytes of the kernels' shared structs and of [SPAN, K + 1].
-    const PREPARE_BYTES: usize = (4 * SPAN + 2 * SPAN * (SPAN + 1)) * F32;
-    const SCAN_BYTES: usize = (4 * SPAN + 2 * SPAN * (SPAN + 1) + 3 * SPAN * (COLUMNS + 1)) * F32;
-    const GRADIENT_BYTES: usize =
-        (3 * 32 * (SPAN + 4) + 4 * SPAN + 5 * SPAN * (SPAN + 1) + 3 * SPAN) * F32;
-    fn row_bytes(k: usize) -> usize {
-        SPAN * (k + 1) * F32
-    }
+    mod f32_kernels {
+        use super::{Args, Cuda, Dims, F32, Gradients, Heads, Inputs, Result, Tables, Tensor};
+        use super::{carve, heads_at_once};
+        use crate::Error;
+        use crate::cuda::Grid;
+        use crate::cuda::sources::GATED_DELTA_RULE;
 
-    fn check_dims(op: &'static str, dims: Dims) -> Result<()> {
-        if dims.k <= MAX_K {
-            return Ok(());
-        }
-        let what = format!("{} key dims; at most {MAX_K}", dims.k);
-        Err(Error::Unsupported { op, what })
-    }
+        /// Tokens of a chunk.
+        const SPAN: usize = 32;
+        /// Value columns of a block of a scan.
+        const COLUMNS: usize = 16;
+        /// Most key dims that a block holds.
+        const MAX_K: usize = 256;
 
-    /// The f32 kernels over some of the heads.
-    struct Pass<'a> {
-        cuda: Cuda,
-        inputs: &'a Inputs<'a>,
-        tables: &'a Tables,
-        heads: Heads,
-        p: u64,
-        m: u64,
-    }
-
-    impl Pass<'_> {
-        fn prepare(&self, n: u64) -> Result<()> {
-            let args = self
-                .keys(Args::new())
-                .pointer(self.p)
-                .pointer(self.m)
-                .pointer(n)
-                .pointer(self.tables.chunks);
-            let grid = Grid {
-                blocks: [(self.tables.n_chunks * self.heads.n) as u32, 1, 1],
-                threads: 256,
-                shared_bytes: PREPARE_BYTES + 2 * row_bytes(self.inputs.dims.k),
-            };
-            let args = self.dims(args, false);
-            self.cuda
-                .launch(&GATED_DELTA_RULE, "gated_delta_rule_prepare", grid, args)
+        /// Bytes of the kernels' shared structs and of [SPAN, K + 1].
+        const PREPARE_BYTES: usize = (4 * SPAN + 2 * SPAN * (SPAN + 1)) * F32;
+        const SCAN_BYTES: usize =
+            (4 * SPAN + 2 * SPAN * (SPAN + 1) + 3 * SPAN * (COLUMNS + 1)) * F32;
+        const GRADIENT_BYTES: usize =
+            (3 * 32 * (SPAN + 4) + 4 * SPAN + 5 * SPAN * (SPAN + 1) + 3 * SPAN) * F32;
+        fn row_bytes(k: usize) -> usize {
+            SPAN * (k + 1) * F32
         }
 
-        /// `out` holds the first argument; null pointers are not written.
-        fn scan(&self, out: Args, e: u64, states: u64, state: u64) -> Result<()> {
-            let args = out
-                .pointer(e)
-                .pointer(states)
-                .pointer(state)
-                .view(self.inputs.q_tgk)
-                .view(self.inputs.k_tgk)
-                .view(self.inputs.v_thv)
-                .tensor(self.inputs.g_th)
-                .tensor(self.inputs.beta_th);
-            self.over_documents("gated_delta_rule_scan", args)
-        }
-
-        fn reverse(
-            &self,
-            d_v_thv: &mut Tensor,
-            d_r: u64,
-            d_states: u64,
-            d_out_thv: &Tensor,
+        pub(super) fn forward(
+            cuda: Cuda,
+            out_thv: &mut Tensor,
+            state: u64,
+            inputs: &Inputs,
+            cu_seqlens: &[u32],
         ) -> Result<()> {
-            let args = Args::new()
-                .view_mut(d_v_thv)
-                .pointer(d_r)
-                .pointer(d_states)
-                .view(d_out_thv);
-            self.over_documents("gated_delta_rule_reverse", self.keys(args))
+            let Dims { t, .. } = inputs.dims;
+            check_dims("gated_delta_rule::forward", inputs.dims)?;
+            let tables = Tables::upload(cuda, cu_seqlens, SPAN)?;
+            let per_head = [t * SPAN * F32; 2];
+            for heads in heads_at_once(inputs.dims, per_head.iter().sum()) {
+                let [p, m] = carve(cuda, per_head.map(|bytes| bytes * heads.n))?;
+                let pass = Pass {
+                    cuda,
+                    inputs,
+                    tables: &tables,
+                    heads,
+                    p,
+                    m,
+                };
+                pass.prepare(0)?;
+                pass.scan(Args::new().view_mut(out_thv), 0, 0, state)?;
+            }
+            Ok(())
         }
 
-        fn over_documents(&self, kernel: &'static str, args: Args) -> Result<()> {
-            let Dims { k, v, .. } = self.inputs.dims;
-            let args = args
-                .pointer(self.p)
-                .pointer(self.m)
-                .pointer(self.tables.documents);
-            let n_blocks = self.tables.n_documents * self.heads.n * v.div_ceil(COLUMNS);
-            let grid = Grid {
-                blocks: [n_blocks as u32, 1, 1],
-                threads: 256,
-                shared_bytes: SCAN_BYTES + 2 * row_bytes(k) + k * (COLUMNS + 1) * F32,
-            };
-            self.cuda
-                .launch(&GATED_DELTA_RULE, kernel, grid, self.dims(args, true))
+        pub(super) fn backward(
+            cuda: Cuda,
+            gradients: Gradients,
+            d_out_thv: &Tensor,
+            inputs: &Inputs,
+            cu_seqlens: &[u32],
+        ) -> Result<()> {
+            let Dims { t, k, v, .. } = inputs.dims;
+            check_dims("gated_delta_rule::backward", inputs.dims)?;
+            let tables = Tables::upload(cuda, cu_seqlens, SPAN)?;
+            let (pairs, values, states) = (t * SPAN, t * v, tables.n_borders * k * v);
+            let per_head = [pairs, pairs, pairs, values, values, states, states].map(|n| n * F32);
+            for heads in heads_at_once(inputs.dims, per_head.iter().sum()) {
+                let [p, m, n, e, d_r, states, d_states] =
+                    carve(cuda, per_head.map(|bytes| bytes * heads.n))?;
+                let pass = Pass {
+                    cuda,
+                    inputs,
+                    tables: &tables,
+                    heads,
+                    p,
+                    m,
+                };
+                pass.prepare(n)?;
+                pass.scan(Args::new().pointer(0), e, states, 0)?;
+                pass.reverse(gradients.d_v_thv, d_r, d_states, d_out_thv)?;
+                let args = Args::new()
+                    .view_mut(gradients.d_q_tgk)
+                    .view_mut(gradients.d_k_tgk)
+                    .tensor_mut(gradients.d_g_th)
+                    .tensor_mut(gradients.d_beta_th)
+                    .view(d_out_thv);
+                let args = [m, n, e, d_r, states, d_states, tables.chunks]
+                    .into_iter()
+                    .fold(pass.keys(args), Args::pointer);
+                let grid = Grid {
+                    blocks: [
+                        (tables.n_chunks * heads.n / inputs.dims.ratio()) as u32,
+                        1,
+                        1,
+                    ],
+                    threads: (2 * k).next_multiple_of(32).max(64) as u32,
+                    shared_bytes: GRADIENT_BYTES + row_bytes(k),
+                };
+                let args = pass.dims(args, true);
+                cuda.launch(&GATED_DELTA_RULE, "gated_delta_rule_gradient", grid, args)?;
+            }
+            Ok(())
         }
 
-        fn keys(&self, args: Args) -> Args {
-            args.view(self.inputs.q_tgk)
-                .view(self.inputs.k_tgk)
-                .tensor(self.inputs.g_th)
-                .tensor(self.inputs.beta_th)
+        fn check_dims(op: &'static str, dims: Dims) -> Result<()> {
+            if dims.k <= MAX_K {
+                return Ok(());
+            }
+            let what = format!("{} key dims; at most {MAX_K}", dims.k);
+            Err(Error::Unsupported { op, what })
         }
 
-        fn dims(&self, args: Args, with_v: bool) -> Args {
-            let Dims { h, g, k, v, .. } = self.inputs.dims;
-            let args = args.u32(h).u32(g).u32(k);
-            let args = if with_v { args.u32(v) } else { args };
-            args.u32(self.heads.first).u32(self.heads.n)
+        /// The kernels over some of the heads.
+        struct Pass<'a> {
+            cuda: Cuda,
+            inputs: &'a Inputs<'a>,
+            tables: &'a Tables,
+            heads: Heads,
+            p: u64,
+            m: u64,
+        }
+
+        impl Pass<'_> {
+            fn prepare(&self, n: u64) -> Result<()> {
+                let args = self
+                    .keys(Args::new())
+                    .pointer(self.p)
+                    .pointer(self.m)
+                    .pointer(n)
+                    .pointer(self.tables.chunks);
+                let grid = Grid {
+                    blocks: [(self.tables.n_chunks * self.heads.n) as u32, 1, 1],
+                    threads: 256,
+                    shared_bytes: PREPARE_BYTES + 2 * row_bytes(self.inputs.dims.k),
+                };
+                let args = self.dims(args, false);
+                self.cuda
+                    .launch(&GATED_DELTA_RULE, "gated_delta_rule_prepare", grid, args)
+            }
+
+            /// `out` holds the first argument; null pointers are not written.
+            fn scan(&self, out: Args, e: u64, states: u64, state: u64) -> Result<()> {
+                let args = out
+                    .pointer(e)
+                    .pointer(states)
+                    .pointer(state)
+                    .view(self.inputs.q_tgk)
+                    .view(self.inputs.k_tgk)
+                    .view(self.inputs.v_thv)
+                    .tensor(self.inputs.g_th)
+                    .tensor(self.inputs.beta_th);
+                self.over_documents("gated_delta_rule_scan", args)
+            }
+
+            fn reverse(
+                &self,
+                d_v_thv: &mut Tensor,
+                d_r: u64,
+                d_states: u64,
+                d_out_thv: &Tensor,
+            ) -> Result<()> {
+                let args = Args::new()
+                    .view_mut(d_v_thv)
+                    .pointer(d_r)
+                    .pointer(d_states)
+                    .view(d_out_thv);
+                self.over_documents("gated_delta_rule_reverse", self.keys(args))
+            }
+
+            fn over_documents(&self, kernel: &'static str, args: Args) -> Result<()> {
+                let Dims { k, v, .. } = self.inputs.dims;
+                let args = args
+                    .pointer(self.p)
+                    .pointer(self.m)
+                    .pointer(self.tables.documents);
+                let n_blocks = self.tables.n_documents * self.heads.n * v.div_ceil(COLUMNS);
+                let grid = Grid {
+                    blocks: [n_blocks as u32, 1, 1],
+                    threads: 256,
+                    shared_bytes: SCAN_BYTES + 2 * row_bytes(k) + k * (COLUMNS + 1) * F32,
+                };
+                self.cuda
+                    .launch(&GATED_DELTA_RULE, kernel, grid, self.dims(args, true))
+            }
+
+            fn keys(&self, args: Args) -> Args {
+                args.view(self.inputs.q_tgk)
+                    .view(self.inputs.k_tgk)
+                    .tensor(self.inputs.g_th)
+                    .tensor(self.inputs.beta_th)
+            }
+
+            fn dims(&self, args: Args, with_v: bool) -> Args {
+                let Dims { h, g, k, v, .. } = self.inputs.dims;
+                let args = args.u32(h).u32(g).u32(k);
+                let args = if with_v { args.u32(v) } else { args };
+                args.u32(self.heads.first).u32(self.heads.n)
+            }
+        }
+    }
+
+    mod bf16_kernels {
+        use super::{Args, BF16, Cuda, DType, Dims, F32, Gradients, Heads, Inputs, Result};
+        use super::{Tables, Tensor, carve, heads_at_once};
+        use crate::cuda::Grid;
+        use crate::cuda::sources::GATED_DELTA_RULE_BF16;
+
+        /// Tokens of a chunk.
+        const CHUNK: usize = 64;
+        /// Key dims, and value dims.
+        const DIM: usize = 128;
+        /// Value columns of a warp of a scan.
+        const COLUMNS: usize = 16;
+
+        /// Bytes of the kernels' shared structs, of the scans with one and with two tiles of columns.
+        const PREPARE_BYTES: usize = 51_264;
+        const SCAN_BYTES: [usize; 2] = [91_136, 99_328];
+        const REVERSE_BYTES: [usize; 2] = [82_944, 99_328];
+        const GRADIENT_BYTES: usize = 100_384;
+
+        /// Whether these kernels take the dims and types.
+        pub(super) fn take(inputs: &Inputs, others: &[&Tensor]) -> bool {
+            let Inputs {
+                q_tgk,
+                k_tgk,
+                v_thv,
+                dims,
+                ..
+            } = inputs;
+            dims.k == DIM
+                && dims.v == DIM
+                && [*q_tgk, *k_tgk, *v_thv]
+                    .iter()
+                    .chain(others)
+                    .all(|x| x.dtype() == DType::Bf16)
+        }
+
+        pub(super) fn forward(
+            cuda: Cuda,
+            out_thv: &mut Tensor,
+            state: u64,
+            inputs: &Inputs,
+            cu_seqlens: &[u32],
+        ) -> Result<()> {
+            let tables = Tables::upload(cuda, cu_seqlens, CHUNK)?;
+            let per_head = pair_bytes(inputs.dims.t);
+            for heads in heads_at_once(inputs.dims, per_head.iter().sum()) {
+                let [p, m, decays] = carve(cuda, per_head.map(|bytes| bytes * heads.n))?;
+                let pass = Pass {
+                    cuda,
+                    inputs,
+                    tables: &tables,
+                    heads,
+                    p,
+                    m,
+                    decays,
+                };
+                pass.prepare()?;
+                let args = Args::new()
+                    .tensor_mut(out_thv)
+                    .pointer(state)
+                    .tensor(inputs.q_tgk)
+                    .tensor(inputs.k_tgk)
+                    .tensor(inputs.v_thv)
+                    .pointer(p)
+                    .pointer(m);
+                pass.over_documents(
+                    [
+                        "gated_delta_rule_bf16_scan_1",
+                        "gated_delta_rule_bf16_scan_2",
+                    ],
+                    SCAN_BYTES,
+                    args,
+                )?;
+            }
+            Ok(())
+        }
+
+        pub(super) fn backward(
+            cuda: Cuda,
+            gradients: Gradients,
+            d_out_thv: &Tensor,
+            inputs: &Inputs,
+            cu_seqlens: &[u32],
+        ) -> Result<()> {
+            let Dims { t, .. } = inputs.dims;
+            let tables = Tables::upload(cuda, cu_seqlens, CHUNK)?;
+            let [p, m, decays] = pair_bytes(t);
+            let states = tables.n_borders * DIM * DIM * BF16;
+            let per_head = [p, m, decays, t * DIM * BF16, states, states];
+            for heads in heads_at_once(inputs.dims, per_head.iter().sum()) {
+                let [p, m, decays, e, states, d_states] =
+                    carve(cuda, per_head.map(|bytes| bytes * heads.n))?;
+                let pass = Pass {
+                    cuda,
+                    inputs,
+                    tables: &tables,
+                    heads,
+                    p,
+                    m,
+                    decays,
+                };
+                pass.prepare()?;
+                // 1. the states and e again
+                let args = Args::new()
+                    .pointer(e)
+                    .pointer(states)
+                    .tensor(inputs.k_tgk)
+                    .tensor(inputs.v_thv)
+                    .pointer(p);
+                pass.over_documents(
+                    [
+                        "gated_delta_rule_bf16_again_1",
+                        "gated_delta_rule_bf16_again_2",
+                    ],
+                    SCAN_BYTES,
+                    args,
+                )?;
+                // 2. gradients of the states; dR to the place of d_v, which the last kernel makes of it
+                let args = Args::new()
+                    .tensor_mut(gradients.d_v_thv)
+                    .pointer(d_states)
+                    .tensor(d_out_thv)
+                    .tensor(inputs.q_tgk)
+                    .tensor(inputs.k_tgk)
+                    .pointer(p)
+                    .pointer(m);
+                pass.over_documents(
+                    [
+                        "gated_delta_rule_bf16_reverse_1",
+                        "gated_delta_rule_bf16_reverse_2",
+                    ],
+                    REVERSE_BYTES,
+                    args,
+                )?;
+                // 3. the rest
+                let args = Args::new()
+                    .tensor_mut(gradients.d_q_tgk)
+                    .tensor_mut(gradients.d_k_tgk)
+                    .tensor_mut(gradients.d_v_thv)
+                    .tensor_mut(gradients.d_g_th)
+                    .tensor_mut(gradients.d_beta_th)
+                    .tensor(d_out_thv)
+                    .tensor(inputs.q_tgk)
+                    .tensor(inputs.k_tgk)
+                    .pointer(decays)
+                    .pointer(e)
+                    .pointer(states)
+                    .pointer(d_states);
+                pass.over_chunks("gated_delta_rule_bf16_gradient", GRADIENT_BYTES, args)?;
+            }
+            Ok(())
+        }
+
+        /// Bytes of P, M and the decays of a head.
+        fn pair_bytes(t: usize) -> [usize; 3] {
+            [t * CHUNK * BF16, t * CHUNK * BF16, t * 4 * F32]
+        }
+
+        /// The kernels over some of the heads.
+        struct Pass<'a> {
+            cuda: Cuda,
+            inputs: &'a Inputs<'a>,
+            tables: &'a Tables,
+            heads: Heads,
+            p: u64,
+            m: u64,
+            decays: u64,
+        }
+
+        impl Pass<'_> {
+            fn prepare(&self) -> Result<()> {
+                let args = Args::new()
+                    .pointer(self.p)
+                    .pointer(self.m)
+                    .pointer(self.decays)
+                    .tensor(self.inputs.q_tgk)
+                    .tensor(self.inputs.k_tgk)
+                    .tensor(self.inputs.g_th)
+                    .tensor(self.inputs.beta_th);
+                self.over_chunks("gated_delta_rule_bf16_prepare", PREPARE_BYTES, args)
+            }
+
+            fn over_chunks(
+                &self,
+                kernel: &'static str,
+                shared_bytes: usize,
+                args: Args,
+            ) -> Result<()> {
+                let n_key_heads = self.heads.n / self.inputs.dims.ratio();
+                let grid = Grid {
+                    blocks: [(self.tables.n_chunks * n_key_heads) as u32, 1, 1],
+                    threads: 256,
+                    shared_bytes,
+                };
+                let args = self.dims(args.pointer(self.tables.chunks));
+                self.cuda.launch(&GATED_DELTA_RULE_BF16, kernel, grid, args)
+            }
+
+            /// `kernels` have one and two tiles of columns: the first where the second would leave multiprocessors without work.
+            fn over_documents(
+                &self,
+                kernels: [&'static str; 2],
+                shared_bytes: [usize; 2],
+                args: Args,
+            ) -> Result<()> {
+                let blocks = |n_tiles: usize| {
+                    self.tables.n_documents * self.heads.n * DIM / (COLUMNS * n_tiles)
+                };
+                let few = blocks(2) * 4 < self.cuda.n_multiprocessors() as usize * 3;
+                let n_tiles = if few { 1 } else { 2 };
+                let grid = Grid {
+                    blocks: [blocks(n_tiles) as u32, 1, 1],
+                    threads: 64 * n_tiles as u32,
+                    shared_bytes: shared_bytes[n_tiles - 1],
+                };
+                let args = args.pointer(self.decays).pointer(self.tables.documents);
+                self.cuda.launch(
+                    &GATED_DELTA_RULE_BF16,
+                    kernels[n_tiles - 1],
+                    grid,
+                    self.dims(args),
+                )
+            }
+
+            fn dims(&self, args: Args) -> Args {
+                let Dims { h, g, .. } = self.inputs.dims;
+                args.u32(h).u32(g).u32(self.heads.first).u32(self.heads.n)
+            }
         }
     }
 
