@@ -4,6 +4,7 @@
 // types and any other N up to 256 runs in f32 throughout (names with _any). Tiles of q, k, v, d_out lie in shared memory in blocks of 64
 // columns, a row of a block being 128 bytes whose eight 16-byte pieces are permuted by the row number: eight rows of one piece then lie in
 // different banks. Scores are kept times scale · log2 e and exponentiated base 2. Nothing is reduced by atomics: a block owns what it writes.
+// On Hopper, N = 256 has kernels whose products are issued by four warps at once (wgmma); they take more than 99 KB of shared memory.
 //
 // T tokens (packed), H query heads, G key:value heads (query head h reads key:value head h·G/H), N head dim, S cached positions.
 
@@ -41,6 +42,65 @@ __device__ __forceinline__ u32 transpose8(u32 word) {
 __device__ __forceinline__ void pair_arrive(int id) { asm volatile("bar.arrive %0, 64;" ::"r"(id) : "memory"); }
 __device__ __forceinline__ void pair_wait(int id) { asm volatile("bar.sync %0, 64;" ::"r"(id) : "memory"); }
 
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(EMU)
+#define WARPGROUPS
+#endif
+
+#ifdef WARPGROUPS
+// Products of a warpgroup run by themselves: begun after a fence, awaited by group. Until then nobody touches the sums, left operands in
+// registers or tiles that they use. A warp holds 16 rows of the 64, laid out as mma_16816 has them.
+__device__ __forceinline__ void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Waits until at most M groups are still under way.
+template <int M> __device__ __forceinline__ void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(M) : "memory"); }
+// What this thread wrote to shared memory, cp.async included, is seen by products begun after the next barrier.
+__device__ __forceinline__ void seen_by_wgmma() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+#define FOUR(how, d, i) how(d[i][0]), how(d[i][1]), how(d[i][2]), how(d[i][3])
+#define SIXTEEN(how, d, i) FOUR(how, d, i), FOUR(how, d, i + 1), FOUR(how, d, i + 2), FOUR(how, d, i + 3)
+// d [64,32] = a b, or += where it ADDS; b from the descriptor, its sums along the columns.
+template <bool ADDS> __device__ __forceinline__ void wgmma_32(float (&d)[4][4], const u32 (&a)[4], u64 b) {
+#define PRODUCT(how)                                                                                                                           \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "                                                                      \
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, {%16,%17,%18,%19}, %20, %21, 1, 1, 0;"                             \
+                 : SIXTEEN(how, d, 0)                                                                                                          \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"((i32)ADDS))
+    if constexpr (ADDS) {
+        PRODUCT("+f");
+    } else {
+        PRODUCT("=f");
+    }
+#undef PRODUCT
+}
+// d [64,64] = a b, or += where it ADDS; both from descriptors, their sums along the columns.
+template <bool ADDS> __device__ __forceinline__ void wgmma_64(float (&d)[8][4], u64 a, u64 b) {
+#define PRODUCT(how)                                                                                                                           \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "                                                                      \
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "  \
+                 "%32, %33, %34, 1, 1, 0, 0;"                                                                                                  \
+                 : SIXTEEN(how, d, 0), SIXTEEN(how, d, 4)                                                                                      \
+                 : "l"(a), "l"(b), "n"((i32)ADDS))
+    if constexpr (ADDS) {
+        PRODUCT("+f");
+    } else {
+        PRODUCT("=f");
+    }
+#undef PRODUCT
+}
+// d [64,256] += a b; b from the descriptor, its sums along the rows.
+__device__ __forceinline__ void wgmma_256(float (&d)[32][4], const u32 (&a)[4], u64 b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+                 "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,"
+                 "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,"
+                 "%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,"
+                 "%122,%123,%124,%125,%126,%127}, {%128,%129,%130,%131}, %132, 1, 1, 1, 1;"
+                 : SIXTEEN("+f", d, 0), SIXTEEN("+f", d, 4), SIXTEEN("+f", d, 8), SIXTEEN("+f", d, 12), SIXTEEN("+f", d, 16), SIXTEEN("+f", d, 20),
+                   SIXTEEN("+f", d, 24), SIXTEEN("+f", d, 28)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+#endif
+
 // ---- tiles in shared memory
 
 // Byte of row `row`, piece `piece` (eight columns) of a tile of ROWS rows.
@@ -50,14 +110,15 @@ template <int ROWS> __device__ __forceinline__ u32 piece_at(u32 row, u32 piece) 
 
 // Rows `rows + i · stride` of N elements, i < ROWS; zeros from row `n_valid` on.
 template <int ROWS, int N, int THREADS>
-__device__ __forceinline__ void load_tile(u32 tile, const bf16* rows, i64 stride, int n_valid) {
-    constexpr int PIECES = N / 8;
-    static_assert(ROWS * PIECES % THREADS == 0, "every thread copies as much");
+__device__ __forceinline__ void load_tile(u32 tile, const bf16* rows, u32 stride, int n_valid) {
+    constexpr int PIECES = N / 8, STEP = THREADS / PIECES;
+    static_assert(ROWS % STEP == 0, "every thread copies as much");
+    const u32 row = threadIdx.x / PIECES, piece = threadIdx.x % PIECES;
+    const bf16* from = rows + row * stride + 8 * piece;
 #pragma unroll
-    for (int i = 0; i < ROWS * PIECES / THREADS; i++) {
-        int index = threadIdx.x + i * THREADS, row = index / PIECES, piece = index % PIECES;
-        bool valid = row < n_valid;
-        copy16(tile + piece_at<ROWS>(row, piece), rows + (valid ? row : 0) * stride + 8 * piece, valid);
+    for (int i = 0; i < ROWS / STEP; i++) {
+        copy16(tile + piece_at<ROWS>(row + i * STEP, piece), from, (int)row < n_valid - i * STEP);
+        from += STEP * stride;
     }
 }
 
@@ -76,6 +137,18 @@ template <int ROWS> struct Corner {
         return (columns16 >> 2) * (ROWS * 128) + rows16 * 2048 + row + (((columns16 & 3) << 5) ^ turn);
     }
 };
+
+#ifdef WARPGROUPS
+// Descriptors of a tile of ROWS rows for products of 16 terms: the 16 columns from 16 columns16 on, sums along the columns; or the 16 rows
+// from 16 rows16 on, sums along the rows. Eight rows are 1024 bytes, a block of 64 columns ROWS · 128; the pattern is that of piece_at.
+template <int ROWS> __device__ __forceinline__ u64 by_columns16(u32 tile, u32 columns16) {
+    const u32 start = tile + (columns16 >> 2) * (ROWS * 128) + (columns16 & 3) * 32;
+    return (u64)((start & 0x3ffff) >> 4) | 1ull << 16 | (u64)(1024 >> 4) << 32 | 1ull << 62;
+}
+template <int ROWS> __device__ __forceinline__ u64 by_rows16(u32 tile, u32 rows16) {
+    return (u64)(((tile + rows16 * 2048) & 0x3ffff) >> 4) | (u64)(ROWS * 128 >> 4) << 16 | (u64)(1024 >> 4) << 32 | 1ull << 62;
+}
+#endif
 
 // Sums of a 16xN piece, times `factor`, to `n_valid` rows of bf16 from `out` on, `stride` apart, by way of the warp's own tile of ROWS rows
 // (rows 16 rows16 and on), so that 16 neighbouring bytes go out at once.
@@ -120,10 +193,9 @@ struct Running {
     float max[2], sum[2];
 };
 
-// Scores to probabilities under the maximum so far; what was summed under an older one is scaled down.
-template <int TILES, int N>
-__device__ __forceinline__ void renormalise(float (&scores)[TILES][4], float (&sums)[N / 8][4], Running& running, float scale2) {
-    float factor[2], shift[2];
+// Scores to probabilities under the maximum so far; `factor` is what sums under the older maximum are to be scaled down by.
+template <int TILES> __device__ __forceinline__ void weigh(float (&scores)[TILES][4], float (&factor)[2], Running& running, float scale2) {
+    float shift[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         float largest = running.max[half];
@@ -145,13 +217,34 @@ __device__ __forceinline__ void renormalise(float (&scores)[TILES][4], float (&s
             running.sum[e >> 1] += scores[j][e];
         }
     }
-    if (__any_sync(0xffffffffu, factor[0] != 1.0f || factor[1] != 1.0f)) {
+}
+template <int TILES> __device__ __forceinline__ void scale_down(float (&sums)[TILES][4], const float (&factor)[2]) {
+    // The maximum seldom changes after the first few tiles.
+    if (!__any_sync(0xffffffffu, factor[0] != 1.0f || factor[1] != 1.0f)) return;
 #pragma unroll
-        for (int j = 0; j < N / 8; j++) {
+    for (int j = 0; j < TILES; j++) {
 #pragma unroll
-            for (int e = 0; e < 4; e++) sums[j][e] *= factor[e >> 1];
+        for (int e = 0; e < 4; e++) sums[j][e] *= factor[e >> 1];
+    }
+}
+
+// Hides the keys that a query does not see; `limit`: the last key that the lane's first row sees, counted from the lane's first key.
+template <int TILES> __device__ __forceinline__ void hide_later(float (&scores)[TILES][4], int limit) {
+#pragma unroll
+    for (int j = 0; j < TILES; j++) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            if (8 * j + (e & 1) > limit + 8 * (e >> 1)) scores[j][e] = -INFINITE;
         }
     }
+}
+
+// Probabilities of 16 keys as a left operand.
+__device__ __forceinline__ void left_operand(u32 (&a)[4], const float (&first)[4], const float (&second)[4]) {
+    a[0] = pack_bf16(first[0], first[1]);
+    a[1] = pack_bf16(first[2], first[3]);
+    a[2] = pack_bf16(second[0], second[1]);
+    a[3] = pack_bf16(second[2], second[3]);
 }
 
 // Scores of 16 queries (rows 16 rows16 of the query tile) and 8 TILES keys.
@@ -185,8 +278,8 @@ __device__ __forceinline__ void add_values(float (&sums)[N / 8][4], const float 
     const Corner<KEY_ROWS> right = Corner<KEY_ROWS>::by_rows(threadIdx.x & 31);
 #pragma unroll
     for (int j = 0; j < TILES; j += 2) {
-        u32 a[4] = {pack_bf16(probabilities[j][0], probabilities[j][1]), pack_bf16(probabilities[j][2], probabilities[j][3]),
-                    pack_bf16(probabilities[j + 1][0], probabilities[j + 1][1]), pack_bf16(probabilities[j + 1][2], probabilities[j + 1][3])};
+        u32 a[4];
+        left_operand(a, probabilities[j], probabilities[j + 1]);
 #pragma unroll
         for (int c = 0; c < N / 16; c++) {
             u32 b[4];
@@ -195,6 +288,25 @@ __device__ __forceinline__ void add_values(float (&sums)[N / 8][4], const float 
             mma_16816(sums[2 * c + 1], a, b[2], b[3]);
         }
     }
+}
+
+// The warp's 16 rows (16 rows16 and on of a tile whose first row in [T,H] is `first_row`), by way of the query tile.
+template <int ROWS, int N>
+__device__ __forceinline__ void finish(bf16* out_thn, float* lse_th, const float (&sums)[N / 8][4], Running& running, i64 first_row, u32 n_heads,
+                                       int n_rows, u32 q_tile, u32 rows16, float scale) {
+    const u32 lane = threadIdx.x & 31;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        running.sum[half] += __shfl_xor_sync(0xffffffffu, running.sum[half], 1);
+        running.sum[half] += __shfl_xor_sync(0xffffffffu, running.sum[half], 2);
+        const int row = 16 * rows16 + (lane >> 2) + 8 * half;
+        if (lse_th && (lane & 3) == 0 && row < n_rows) {
+            lse_th[first_row + (i64)row * n_heads] = running.max[half] * scale + logf(running.sum[half]);
+        }
+    }
+    const i64 stride = (i64)n_heads * N;
+    bf16* out = out_thn + first_row * N + 16 * rows16 * stride;
+    store_rows<ROWS, N>(out, stride, n_rows - 16 * (int)rows16, sums, 1.0f / running.sum[0], 1.0f / running.sum[1], q_tile, rows16);
 }
 
 // A block is a tile of 16 WARPS queries of one head (blockIdx.x = tile · H + head); a warp has 16 of them and meets 64 keys at a time.
@@ -208,9 +320,9 @@ __device__ __forceinline__ void forward_bf16(bf16* out_thn, float* lse_th, const
     const u32 head = blockIdx.x % n_heads, kv_head = head / (n_heads / n_kv_heads);
     const Tile tile = tile_of(tiles, blockIdx.x / n_heads, gridDim.x / n_heads, ROWS, n_tokens, past);
     const int n_keys = tile.position + tile.n_rows, n_steps = (n_keys + KEYS - 1) / KEYS;
-    const i64 q_stride = (i64)n_heads * N, kv_stride = (i64)n_kv_heads * N;
-    const i64 first_row = (i64)tile.row * n_heads + head, first_key = (i64)tile.first_key * n_kv_heads + kv_head;
-    const bf16 *k = k_sgn + first_key * N, *v = v_sgn + first_key * N;
+    const u32 q_stride = n_heads * N, kv_stride = n_kv_heads * N;
+    const u32 first_row = tile.row * n_heads + head;
+    const u32 first_key = tile.first_key * n_kv_heads + kv_head;
     const u32 q_tile = shared_address(shared_memory), k_tiles = q_tile + ROWS * N * 2, v_tiles = k_tiles + STAGES * TILE_BYTES;
     const float scale2 = scale * LOG2_E;
 
@@ -222,10 +334,13 @@ __device__ __forceinline__ void forward_bf16(bf16* out_thn, float* lse_th, const
     }
     Running running = {{-INFINITE, -INFINITE}, {0.0f, 0.0f}};
 
-    load_tile<ROWS, N, THREADS>(q_tile, q_thn + first_row * N, q_stride, tile.n_rows);
-    load_tile<KEYS, N, THREADS>(k_tiles, k, kv_stride, n_keys);
+    auto load_keys = [&](u32 to, const bf16* from, int key) {
+        load_tile<KEYS, N, THREADS>(to, from + (i64)(first_key + key * n_kv_heads) * N, kv_stride, n_keys - key);
+    };
+    load_tile<ROWS, N, THREADS>(q_tile, q_thn + (i64)first_row * N, q_stride, tile.n_rows);
+    load_keys(k_tiles, k_sgn, 0);
     copy_async_commit();
-    load_tile<KEYS, N, THREADS>(v_tiles, v, kv_stride, n_keys);
+    load_keys(v_tiles, v_sgn, 0);
     copy_async_commit();
 
     const int warp_position = tile.position + 16 * warp;
@@ -239,31 +354,23 @@ __device__ __forceinline__ void forward_bf16(bf16* out_thn, float* lse_th, const
         copy_async_wait<STAGES == 2 ? 0 : 1>();
         __syncthreads();
         if (STAGES == 2 && step + 1 < n_steps) {
-            load_tile<KEYS, N, THREADS>(k_tiles + next_slot, k + next * kv_stride, kv_stride, n_keys - next);
-            load_tile<KEYS, N, THREADS>(v_tiles + next_slot, v + next * kv_stride, kv_stride, n_keys - next);
+            load_keys(k_tiles + next_slot, k_sgn, next);
+            load_keys(v_tiles + next_slot, v_sgn, next);
             copy_async_commit();
         }
         if (sees) score<KEYS / 8, N, ROWS, KEYS>(scores, q_tile, warp, k_tiles + slot);
         if (STAGES == 1) {
             __syncthreads();
-            if (step + 1 < n_steps) load_tile<KEYS, N, THREADS>(k_tiles, k + next * kv_stride, kv_stride, n_keys - next);
+            if (step + 1 < n_steps) load_keys(k_tiles, k_sgn, next);
             copy_async_commit();
         }
 
         // 2. probabilities
         if (sees) {
-            if (next - 1 > warp_position) {
-                // The last key that a lane's first row sees, counted from the lane's first key.
-                const int limit = warp_position + (int)group - key - 2 * (int)pair;
-#pragma unroll
-                for (int j = 0; j < KEYS / 8; j++) {
-#pragma unroll
-                    for (int e = 0; e < 4; e++) {
-                        if (8 * j + (e & 1) > limit + 8 * (e >> 1)) scores[j][e] = -INFINITE;
-                    }
-                }
-            }
-            renormalise<KEYS / 8, N>(scores, sums, running, scale2);
+            if (next - 1 > warp_position) hide_later(scores, warp_position + (int)group - key - 2 * (int)pair);
+            float factor[2];
+            weigh(scores, factor, running, scale2);
+            scale_down(sums, factor);
         }
 
         // 3. values
@@ -274,23 +381,13 @@ __device__ __forceinline__ void forward_bf16(bf16* out_thn, float* lse_th, const
         if (sees) add_values<KEYS / 8, N, KEYS>(sums, scores, v_tiles + slot);
         if (STAGES == 1) {
             __syncthreads();
-            if (step + 1 < n_steps) load_tile<KEYS, N, THREADS>(v_tiles, v + next * kv_stride, kv_stride, n_keys - next);
+            if (step + 1 < n_steps) load_keys(v_tiles, v_sgn, next);
             copy_async_commit();
         }
     }
 
     // 4. the warp's rows
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        running.sum[half] += __shfl_xor_sync(0xffffffffu, running.sum[half], 1);
-        running.sum[half] += __shfl_xor_sync(0xffffffffu, running.sum[half], 2);
-        int row = 16 * warp + group + 8 * half;
-        if (lse_th && pair == 0 && row < (int)tile.n_rows) {
-            lse_th[first_row + (i64)row * n_heads] = running.max[half] * scale + logf(running.sum[half]);
-        }
-    }
-    bf16* out = out_thn + first_row * N + 16 * warp * q_stride;
-    store_rows<ROWS, N>(out, q_stride, (int)tile.n_rows - 16 * (int)warp, sums, 1.0f / running.sum[0], 1.0f / running.sum[1], q_tile, warp);
+    finish<ROWS, N>(out_thn, lse_th, sums, running, first_row, n_heads, (int)tile.n_rows, q_tile, warp, scale);
 }
 
 #define FORWARD_BF16(NAME, N, WARPS, STAGES, BLOCKS)                                                                                            \
@@ -299,11 +396,110 @@ __device__ __forceinline__ void forward_bf16(bf16* out_thn, float* lse_th, const
              u32 n_heads, u32 n_kv_heads, float scale) {                                                                                       \
         forward_bf16<N, WARPS, STAGES>(out_thn, lse_th, q_thn, k_sgn, v_sgn, tiles, n_tokens, past, n_heads, n_kv_heads, scale);               \
     }
-FORWARD_BF16(attention_forward_bf16_64, 64, 8, 2, 2)
+FORWARD_BF16(attention_forward_bf16_64, 64, 8, 2, 1)
 FORWARD_BF16(attention_forward_bf16_128, 128, 8, 2, 1)
 FORWARD_BF16(attention_forward_bf16_256, 256, 4, 1, 2)
 // Needs 192 KB of shared memory.
 FORWARD_BF16(attention_forward_bf16_256_large, 256, 8, 2, 1)
+
+#ifdef WARPGROUPS
+// A block is 64 queries of two heads that share keys and values, a warpgroup each (blockIdx.x = tile · H/2 + pair of heads). The scores of
+// the next 64 keys are under way while the values of the last are added, and probabilities are made while the values still are.
+extern "C" __global__ void __launch_bounds__(256, 1)
+    attention_forward_warpgroups_256(bf16* out_thn, float* lse_th, const bf16* q_thn, const bf16* k_sgn, const bf16* v_sgn, const uint4* tiles,
+                                     u32 n_tokens, u32 past, u32 n_heads, u32 n_kv_heads, float scale) {
+    constexpr int N = 256, ROWS = 64, KEYS = 64, THREADS = 256;
+    constexpr u32 TILE_BYTES = KEYS * N * 2;
+    const u32 lane = threadIdx.x & 31, rows16 = threadIdx.x >> 5 & 3, group = lane >> 2, pair = lane & 3;
+    const u32 n_pairs = n_heads / 2, first_head = 2 * (blockIdx.x % n_pairs), kv_head = first_head / (n_heads / n_kv_heads);
+    const u32 mine = threadIdx.x >> 7;
+    const Tile tile = tile_of(tiles, blockIdx.x / n_pairs, gridDim.x / n_pairs, ROWS, n_tokens, past);
+    const int n_keys = tile.position + tile.n_rows, n_steps = (n_keys + KEYS - 1) / KEYS;
+    const u32 q_stride = n_heads * N, kv_stride = n_kv_heads * N;
+    const i64 first_row = (i64)tile.row * n_heads + first_head, first_key = (i64)tile.first_key * n_kv_heads + kv_head;
+    const bf16 *k = k_sgn + first_key * N, *v = v_sgn + first_key * N;
+    const u32 q_tiles = shared_address(shared_memory), k_tiles = q_tiles + 2 * TILE_BYTES, v_tiles = k_tiles + 2 * TILE_BYTES;
+    const u32 q_tile = q_tiles + mine * TILE_BYTES;
+    const int warp_position = tile.position + 16 * rows16;
+    const float scale2 = scale * LOG2_E;
+
+    float sums[N / 8][4], scores[KEYS / 8][4], factor[2];
+    u32 probabilities[KEYS / 16][4];
+#pragma unroll
+    for (int j = 0; j < N / 8; j++) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) sums[j][e] = 0.0f;
+    }
+    Running running = {{-INFINITE, -INFINITE}, {0.0f, 0.0f}};
+
+    // Keys of a step and values of the step before come together.
+    auto fetch = [&](int step) {
+        const int key = step * KEYS, before = key - KEYS;
+        if (step < n_steps) {
+            load_tile<KEYS, N, THREADS>(k_tiles + (step & 1) * TILE_BYTES, k + (i64)key * kv_stride, kv_stride, n_keys - key);
+        }
+        if (before >= 0) {
+            load_tile<KEYS, N, THREADS>(v_tiles + (~step & 1) * TILE_BYTES, v + (i64)before * kv_stride, kv_stride, n_keys - before);
+        }
+        copy_async_commit();
+    };
+    auto arrive = [&]() {
+        copy_async_wait<0>();
+        seen_by_wgmma();
+        __syncthreads();
+    };
+    auto begin_scores = [&](int step) {
+        const u32 k_tile = k_tiles + (step & 1) * TILE_BYTES;
+        wgmma_64<false>(scores, by_columns16<ROWS>(q_tile, 0), by_columns16<KEYS>(k_tile, 0));
+#pragma unroll
+        for (int c = 1; c < N / 16; c++) wgmma_64<true>(scores, by_columns16<ROWS>(q_tile, c), by_columns16<KEYS>(k_tile, c));
+        wgmma_commit();
+    };
+    auto begin_values = [&](int step) {
+        const u32 v_tile = v_tiles + (step & 1) * TILE_BYTES;
+#pragma unroll
+        for (int c = 0; c < KEYS / 16; c++) wgmma_256(sums, probabilities[c], by_rows16<KEYS>(v_tile, c));
+        wgmma_commit();
+    };
+    auto make_probabilities = [&](int step) {
+        const int key = step * KEYS;
+        if (key + KEYS - 1 > warp_position) hide_later(scores, warp_position + (int)group - key - 2 * (int)pair);
+        weigh(scores, factor, running, scale2);
+    };
+    auto pack = [&]() {
+#pragma unroll
+        for (int c = 0; c < KEYS / 16; c++) left_operand(probabilities[c], scores[2 * c], scores[2 * c + 1]);
+    };
+
+    load_tile<ROWS, N, THREADS>(q_tiles, q_thn + first_row * N, q_stride, tile.n_rows);
+    load_tile<ROWS, N, THREADS>(q_tiles + TILE_BYTES, q_thn + (first_row + 1) * N, q_stride, tile.n_rows);
+    fetch(0);
+    arrive();
+    fetch(1);
+    wgmma_begin();
+    begin_scores(0);
+    wgmma_wait<0>();
+    make_probabilities(0);
+    pack();
+    for (int step = 1; step < n_steps; step++) {
+        arrive();
+        fetch(step + 1);
+        wgmma_begin();
+        begin_scores(step);
+        begin_values(step - 1);
+        wgmma_wait<1>();
+        make_probabilities(step);
+        wgmma_wait<0>();
+        scale_down(sums, factor);
+        pack();
+    }
+    arrive();
+    wgmma_begin();
+    begin_values(n_steps - 1);
+    wgmma_wait<0>();
+    finish<ROWS, N>(out_thn, lse_th, sums, running, first_row + mine, n_heads, (int)tile.n_rows, q_tile, rows16, scale);
+}
+#endif
 
 // ---- forward over a cache, for a few queries
 
@@ -371,8 +567,7 @@ __device__ __forceinline__ void cached_bf16(bf16* out_thn, float* partial, float
 #pragma unroll
             for (int part = 0; part < N / 16; part++) {
                 u32 index = lane + 32 * part, row = index / (N / 8), piece = index % (N / 8);
-                bool valid = key + row < end_key;
-                copy16(slot + piece_at<16>(row, piece), rows + (valid ? row : 0) * kv_stride + 8 * piece, valid);
+                copy16(slot + piece_at<16>(row, piece), rows + row * kv_stride + 8 * piece, key + row < end_key);
             }
         }
         copy_async_commit();
@@ -418,7 +613,9 @@ __device__ __forceinline__ void cached_bf16(bf16* out_thn, float* partial, float
                 }
             }
         }
-        renormalise<2, N>(scores, sums, running, scale2);
+        float factor[2];
+        weigh(scores, factor, running, scale2);
+        scale_down(sums, factor);
         copy_async_wait<2>();
         __syncwarp();
         add_values<2, N, 16>(sums, scores, v_slot);
@@ -514,6 +711,11 @@ extern "C" __global__ void __launch_bounds__(256) attention_backward_rows_bf16(f
 struct KeyItem {
     u32 key, n_keys, query, query_end, tile, block, carry, flags;
 };
+// What is not needed before the end, kept in shared memory: registers are scarce.
+struct KeyEnd {
+    // Of the first element of d_k and d_v, in N; where the sums are left for later queries, if they are.
+    u32 row, n_keys, carry;
+};
 // Sums of earlier queries of the same keys are taken from `carry`, or left there for later ones.
 #define CARRY_IN 1
 #define CARRY_OUT 2
@@ -523,12 +725,12 @@ struct KeyItem {
 // then left operands of the second as they stand. A block is an item and one of `n_pass` key:value heads from `first_head` on.
 //
 // A block of d_s, 4 KB, is 64 keys of 32 queries as left operands (queries by keys): [4 of 16 keys][2 of 16 queries][lane][4 words].
-template <int N>
+template <int N, bool BY_WARPGROUPS>
 __device__ __forceinline__ void backward_keys_bf16(bf16* d_k_tgn, bf16* d_v_tgn, uint4* d_s, float4* carry, const float* rows,
                                                    const bf16* d_out_thn, const bf16* q_thn, const bf16* k_tgn, const bf16* v_tgn,
                                                    const uint4* items, u32 first_head, u32 n_pass, u32 head_blocks, u32 n_heads,
                                                    u32 n_kv_heads, float scale) {
-    constexpr int KEYS = 64, QUERIES = 32, THREADS = 256;
+    constexpr int KEYS = 64, QUERIES = 32, THREADS = 256, STAGES = BY_WARPGROUPS ? 4 : 2, AHEAD = STAGES / 2;
     constexpr u32 TILE_BYTES = QUERIES * N * 2, STAGE_BYTES = 2 * TILE_BYTES;
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, group = lane >> 2, pair = lane & 3;
     const u32 part = warp & 3;
@@ -537,12 +739,16 @@ __device__ __forceinline__ void backward_keys_bf16(bf16* d_k_tgn, bf16* d_v_tgn,
     const uint4* words = items + 2 * (blockIdx.x / n_pass);
     const uint4 low = words[0], high = words[1];
     const KeyItem item = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-    const i64 q_stride = (i64)n_heads * N, kv_stride = (i64)n_kv_heads * N;
+    const u32 kv_stride = n_kv_heads * N;
     const i64 first_key = (i64)item.key * n_kv_heads + kv_head;
-    const u32 n_query_tiles = (item.query_end - item.query + QUERIES - 1) / QUERIES, n_steps = n_query_tiles * ratio;
+    // Queries of a head, in whole tiles.
+    const u32 turn = (item.query_end - item.query + QUERIES - 1) / QUERIES * QUERIES;
     const u32 stages = shared_address(shared_memory);
-    float4* exchange = (float4*)(shared_memory + 2 * STAGE_BYTES);
-    float* row_stages = (float*)(shared_memory + 2 * STAGE_BYTES + KEYS * QUERIES * 4);
+    float4* exchange = (float4*)(shared_memory + STAGES * STAGE_BYTES);
+    float* row_stages = (float*)(shared_memory + STAGES * STAGE_BYTES + KEYS * QUERIES * 4);
+    const u32 carried = item.carry * n_pass + pass_head;
+    KeyEnd* at_end = (KeyEnd*)(row_stages + STAGES * 2 * QUERIES);
+    if (threadIdx.x == 0) *at_end = {item.key * n_kv_heads + kv_head, item.n_keys, item.flags & CARRY_OUT ? carried : ~0u};
 
     // 1. keys or values, as left operands
     u32 fixed[N / 16][4];
@@ -557,59 +763,86 @@ __device__ __forceinline__ void backward_keys_bf16(bf16* d_k_tgn, bf16* d_v_tgn,
     __syncthreads();
 
     float sums[N / 8][4];
-    float4* carried = carry + ((i64)(item.carry * n_pass + pass_head) * 8 + warp) * (N / 8) * 32 + lane;
+    const float4* earlier = carry + ((i64)carried * 8 + warp) * (N / 8) * 32 + lane;
 #pragma unroll
     for (int j = 0; j < N / 8; j++) {
-        float4 before = item.flags & CARRY_IN ? carried[j * 32] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        const float4 before = item.flags & CARRY_IN ? earlier[j * 32] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         sums[j][0] = before.x;
         sums[j][1] = before.y;
         sums[j][2] = before.z;
         sums[j][3] = before.w;
     }
 
-    // 2. the queries of each head in turn; q and d_out are fetched a step ahead
-    auto fetch = [&](u32 step) {
-        const u32 tile = step % n_query_tiles, head = kv_head * ratio + step / n_query_tiles, query = item.query + tile * QUERIES;
-        const u32 stage = stages + (step & 1) * STAGE_BYTES;
-        const i64 first = ((i64)query * n_heads + head) * N;
-        load_tile<QUERIES, N, THREADS>(stage, q_thn + first, q_stride, item.query_end - query);
-        load_tile<QUERIES, N, THREADS>(stage + TILE_BYTES, d_out_thn + first, q_stride, item.query_end - query);
-        if (threadIdx.x < 16) {
-            const float* from = rows + ((i64)(item.tile + tile) * n_heads + head) * 64 + 4 * threadIdx.x;
-            copy16(shared_address(row_stages + (step & 1) * 64 + 4 * threadIdx.x), from, true);
+    // 2. the queries of each head in turn; q and d_out are fetched ahead
+    u32 n_left = turn / QUERIES * ratio, fetch_row = item.query * n_heads + kv_head * ratio, fetch_rows = item.tile * n_heads + kv_head * ratio;
+    int fetch_valid = item.query_end - item.query;
+    auto fetch = [&](u32 slot, bool is_one) {
+        if (is_one) {
+            const u32 stage = stages + slot * STAGE_BYTES;
+            load_tile<QUERIES, N, THREADS>(stage, q_thn + (i64)fetch_row * N, n_heads * N, fetch_valid);
+            load_tile<QUERIES, N, THREADS>(stage + TILE_BYTES, d_out_thn + (i64)fetch_row * N, n_heads * N, fetch_valid);
+            if (threadIdx.x < 16) {
+                copy16(shared_address(row_stages + slot * 64 + 4 * threadIdx.x), rows + (i64)fetch_rows * 64 + 4 * threadIdx.x, true);
+            }
+            fetch_row += QUERIES * n_heads;
+            fetch_rows += n_heads;
+            fetch_valid -= QUERIES;
+            if (fetch_valid <= 0) {
+                // The first queries of the next head.
+                fetch_row += 1 - turn * n_heads;
+                fetch_rows += 1 - turn / QUERIES * n_heads;
+                fetch_valid += turn;
+            }
         }
         copy_async_commit();
     };
     const float scale2 = scale * LOG2_E;
     const Corner<QUERIES> by_columns = Corner<QUERIES>::by_columns(lane), by_rows = Corner<QUERIES>::by_rows(lane);
-    uint4* left_d_s = d_s + ((i64)pass_head * head_blocks + item.block) * 256 + part * 64 + lane;
+    u32 left_d_s = (pass_head * head_blocks + item.block) * 256 + part * 64 + lane;
     // Queries before the keys, which happens within the first 64 of a head.
     int ahead = (int)item.query - (int)item.key;
-    u32 tile_in_head = 0;
-    if (n_steps > 0) fetch(0);
-    for (u32 step = 0; step < n_steps; step++) {
-        copy_async_wait<0>();
+    const int end = ahead + (int)turn;
+    u32 slot = 0;
+#pragma unroll
+    for (u32 i = 0; i < AHEAD; i++) fetch(i, i < n_left);
+    auto meet = [&]() {
+        copy_async_wait<AHEAD - 1>();
+#ifdef WARPGROUPS
+        if constexpr (BY_WARPGROUPS) seen_by_wgmma();
+#endif
         __syncthreads();
-        if (step + 1 < n_steps) fetch(step + 1);
-        const u32 q_tile = stages + (step & 1) * STAGE_BYTES, d_out_tile = q_tile + TILE_BYTES;
-        const float* row_stage = row_stages + (step & 1) * 64;
+        fetch((slot + AHEAD) % STAGES, n_left > AHEAD);
+        const u32 q_tile = stages + slot * STAGE_BYTES, d_out_tile = q_tile + TILE_BYTES;
+        const float* row_stage = row_stages + slot * 64;
+        const u32 first_tile = makes_d_s ? d_out_tile : q_tile, second_tile = makes_d_s ? q_tile : d_out_tile;
 
         // scores or d_p
         float products[QUERIES / 8][4];
+        if constexpr (BY_WARPGROUPS) {
+#ifdef WARPGROUPS
+            wgmma_begin();
+            wgmma_32<false>(products, fixed[0], by_columns16<QUERIES>(first_tile, 0));
 #pragma unroll
-        for (int j = 0; j < QUERIES / 8; j++) {
+            for (int c = 1; c < N / 16; c++) wgmma_32<true>(products, fixed[c], by_columns16<QUERIES>(first_tile, c));
+            wgmma_commit();
+            // The step before is done as well: its tiles may be overwritten after the next barrier, but not yet.
+            wgmma_wait<0>();
+#endif
+        } else {
 #pragma unroll
-            for (int e = 0; e < 4; e++) products[j][e] = 0.0f;
-        }
-        const u32 first_tile = makes_d_s ? d_out_tile : q_tile;
+            for (int j = 0; j < QUERIES / 8; j++) {
 #pragma unroll
-        for (int c = 0; c < N / 16; c++) {
+                for (int e = 0; e < 4; e++) products[j][e] = 0.0f;
+            }
 #pragma unroll
-            for (int j = 0; j < QUERIES / 8; j += 2) {
-                u32 b[4];
-                matrices(b, first_tile + by_columns.at(j / 2, c));
-                mma_16816(products[j], fixed[c], b[0], b[1]);
-                mma_16816(products[j + 1], fixed[c], b[2], b[3]);
+            for (int c = 0; c < N / 16; c++) {
+#pragma unroll
+                for (int j = 0; j < QUERIES / 8; j += 2) {
+                    u32 b[4];
+                    matrices(b, first_tile + by_columns.at(j / 2, c));
+                    mma_16816(products[j], fixed[c], b[0], b[1]);
+                    mma_16816(products[j + 1], fixed[c], b[2], b[3]);
+                }
             }
         }
 
@@ -643,40 +876,60 @@ __device__ __forceinline__ void backward_keys_bf16(bf16* d_k_tgn, bf16* d_v_tgn,
         }
 
         // d_v or d_k
-        const u32 second_tile = makes_d_s ? q_tile : d_out_tile;
+        u32 left[QUERIES / 16][4];
 #pragma unroll
-        for (int j = 0; j < QUERIES / 8; j += 2) {
-            const u32 a[4] = {pack_bf16(products[j][0], products[j][1]), pack_bf16(products[j][2], products[j][3]),
-                              pack_bf16(products[j + 1][0], products[j + 1][1]), pack_bf16(products[j + 1][2], products[j + 1][3])};
+        for (int j = 0; j < QUERIES / 16; j++) {
+            left_operand(left[j], products[2 * j], products[2 * j + 1]);
             if (makes_d_s) {
                 // Queries by keys: the second and third matrix change places.
-                left_d_s[(i64)step * 256 + j * 16] = make_uint4(transpose8(a[0]), transpose8(a[2]), transpose8(a[1]), transpose8(a[3]));
+                d_s[left_d_s + j * 32] =
+                    make_uint4(transpose8(left[j][0]), transpose8(left[j][2]), transpose8(left[j][1]), transpose8(left[j][3]));
             }
+        }
+        if constexpr (BY_WARPGROUPS) {
+#ifdef WARPGROUPS
+            wgmma_begin();
 #pragma unroll
-            for (int c = 0; c < N / 16; c++) {
-                u32 b[4];
-                matrices_transposed(b, second_tile + by_rows.at(j / 2, c));
-                mma_16816(sums[2 * c], a, b[0], b[1]);
-                mma_16816(sums[2 * c + 1], a, b[2], b[3]);
+            for (int j = 0; j < QUERIES / 16; j++) wgmma_256(sums, left[j], by_rows16<QUERIES>(second_tile, j));
+            wgmma_commit();
+#endif
+        } else {
+#pragma unroll
+            for (int j = 0; j < QUERIES / 16; j++) {
+#pragma unroll
+                for (int c = 0; c < N / 16; c++) {
+                    u32 b[4];
+                    matrices_transposed(b, second_tile + by_rows.at(j, c));
+                    mma_16816(sums[2 * c], left[j], b[0], b[1]);
+                    mma_16816(sums[2 * c + 1], left[j], b[2], b[3]);
+                }
             }
         }
+        left_d_s += 256;
+        slot = (slot + 1) % STAGES;
         ahead += QUERIES;
-        if (++tile_in_head == n_query_tiles) {
-            tile_in_head = 0;
-            ahead = (int)item.query - (int)item.key;
-        }
-    }
+        if (ahead == end) ahead -= turn;
+        n_left--;
+    };
+    // The first by itself, so that within the loop the sums of a step are always under way when the next begins.
+    if constexpr (BY_WARPGROUPS) meet();
+    while (n_left > 0) meet();
 
     // 3. out, by way of the stages
+#ifdef WARPGROUPS
+    if constexpr (BY_WARPGROUPS) wgmma_wait<0>();
+#endif
     __syncthreads();
-    if (item.flags & CARRY_OUT) {
+    if (at_end->carry != ~0u) {
+        float4* later = carry + ((i64)at_end->carry * 8 + warp) * (N / 8) * 32 + lane;
 #pragma unroll
-        for (int j = 0; j < N / 8; j++) carried[j * 32] = make_float4(sums[j][0], sums[j][1], sums[j][2], sums[j][3]);
+        for (int j = 0; j < N / 8; j++) later[j * 32] = make_float4(sums[j][0], sums[j][1], sums[j][2], sums[j][3]);
         return;
     }
-    bf16* out = (makes_d_s ? d_k_tgn : d_v_tgn) + first_key * N + 16 * part * kv_stride;
+    const i64 first = at_end->row + 16 * part * n_kv_heads;
     const float factor = makes_d_s ? scale : 1.0f;
-    store_rows<128, N>(out, kv_stride, (int)item.n_keys - 16 * (int)part, sums, factor, factor, stages, warp);
+    store_rows<128, N>((makes_d_s ? d_k_tgn : d_v_tgn) + first * N, n_kv_heads * N, (int)at_end->n_keys - 16 * (int)part, sums, factor, factor,
+                       stages, warp);
 }
 
 // Up to 128 queries from row `query` on, the first at `position` of the document that begins at row `key`; the piece of d_s they lie in begins
@@ -698,7 +951,7 @@ __device__ __forceinline__ void backward_queries_bf16(bf16* d_q_thn, const uint4
     const uint4* words = items + 2 * (blockIdx.x / (n_pass * ratio));
     const uint4 low = words[0], high = words[1];
     const QueryItem item = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-    const i64 kv_stride = (i64)n_kv_heads * N;
+    const u32 kv_stride = n_kv_heads * N;
     const bf16* k = k_tgn + ((i64)item.key * n_kv_heads + kv_head) * N;
     const uint4* d_s_head = d_s + (i64)pass_head * head_blocks * 256;
     const u32 stages = shared_address(shared_memory);
@@ -708,7 +961,7 @@ __device__ __forceinline__ void backward_queries_bf16(bf16* d_q_thn, const uint4
     auto fetch = [&](int step) {
         if (step < n_steps) {
             const u32 stage = stages + (step % STAGES) * STAGE_BYTES;
-            load_tile<KEYS, N, THREADS>(stage, k + step * KEYS * kv_stride, kv_stride, n_keys - step * KEYS);
+            load_tile<KEYS, N, THREADS>(stage, k + (i64)(step * KEYS) * kv_stride, kv_stride, n_keys - step * KEYS);
             // The 64 keys that the step lies in, and where their blocks of d_s begin: see `blocks_before` in attention.rs.
             const u32 keys64 = step >> 1, whole = min(keys64, item.first / 2), cut = keys64 - whole;
             const u32 first = max(item.first, 2 * keys64), n_tiles = item.n_tiles - 2 * cut;
@@ -771,22 +1024,29 @@ __device__ __forceinline__ void backward_queries_bf16(bf16* d_q_thn, const uint4
     }
 }
 
-#define BACKWARD_BF16(N)                                                                                                                        \
-    extern "C" __global__ void __launch_bounds__(256, 1) attention_backward_keys_bf16_##N(                                                     \
-        bf16* d_k_tgn, bf16* d_v_tgn, uint4* d_s, float4* carry, const float* rows, const bf16* d_out_thn, const bf16* q_thn,                  \
-        const bf16* k_tgn, const bf16* v_tgn, const uint4* items, u32 first_head, u32 n_pass, u32 head_blocks, u32 n_heads, u32 n_kv_heads,     \
-        float scale) {                                                                                                                          \
-        backward_keys_bf16<N>(d_k_tgn, d_v_tgn, d_s, carry, rows, d_out_thn, q_thn, k_tgn, v_tgn, items, first_head, n_pass, head_blocks,       \
-                              n_heads, n_kv_heads, scale);                                                                                     \
-    }                                                                                                                                           \
-    extern "C" __global__ void __launch_bounds__(256, 1) attention_backward_queries_bf16_##N(                                                  \
-        bf16* d_q_thn, const uint4* d_s, const bf16* k_tgn, const uint4* items, u32 first_head, u32 n_pass, u32 head_blocks, u32 n_heads,       \
-        u32 n_kv_heads, float scale) {                                                                                                          \
+#define BACKWARD_KEYS(NAME, N, BY_WARPGROUPS)                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(256, 1)                                                                                       \
+        NAME(bf16* d_k_tgn, bf16* d_v_tgn, uint4* d_s, float4* carry, const float* rows, const bf16* d_out_thn, const bf16* q_thn,             \
+             const bf16* k_tgn, const bf16* v_tgn, const uint4* items, u32 first_head, u32 n_pass, u32 head_blocks, u32 n_heads,               \
+             u32 n_kv_heads, float scale) {                                                                                                    \
+        backward_keys_bf16<N, BY_WARPGROUPS>(d_k_tgn, d_v_tgn, d_s, carry, rows, d_out_thn, q_thn, k_tgn, v_tgn, items, first_head, n_pass,    \
+                                             head_blocks, n_heads, n_kv_heads, scale);                                                        \
+    }
+#define BACKWARD_QUERIES(NAME, N)                                                                                                              \
+    extern "C" __global__ void __launch_bounds__(256, 1)                                                                                       \
+        NAME(bf16* d_q_thn, const uint4* d_s, const bf16* k_tgn, const uint4* items, u32 first_head, u32 n_pass, u32 head_blocks,              \
+             u32 n_heads, u32 n_kv_heads, float scale) {                                                                                       \
         backward_queries_bf16<N>(d_q_thn, d_s, k_tgn, items, first_head, n_pass, head_blocks, n_heads, n_kv_heads, scale);                     \
     }
-BACKWARD_BF16(64)
-BACKWARD_BF16(128)
-BACKWARD_BF16(256)
+BACKWARD_KEYS(attention_backward_keys_bf16_64, 64, false)
+BACKWARD_KEYS(attention_backward_keys_bf16_128, 128, false)
+BACKWARD_KEYS(attention_backward_keys_bf16_256, 256, false)
+#ifdef WARPGROUPS
+BACKWARD_KEYS(attention_backward_keys_warpgroups_256, 256, true)
+#endif
+BACKWARD_QUERIES(attention_backward_queries_bf16_64, 64)
+BACKWARD_QUERIES(attention_backward_queries_bf16_128, 128)
+BACKWARD_QUERIES(attention_backward_queries_bf16_256, 256)
 
 // ---- any mix of types, any N up to 256, in f32
 
@@ -842,7 +1102,7 @@ __device__ __forceinline__ void add_rows(float (&sums)[OWN][8], const float (&fa
 // A block is a tile of 32 queries of one head (blockIdx.x = tile · H + head) and one split of its keys (blockIdx.y); a warp has four queries
 // and meets 32 keys at a time, one a lane. With `runs` the split leaves [splits][T·H] (maximum, sum) and [splits][T·H][N] for
 // attention_combine.
-extern "C" __global__ void __launch_bounds__(256) attention_forward_any(View out_thn, float* lse_th, float* partial, float2* runs, View q_thn,
+extern "C" __global__ void __launch_bounds__(256, 1) attention_forward_any(View out_thn, float* lse_th, float* partial, float2* runs, View q_thn,
                                                                         View k_sgn, View v_sgn, const uint4* tiles, u32 n_tokens, u32 past,
                                                                         u32 n_heads, u32 n_kv_heads, u32 n, u32 split_keys, float scale) {
     constexpr int ROWS = 32, KEYS = 32, OWN = 4;
@@ -934,7 +1194,7 @@ __device__ __forceinline__ void score_gradients(float (&p)[2], float (&d_s)[2], 
 
 // d_k and d_v. A block is a tile (key, n_keys, end of the document) of 16 keys of one key:value head, a warp has two of them and meets 32
 // queries at a time, one a lane.
-extern "C" __global__ void __launch_bounds__(256) attention_backward_keys_any(View d_k_tgn, View d_v_tgn, View d_out_thn, View q_thn, View k_tgn,
+extern "C" __global__ void __launch_bounds__(256, 1) attention_backward_keys_any(View d_k_tgn, View d_v_tgn, View d_out_thn, View q_thn, View k_tgn,
                                                                               View v_tgn, const float* lse_th, const float* delta_th,
                                                                               const uint4* tiles, u32 n_heads, u32 n_kv_heads, u32 n,
                                                                               float scale) {
@@ -989,7 +1249,7 @@ extern "C" __global__ void __launch_bounds__(256) attention_backward_keys_any(Vi
 
 // d_q. A block is a tile (query, n_queries, first row of the document) of 16 queries of one head, a warp has two of them and meets 32 keys at a
 // time, one a lane.
-extern "C" __global__ void __launch_bounds__(256) attention_backward_queries_any(View d_q_thn, View d_out_thn, View q_thn, View k_tgn,
+extern "C" __global__ void __launch_bounds__(256, 1) attention_backward_queries_any(View d_q_thn, View d_out_thn, View q_thn, View k_tgn,
                                                                                  View v_tgn, const float* lse_th, const float* delta_th,
                                                                                  const uint4* tiles, u32 n_heads, u32 n_kv_heads, u32 n,
                                                                                  float scale) {

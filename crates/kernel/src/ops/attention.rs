@@ -706,6 +706,8 @@ mod cuda {
     const SPLIT_KEYS: usize = 128;
     /// Shared memory of the larger of the forward kernels.
     const LARGE_SHARED_BYTES: usize = 192 << 10;
+    /// Compute capability whose warps multiply in groups of four.
+    const WARPGROUPS: u32 = 90;
     /// Keys of an item of backward's first kernel, queries of one of its second, queries that share a block of score gradients.
     const BACKWARD_KEYS: usize = 64;
     const BACKWARD_QUERIES: usize = 128;
@@ -873,8 +875,9 @@ mod cuda {
     /// One of the forward kernels.
     struct Forward {
         kernel: &'static str,
-        /// Queries of a block.
+        /// Queries and heads of a block.
         rows: usize,
+        heads: usize,
         threads: u32,
         shared_bytes: usize,
         is_fast: bool,
@@ -889,19 +892,23 @@ mod cuda {
 
     impl Forward {
         fn fast(cuda: Cuda, dims: Dims) -> Self {
+            // A prompt of a few tokens is better spread over more and smaller blocks.
             let is_large = dims.t > 64 && cuda.shared_bytes_per_block() >= LARGE_SHARED_BYTES;
-            let (kernel, rows, n_stages) = match dims.n {
-                64 => ("attention_forward_bf16_64", 128, 2),
-                128 => ("attention_forward_bf16_128", 128, 2),
-                _ if is_large => ("attention_forward_bf16_256_large", 128, 2),
-                _ => ("attention_forward_bf16_256", 64, 1),
+            let in_pairs = dims.ratio().is_multiple_of(2) && cuda.compute() == WARPGROUPS;
+            let (kernel, rows, heads, n_stages) = match dims.n {
+                64 => ("attention_forward_bf16_64", 128, 1, 2),
+                128 => ("attention_forward_bf16_128", 128, 1, 2),
+                _ if is_large && in_pairs => ("attention_forward_warpgroups_256", 64, 2, 2),
+                _ if is_large => ("attention_forward_bf16_256_large", 128, 1, 2),
+                _ => ("attention_forward_bf16_256", 64, 1, 1),
             };
             let n_keys = 64;
             Forward {
                 kernel,
                 rows,
-                threads: 2 * rows as u32,
-                shared_bytes: (rows + 2 * n_stages * n_keys) * dims.n * 2,
+                heads,
+                threads: (2 * rows * heads) as u32,
+                shared_bytes: (rows * heads + 2 * n_stages * n_keys) * dims.n * 2,
                 is_fast: true,
             }
         }
@@ -910,6 +917,7 @@ mod cuda {
             Forward {
                 kernel: "attention_forward_any",
                 rows: ANY_QUERIES,
+                heads: 1,
                 threads: 256,
                 shared_bytes: any_shared_bytes(dims),
                 is_fast: false,
@@ -926,8 +934,9 @@ mod cuda {
             split: &Split,
         ) -> Result<()> {
             let Dims { t, h, g, n } = inputs.dims;
+            let n_blocks = queries.n_tiles * h / self.heads;
             let grid = Grid {
-                blocks: [(queries.n_tiles * h) as u32, split.n_splits as u32, 1],
+                blocks: [n_blocks as u32, split.n_splits as u32, 1],
                 threads: self.threads,
                 shared_bytes: self.shared_bytes,
             };
@@ -1236,6 +1245,20 @@ mod cuda {
     }
 
     impl Plan {
+        /// Items of keys, items of queries and blocks of each group.
+        #[cfg(test)]
+        pub(super) fn groups(
+            &self,
+        ) -> impl Iterator<Item = (Vec<[usize; 8]>, Vec<[usize; 8]>, usize)> {
+            let groups = self.groups.iter();
+            groups.map(|group| (group.keys.clone(), group.queries.clone(), group.n_blocks))
+        }
+
+        #[cfg(test)]
+        pub(super) fn tile(&self, number: usize) -> [usize; 2] {
+            self.tiles[number]
+        }
+
         /// `budget`: blocks of score gradients at a time. One piece of 128 queries is done whatever it takes.
         pub(super) fn new(documents: &[Range<usize>], dims: Dims, budget: usize) -> Self {
             let ratio = dims.ratio();
@@ -1336,19 +1359,16 @@ mod cuda {
         let grid = Grid::line(plan.tiles.len() * h, 256);
         cuda.launch(&ATTENTION, "attention_backward_rows_bf16", grid, args)?;
 
-        let (keys_kernel, queries_kernel) = match n {
-            64 => (
-                "attention_backward_keys_bf16_64",
-                "attention_backward_queries_bf16_64",
-            ),
-            128 => (
-                "attention_backward_keys_bf16_128",
-                "attention_backward_queries_bf16_128",
-            ),
-            _ => (
-                "attention_backward_keys_bf16_256",
-                "attention_backward_queries_bf16_256",
-            ),
+        let (keys_kernel, n_stages) = match n {
+            64 => ("attention_backward_keys_bf16_64", 2),
+            128 => ("attention_backward_keys_bf16_128", 2),
+            _ if cuda.compute() == WARPGROUPS => ("attention_backward_keys_warpgroups_256", 4),
+            _ => ("attention_backward_keys_bf16_256", 2),
+        };
+        let queries_kernel = match n {
+            64 => "attention_backward_queries_bf16_64",
+            128 => "attention_backward_queries_bf16_128",
+            _ => "attention_backward_queries_bf16_256",
         };
         for first_head in (0..g).step_by(plan.n_pass) {
             let n_pass = plan.n_pass.min(g - first_head);
@@ -1375,10 +1395,10 @@ mod cuda {
                     .tensor(inputs.k_sgn)
                     .tensor(inputs.v_sgn);
                 let grid = Grid {
-                    // Two stages of q and d_out, p in f32, two stages of what belongs to the queries.
-                    shared_bytes: 4 * BLOCK_QUERIES * n * 2
+                    // Stages of q and d_out and of what belongs to their rows; p in f32; the item.
+                    shared_bytes: n_stages * BLOCK_QUERIES * (2 * n * 2 + 2 * 4)
                         + BACKWARD_KEYS * BLOCK_QUERIES * 4
-                        + 2 * 2 * BLOCK_QUERIES * 4,
+                        + 32,
                     ..Grid::line(group.keys.len() * n_pass, 256)
                 };
                 cuda.launch(&ATTENTION, keys_kernel, grid, heads(args, &group.keys)?)?;
@@ -1677,6 +1697,71 @@ mod tests {
             }
             let got = Tensor::from_f32(&[300, 4, 64], got);
             assert_close("cached", &got, whole, F32_REL);
+        }
+    }
+
+    /// What the two backward kernels make of a plan: every 64 keys meet every 32 queries that see them once, in a block of score
+    /// gradients of their own, and both kernels look for it in the same place.
+    #[test]
+    fn a_plan_gives_every_key_and_query_one_block() {
+        let documents = documents(&offsets(&[1, 0, 64, 65, 700, 31, 129, 4]));
+        let dims = Dims {
+            t: 994,
+            h: 6,
+            g: 3,
+            n: 64,
+        };
+        for budget in [1, 40, 500, 1_000_000] {
+            let plan = cuda::Plan::new(&documents, dims, budget);
+            let mut met = std::collections::BTreeSet::new();
+            for (keys, queries, n_blocks) in plan.groups() {
+                let mut blocks = std::collections::BTreeMap::new();
+                for [key, n_keys, query, query_end, tile, block, ..] in keys {
+                    assert!(n_keys <= 64 && query >= key && (query - key) % 32 == 0);
+                    let n_tiles = (query_end - query).div_ceil(32);
+                    for i in 0..n_tiles {
+                        assert!(met.insert((key, query + 32 * i)), "met twice");
+                        assert_eq!(plan.tile(tile + i)[0], query + 32 * i);
+                        for head in 0..dims.ratio() {
+                            let at = block + head * n_tiles + i;
+                            assert!(at < n_blocks);
+                            let earlier = blocks.insert(at, (key, query + 32 * i, head));
+                            assert_eq!(earlier, None);
+                        }
+                    }
+                }
+                let mut n_found = 0;
+                for [query, n_rows, first_key, position, block, first, n_tiles, _] in queries {
+                    assert_eq!(query, first_key + position);
+                    for keys64 in 0..(position + n_rows).div_ceil(64) {
+                        // As attention_backward_queries reckons.
+                        let cut = keys64 - keys64.min(first / 2);
+                        let begin = first.max(2 * keys64);
+                        let before =
+                            dims.ratio() * (keys64 * n_tiles - cut * cut.saturating_sub(1));
+                        for tile in (position / 32..(position + n_rows).div_ceil(32))
+                            .filter(|x| *x >= begin)
+                        {
+                            for head in 0..dims.ratio() {
+                                let at = block + before + head * (n_tiles - 2 * cut) + tile - begin;
+                                let want = (first_key + 64 * keys64, first_key + 32 * tile, head);
+                                assert_eq!(blocks.get(&at), Some(&want));
+                                n_found += 1;
+                            }
+                        }
+                    }
+                }
+                assert_eq!(n_found, blocks.len());
+            }
+            let pairs = |n: usize| {
+                (0..n.div_ceil(64))
+                    .map(move |j| n.div_ceil(32) - 2 * j)
+                    .sum::<usize>()
+            };
+            assert_eq!(
+                met.len(),
+                documents.iter().map(|x| pairs(x.len())).sum::<usize>()
+            );
         }
     }
 
