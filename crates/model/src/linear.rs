@@ -35,14 +35,15 @@ impl Linear {
         self.adapter_forward(y_to, x_ti, lora)
     }
 
-    /// y_to added to.
-    pub fn forward_residual(
+    /// y_to = base_to + what this gives.
+    pub fn forward_onto(
         &self,
         y_to: &mut Tensor,
+        base_to: &Tensor,
         x_ti: &Tensor,
         lora: &mut lora::Scratch,
     ) -> Result<()> {
-        matmul::forward_residual(y_to, x_ti, &self.weight.tensor, 1.0)?;
+        matmul::forward_onto(y_to, base_to, x_ti, &self.weight.tensor)?;
         self.adapter_forward(y_to, x_ti, lora)
     }
 

@@ -1,15 +1,29 @@
-//! Matrix products through cuBLASLt, one plan for each shape.
+//! Matrix products through cuBLASLt, one plan for each shape: the fastest of those that cuBLASLt proposes, timed once on this GPU
+//! and remembered on disk, so that later runs compute with the same bits.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
+use std::mem::MaybeUninit;
 
 use cudarc::cublaslt::{result, sys};
+use cudarc::driver::result as driver;
 
-use super::{Buffer, Cuda};
+use super::choices::Choices;
+use super::{Buffer, Cuda, Timer};
 use crate::{DType, Error, Result};
 
 /// What cuBLASLt may use beside the operands.
 const WORKSPACE_BYTES: usize = 64 << 20;
+/// Algorithms of one product that are timed.
+const CANDIDATES: usize = 8;
+/// Timed runs of each, after one that is not.
+const RUNS: usize = 3;
+/// Operations below which a product is over before its algorithm matters.
+const WORTH_TIMING: usize = 1 << 31;
+/// A copy of the result up to which a product that adds to itself is timed on the copy; one with a larger result takes the first proposal.
+const COPY_BYTES: usize = 256 << 20;
+/// An algorithm must need less than this share of the first proposal's time to replace it.
+const CLEARLY_FASTER: f32 = 0.98;
 
 /// One operand of a product, row-major.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -21,7 +35,7 @@ pub(crate) struct Operand {
     pub stride: usize,
 }
 
-/// d [M,N] = alpha · a [M,K] b [K,N] (+ d if `adds`), row-major, f32 sums. a and b have one dtype, d its own.
+/// d [M,N] = alpha · a [M,K] b [K,N] (+ base [M,N]), row-major, f32 sums. a and b have one dtype, d its own.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Gemm {
     pub a: Operand,
@@ -32,7 +46,8 @@ pub(crate) struct Gemm {
     pub n: usize,
     pub k: usize,
     pub alpha: f32,
-    pub adds: bool,
+    /// Added; may be d itself. Type and stride are those of d.
+    pub base: Option<u64>,
     pub in_dtype: DType,
     pub out_dtype: DType,
 }
@@ -49,10 +64,29 @@ struct Key {
     aligned: bool,
 }
 
+impl Key {
+    /// One word that says all of it, for the file of choices.
+    fn name(&self) -> String {
+        let Key {
+            sizes: [m, n, k],
+            strides: [a, b, d],
+            transposed: [a_transposed, b_transposed],
+            adds,
+            dtypes: [inner, outer],
+            aligned,
+        } = *self;
+        let flags =
+            [a_transposed, b_transposed, adds, aligned].map(|flag| if flag { 'y' } else { 'n' });
+        let flags: String = flags.iter().collect();
+        format!("{m}x{n}x{k}:{a},{b},{d}:{inner},{outer}:{flags}")
+    }
+}
+
 pub(super) struct Blas {
     handle: sys::cublasLtHandle_t,
     workspace: Buffer,
     plans: HashMap<Key, Plan>,
+    choices: Choices,
 }
 
 struct Plan {
@@ -72,6 +106,8 @@ impl Blas {
             handle: check(result::create_handle(), None)?,
             workspace: Buffer::new(cuda, WORKSPACE_BYTES)?,
             plans: HashMap::new(),
+            // SAFETY: asks the library that was found above.
+            choices: Choices::read(cuda, unsafe { sys::cublasLtGetVersion() }),
         })
     }
 
@@ -83,18 +119,112 @@ impl Blas {
             sizes: [gemm.m, gemm.n, gemm.k],
             strides: [gemm.a.stride, gemm.b.stride, gemm.d_stride],
             transposed: [gemm.a.transposed, gemm.b.transposed],
-            adds: gemm.adds,
+            adds: gemm.base.is_some(),
             dtypes: [gemm.in_dtype, gemm.out_dtype],
-            aligned: (gemm.a.pointer | gemm.b.pointer | gemm.d).is_multiple_of(16),
+            aligned: (gemm.a.pointer | gemm.b.pointer | gemm.d | gemm.base.unwrap_or(0))
+                .is_multiple_of(16),
         };
-        let plan = match self.plans.entry(key) {
-            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
-            std::collections::hash_map::Entry::Vacant(entry) => {
-                entry.insert(plan(self.handle, gemm, key.aligned)?)
+        if let Some(plan) = self.plans.get(&key) {
+            return self.queue(cuda, gemm, plan, &plan.algorithm, gemm.d);
+        }
+        let (mut plan, candidates) = plan(self.handle, gemm, key.aligned)?;
+        if 2 * gemm.m * gemm.n * gemm.k >= WORTH_TIMING && candidates.len() > 1 {
+            let name = key.name();
+            let chosen = match self.choices.get(&name) {
+                // An algorithm that this library does not propose for the product is not one of its own.
+                Some(data) => candidates
+                    .iter()
+                    .position(|algorithm| algorithm.data == data),
+                None => None,
+            };
+            let chosen = match chosen {
+                Some(chosen) => chosen,
+                None => {
+                    let fastest = self.fastest(cuda, gemm, &plan, &candidates)?;
+                    self.choices.put(name, candidates[fastest].data);
+                    fastest
+                }
+            };
+            plan.algorithm = candidates[chosen];
+        }
+        self.queue(cuda, gemm, &plan, &plan.algorithm, gemm.d)?;
+        self.plans.insert(key, plan);
+        Ok(())
+    }
+
+    /// The candidate that takes the least time, by its place; the first if none is clearly faster or its result is too large to be copied.
+    /// The first run of a process decides with a cache on disk only: without one, every process would compute with other bits.
+    fn fastest(
+        &self,
+        cuda: Cuda,
+        gemm: &Gemm,
+        plan: &Plan,
+        candidates: &[sys::cublasLtMatmulAlgo_t],
+    ) -> Result<usize> {
+        if !self.choices.are_kept() {
+            return Ok(0);
+        }
+        // d itself can be written again and again unless it is added to.
+        let copy = if gemm.base == Some(gemm.d) {
+            let bytes = gemm.m * gemm.d_stride * gemm.out_dtype.size();
+            // SAFETY: freed below; a GPU without room for it keeps the first proposal.
+            match (bytes <= COPY_BYTES).then(|| unsafe { driver::malloc_sync(bytes) }) {
+                Some(Ok(copy)) => Some(copy),
+                _ => return Ok(0),
             }
+        } else {
+            None
         };
-        let beta = if gemm.adds { 1.0f32 } else { 0.0 };
-        let [first, second, out] = plan.layouts;
+        let out = copy.unwrap_or(gemm.d);
+        let mut times = Vec::new();
+        for algorithm in candidates {
+            times.push(self.milliseconds(cuda, gemm, plan, algorithm, out));
+        }
+        if let Some(copy) = copy {
+            cuda.synchronize()?;
+            // SAFETY: allocated above, and nothing queued uses it any more.
+            let _ = unsafe { driver::free_sync(copy) };
+        }
+        let mut fastest = 0;
+        for (place, time) in times.iter().enumerate() {
+            if let (Ok(time), Ok(best)) = (time, &times[fastest])
+                && *time < CLEARLY_FASTER * best
+            {
+                fastest = place;
+            }
+        }
+        Ok(fastest)
+    }
+
+    /// Least of a few runs.
+    fn milliseconds(
+        &self,
+        cuda: Cuda,
+        gemm: &Gemm,
+        plan: &Plan,
+        algorithm: &sys::cublasLtMatmulAlgo_t,
+        out: u64,
+    ) -> Result<f32> {
+        self.queue(cuda, gemm, plan, algorithm, out)?;
+        let mut least = f32::INFINITY;
+        for _ in 0..RUNS {
+            let timer = Timer::start(cuda)?;
+            self.queue(cuda, gemm, plan, algorithm, out)?;
+            least = least.min(timer.stop()?);
+        }
+        Ok(least)
+    }
+
+    fn queue(
+        &self,
+        cuda: Cuda,
+        gemm: &Gemm,
+        plan: &Plan,
+        algorithm: &sys::cublasLtMatmulAlgo_t,
+        out: u64,
+    ) -> Result<()> {
+        let beta = if gemm.base.is_some() { 1.0f32 } else { 0.0 };
+        let [first, second, layout] = plan.layouts;
         // SAFETY: layouts describe memory that the caller's tensors own (shapes checked by the op); alpha and beta are read during the call.
         check(
             unsafe {
@@ -107,11 +237,11 @@ impl Blas {
                     first,
                     gemm.a.pointer as *const c_void,
                     second,
-                    gemm.d as *const c_void,
-                    out,
-                    gemm.d as *mut c_void,
-                    out,
-                    &plan.algorithm,
+                    gemm.base.unwrap_or(out) as *const c_void,
+                    layout,
+                    out as *mut c_void,
+                    layout,
+                    algorithm,
                     self.workspace.pointer() as *mut c_void,
                     WORKSPACE_BYTES,
                     cuda.stream().cast(),
@@ -122,8 +252,13 @@ impl Blas {
     }
 }
 
+/// The plan with cuBLASLt's first proposal, and all its proposals.
 /// Row-major [rows, cols] is column-major [cols, rows], so that d = a b is computed as dᵀ = bᵀ aᵀ.
-fn plan(handle: sys::cublasLtHandle_t, gemm: &Gemm, aligned: bool) -> Result<Plan> {
+fn plan(
+    handle: sys::cublasLtHandle_t,
+    gemm: &Gemm,
+    aligned: bool,
+) -> Result<(Plan, Vec<sys::cublasLtMatmulAlgo_t>)> {
     use sys::cublasLtMatmulDescAttributes_t as Attribute;
     let operation = check(
         result::create_matmul_desc(
@@ -197,19 +332,43 @@ fn plan(handle: sys::cublasLtHandle_t, gemm: &Gemm, aligned: bool) -> Result<Pla
             size_of_val(&alignment),
         )?;
     }
-    // SAFETY: all descriptors were made above.
+    let mut proposals = [MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit(); CANDIDATES];
+    let mut n_proposals = 0;
+    // SAFETY: all descriptors were made above, and there is room for as many results as are asked for.
     let found = unsafe {
-        result::get_matmul_algo_heuristic(
-            handle, operation, layouts[0], layouts[1], layouts[2], layouts[2], preference,
+        sys::cublasLtMatmulAlgoGetHeuristic(
+            handle,
+            operation,
+            layouts[0],
+            layouts[1],
+            layouts[2],
+            layouts[2],
+            preference,
+            CANDIDATES as i32,
+            proposals[0].as_mut_ptr(),
+            &mut n_proposals,
         )
     };
     // SAFETY: made above, not used again.
     let _ = unsafe { result::destroy_matmul_pref(preference) };
-    Ok(Plan {
+    check(found.result(), Some(gemm))?;
+    let candidates: Vec<sys::cublasLtMatmulAlgo_t> = proposals[..n_proposals.max(0) as usize]
+        .iter()
+        // SAFETY: the call filled the first `n_proposals`.
+        .map(|proposal| unsafe { proposal.assume_init_ref() })
+        .filter(|proposal| proposal.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS)
+        .map(|proposal| proposal.algo)
+        .collect();
+    let Some(first) = candidates.first() else {
+        let status = sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED;
+        return check(Err(result::CublasError(status)), Some(gemm));
+    };
+    let plan = Plan {
         operation,
         layouts,
-        algorithm: check(found, Some(gemm))?.algo,
-    })
+        algorithm: *first,
+    };
+    Ok((plan, candidates))
 }
 
 fn data_type(dtype: DType) -> sys::cudaDataType {

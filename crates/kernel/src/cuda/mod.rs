@@ -9,6 +9,7 @@
 
 mod blas;
 mod buffer;
+mod choices;
 mod module;
 mod timer;
 mod upload;
@@ -286,7 +287,7 @@ impl Cuda {
         self.synchronize()
     }
 
-    /// d = alpha · a bᵀ (+ d), see [`Gemm`].
+    /// d = alpha · a b (+ base), see [`Gemm`].
     pub(crate) fn gemm(self, gemm: &Gemm) -> Result<()> {
         self.bind()?;
         if self.state().blas.is_none() {
@@ -295,7 +296,7 @@ impl Cuda {
             self.state().blas = Some(blas);
         }
         let name = || {
-            let adds = if gemm.adds { " added" } else { "" };
+            let adds = if gemm.base.is_some() { " added" } else { "" };
             format!("product [{},{}] over {}{adds}", gemm.m, gemm.n, gemm.k)
         };
         self.timed(name, || match &mut self.state().blas {

@@ -437,7 +437,7 @@ mod cuda {
                 n: dims.c,
                 k: dims.d,
                 alpha: 1.0,
-                adds: false,
+                base: None,
                 in_dtype: dtype,
                 out_dtype: dtype,
             }
@@ -454,7 +454,7 @@ mod cuda {
                 n: dims.d,
                 k: dims.c,
                 alpha: 1.0,
-                adds: false,
+                base: None,
                 in_dtype: head_cd.dtype(),
                 out_dtype,
             }
@@ -471,7 +471,7 @@ mod cuda {
                 n: dims.d,
                 k: self.n_rows,
                 alpha: 1.0,
-                adds: true,
+                base: Some(d_head_cd.device_pointer()),
                 in_dtype,
                 out_dtype: DType::F32,
             }

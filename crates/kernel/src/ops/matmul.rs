@@ -3,9 +3,9 @@
 //! bf16 operands are widened in panels, a large one never whole. Up to 32 rows (decoding) go past gemm: each weight is read once
 //! from memory and each result is one dot product, the same bytes for a row whether it comes alone or with others.
 
-use super::check;
+use super::{check, copy};
 use crate::cpu::{View, ViewMut};
-use crate::{Device, Result, Tensor};
+use crate::{Device, Error, Result, Tensor};
 
 /// y_to = x_ti w_oiᵀ. Shapes: y_to [..., O], x_ti [..., I], leading dimensions flattened to T; w_oi [O,I].
 /// The last dimensions may multiply up to O or I: heads [T,H,N] count as [T,H·N].
@@ -23,6 +23,42 @@ pub fn forward(y_to: &mut Tensor, x_ti: &Tensor, w_oi: &Tensor) -> Result<()> {
 pub fn forward_residual(y_to: &mut Tensor, x_ti: &Tensor, w_oi: &Tensor, alpha: f32) -> Result<()> {
     const OP: &str = "matmul::forward_residual";
     forward_as(OP, y_to, x_ti, w_oi, alpha, Write::Add)
+}
+
+/// y_to = base_to + x_ti w_oiᵀ. Shapes as in [`forward`], base_to as y_to and of its type.
+///
+/// # Errors
+/// As [`forward`], and [`crate::Error::DType`] where base_to is of another type than y_to.
+pub fn forward_onto(
+    y_to: &mut Tensor,
+    base_to: &Tensor,
+    x_ti: &Tensor,
+    w_oi: &Tensor,
+) -> Result<()> {
+    const OP: &str = "matmul::forward_onto";
+    check::shape(OP, "base_to", base_to, y_to.shape())?;
+    if base_to.dtype() != y_to.dtype() {
+        return Err(Error::DType {
+            op: OP,
+            arg: "base_to",
+            expected: "the type of y_to",
+            got: base_to.dtype(),
+        });
+    }
+    let dims = Dims::new(OP, ("y_to", y_to), ("x_ti", x_ti), ("w_oi", w_oi))?;
+    let others = [("base_to", base_to), ("x_ti", x_ti), ("w_oi", w_oi)];
+    match check::device(OP, y_to, &others)? {
+        Device::Cpu => {
+            copy::forward(y_to, 0, base_to, 0, base_to.numel())?;
+            let (x, w) = (View::of(x_ti), View::of(w_oi));
+            cpu::forward(ViewMut::of(y_to), x, w, dims, 1.0, Write::Add);
+        }
+        Device::Cuda(cuda) => {
+            let base = Some(base_to.device_pointer());
+            cuda::forward(cuda, y_to, x_ti, w_oi, dims, 1.0, base)?;
+        }
+    }
+    Ok(())
 }
 
 /// d_x_ti = alpha · d_y_to w_oi. Shapes as in [`forward`].
@@ -93,7 +129,10 @@ fn forward_as(
             let (x, w) = (View::of(x_ti), View::of(w_oi));
             cpu::forward(ViewMut::of(y_to), x, w, dims, alpha, write);
         }
-        Device::Cuda(cuda) => cuda::forward(cuda, y_to, x_ti, w_oi, dims, alpha, write)?,
+        Device::Cuda(cuda) => {
+            let base = (write == Write::Add).then(|| y_to.device_pointer());
+            cuda::forward(cuda, y_to, x_ti, w_oi, dims, alpha, base)?;
+        }
     }
     Ok(())
 }
@@ -113,7 +152,8 @@ fn backward_input_as(
             cpu::backward_input(d_x, d_y, View::of(w_oi), dims, alpha, write);
         }
         Device::Cuda(cuda) => {
-            cuda::backward_input(cuda, d_x_ti, d_y_to, w_oi, dims, alpha, write)?;
+            let base = (write == Write::Add).then(|| d_x_ti.device_pointer());
+            cuda::backward_input(cuda, d_x_ti, d_y_to, w_oi, dims, alpha, base)?;
         }
     }
     Ok(())
@@ -496,7 +536,7 @@ pub(super) mod cpu {
 
 /// Through cuBLASLt. Two f32 operands are multiplied in f32; where one is bf16, or the result is, all are rounded to bf16 first.
 mod cuda {
-    use super::{Dims, Write};
+    use super::Dims;
     use crate::cuda::{Cuda, Gemm, Operand};
     use crate::ops::copy;
     use crate::{DType, Result, Tensor};
@@ -508,7 +548,7 @@ mod cuda {
         w: &Tensor,
         dims: Dims,
         alpha: f32,
-        write: Write,
+        base: Option<u64>,
     ) -> Result<()> {
         let Dims { t, i, o } = dims;
         let (x, w, in_dtype) = operands(cuda, x, w, y.dtype())?;
@@ -529,7 +569,7 @@ mod cuda {
             n: o,
             k: i,
             alpha,
-            adds: write == Write::Add,
+            base,
             in_dtype,
             out_dtype: y.dtype(),
         })
@@ -542,7 +582,7 @@ mod cuda {
         w: &Tensor,
         dims: Dims,
         alpha: f32,
-        write: Write,
+        base: Option<u64>,
     ) -> Result<()> {
         let Dims { t, i, o } = dims;
         let (d_y, w, in_dtype) = operands(cuda, d_y, w, d_x.dtype())?;
@@ -563,7 +603,7 @@ mod cuda {
             n: i,
             k: o,
             alpha,
-            adds: write == Write::Add,
+            base,
             in_dtype,
             out_dtype: d_x.dtype(),
         })
@@ -596,7 +636,7 @@ mod cuda {
             n: i,
             k: t,
             alpha,
-            adds: true,
+            base: Some(d_w.device_pointer()),
             in_dtype,
             out_dtype: DType::F32,
         })
@@ -685,6 +725,9 @@ mod tests {
 
                 let before = tensor(&[t, o], 3, y_dtype);
                 let mut y = before.clone();
+                let mut onto = Tensor::poison(&[t, o], y_dtype);
+                forward_onto(&mut onto, &before, &x, &w).unwrap();
+                assert_close("y onto a base", &onto, &plus(&want, &before), tolerance);
                 forward_residual(&mut y, &x, &w, -0.5).unwrap();
                 let want: Vec<f64> = want.iter().map(|y| -0.5 * y).collect();
                 assert_close("y added to", &y, &plus(&want, &before), tolerance);

@@ -48,6 +48,15 @@ pub(super) fn run(check: &mut Check) -> Result<()> {
                 &[&x, &w],
                 |out, ins| matmul::forward_residual(&mut out[0], &ins[0], &ins[1], 0.5),
             )?;
+            let base = check.tensor(&[t, o], y_type);
+            let poison_y = Tensor::poison(&[t, o], y_type);
+            check.both(
+                &case,
+                tolerance,
+                vec![("y onto a base", poison_y)],
+                &[&base, &x, &w],
+                |out, ins| matmul::forward_onto(&mut out[0], &ins[0], &ins[1], &ins[2]),
+            )?;
             check.both(
                 &case,
                 tolerance,

@@ -151,10 +151,11 @@ impl Weights {
         }
     }
 
-    /// out_td added to; no token sees another document.
+    /// out_td = in_td + what this gives; no token sees another document.
     pub fn forward(
         &self,
         out_td: &mut Tensor,
+        in_td: &Tensor,
         saved: &mut Saved,
         scratch: &mut Scratch,
         x_td: &Tensor,
@@ -180,7 +181,7 @@ impl Weights {
         sigmoid_gate::forward(&mut scratch.gated_thn, &saved.mixed_thn, &saved.gate_thn)?;
         // 5. project back
         self.o_proj
-            .forward_residual(out_td, &scratch.gated_thn, lora)
+            .forward_onto(out_td, in_td, &scratch.gated_thn, lora)
     }
 
     /// d_x_td assigned.
@@ -245,10 +246,11 @@ impl Weights {
             .backward_residual(d_x_td, grads, &gradient.d_v_tgn, x_td, lora)
     }
 
-    /// New tokens after what the caches hold: T of one sequence, or one of each of B. out_td added to.
+    /// New tokens after what the caches hold: T of one sequence, or one of each of B. out_td = in_td + what this gives.
     pub fn step(
         &self,
         out_td: &mut Tensor,
+        in_td: &Tensor,
         states: &mut [&mut State],
         saved: &mut Saved,
         scratch: &mut Scratch,
@@ -266,7 +268,7 @@ impl Weights {
         sigmoid_gate::forward(&mut scratch.gated_thn, &saved.mixed_thn, &saved.gate_thn)?;
         // 5. project back
         self.o_proj
-            .forward_residual(out_td, &scratch.gated_thn, lora)
+            .forward_onto(out_td, in_td, &scratch.gated_thn, lora)
     }
 
     fn project(

@@ -79,8 +79,10 @@ arena! {
     Gradient(c, t) {
         /// Gradient of the residual stream, f32 because every layer adds to it [T,D].
         d_x_td: f32 [t, c.hidden_size],
+        /// The same as it enters a branch, in the type of the products there [T,D].
+        d_out_td: act [t, c.hidden_size],
         /// [T,D]
-        d_normed_td: f32 [t, c.hidden_size],
+        d_normed_td: act [t, c.hidden_size],
     }
 }
 
@@ -254,10 +256,10 @@ impl Weights {
         // 1. normalise
         self.normalise_input(saved, scratch, eps)?;
         // 2. mix
-        rows::copy(&mut saved.residual.mid_td, &saved.input.x_td)?;
         match (&self.mixer, &mut saved.mixer) {
             (Mixer::DeltaNet(weights), MixerSaved::DeltaNet(kept)) => weights.forward(
                 &mut saved.residual.mid_td,
+                &saved.input.x_td,
                 kept,
                 &mut scratch.delta_net,
                 &scratch.block.normed_td,
@@ -267,6 +269,7 @@ impl Weights {
             )?,
             (Mixer::Attention(weights), MixerSaved::Attention(kept)) => weights.forward(
                 &mut saved.residual.mid_td,
+                &saved.input.x_td,
                 kept,
                 &mut scratch.attention,
                 &scratch.block.normed_td,
@@ -297,9 +300,11 @@ impl Weights {
         }
         let Gradient {
             d_x_td,
+            d_out_td,
             d_normed_td,
         } = &mut gradient.block;
         // 4. feed forward
+        rows::copy(d_out_td, d_x_td)?;
         self.normalise_mid(saved, scratch, eps)?;
         if keep < Keep::All {
             self.mlp
@@ -309,7 +314,7 @@ impl Weights {
             d_normed_td,
             grads,
             &mut gradient.mlp,
-            d_x_td,
+            d_out_td,
             &saved.mlp,
             &mut scratch.mlp,
             &scratch.block.normed_td,
@@ -325,13 +330,14 @@ impl Weights {
             &saved.residual.mid_rstd_t,
         )?;
         // 2. mix
+        rows::copy(d_out_td, d_x_td)?;
         self.normalise_input(saved, scratch, eps)?;
         match (&self.mixer, &mut saved.mixer) {
             (Mixer::DeltaNet(weights), MixerSaved::DeltaNet(kept)) => weights.backward(
                 d_normed_td,
                 grads,
                 &mut gradient.delta_net,
-                d_x_td,
+                d_out_td,
                 kept,
                 &mut scratch.delta_net,
                 &scratch.block.normed_td,
@@ -343,7 +349,7 @@ impl Weights {
                 d_normed_td,
                 grads,
                 &mut gradient.attention,
-                d_x_td,
+                d_out_td,
                 kept,
                 &mut scratch.attention,
                 &scratch.block.normed_td,
@@ -372,25 +378,28 @@ impl Weights {
         states: Vec<&mut LayerState>,
         saved: &mut Saved,
         scratch: &mut saved::Scratch,
+        step_scratch: &mut delta_net::StepScratch,
         place: &Place,
         lora: &mut lora::Scratch,
     ) -> Result<()> {
         // 1. normalise
         self.normalise_input(saved, scratch, place.eps)?;
         // 2. mix
-        rows::copy(&mut saved.residual.mid_td, &saved.input.x_td)?;
         match (&self.mixer, &mut saved.mixer) {
             (Mixer::DeltaNet(weights), MixerSaved::DeltaNet(kept)) => weights.step(
                 &mut saved.residual.mid_td,
+                &saved.input.x_td,
                 &mut LayerState::delta_nets(states),
                 kept,
                 &mut scratch.delta_net,
+                step_scratch,
                 &scratch.block.normed_td,
                 place.eps,
                 lora,
             )?,
             (Mixer::Attention(weights), MixerSaved::Attention(kept)) => weights.step(
                 &mut saved.residual.mid_td,
+                &saved.input.x_td,
                 &mut LayerState::attentions(states),
                 kept,
                 &mut scratch.attention,
@@ -446,9 +455,9 @@ impl Weights {
         lora: &mut lora::Scratch,
     ) -> Result<()> {
         self.normalise_mid(saved, scratch, eps)?;
-        rows::copy(out_td, &saved.residual.mid_td)?;
         self.mlp.forward(
             out_td,
+            &saved.residual.mid_td,
             &mut saved.mlp,
             &mut scratch.mlp,
             &scratch.block.normed_td,

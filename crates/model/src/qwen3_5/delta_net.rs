@@ -2,7 +2,8 @@
 // T tokens (packed), D hidden, G key heads, K key dim, H value heads, V value dim, C conv channels = 2·G·K + H·V, B sequences.
 
 use kernel::ops::{
-    causal_conv1d, delta_gate, gated_delta_rule, gated_delta_step, gated_rms_norm, l2_norm, split,
+    causal_conv1d, delta_gate, delta_inputs, gated_delta_rule, gated_delta_step, gated_rms_norm,
+    l2_norm, split,
 };
 use kernel::{DType, Device, Tensor};
 
@@ -61,12 +62,6 @@ arena! {
 
 arena! {
     Scratch(c, t) {
-        /// silu(conv(qkv)) [T,C]
-        conv_tc: act [t, c.conv_channels()],
-        /// Queries before the l2 norm [T,G,K].
-        raw_q_tgk: act [t, c.linear_num_key_heads, c.linear_key_head_dim],
-        /// [T,G,K]
-        raw_k_tgk: act [t, c.linear_num_key_heads, c.linear_key_head_dim],
         /// Normalised, times K^-1/2 [T,G,K].
         q_tgk: act [t, c.linear_num_key_heads, c.linear_key_head_dim],
         /// [T,G,K]
@@ -83,6 +78,18 @@ arena! {
 }
 
 arena! {
+    /// What a step of generation needs besides: there the convolution reads its state.
+    StepScratch(c, t) {
+        /// silu(conv(qkv)) [T,C]
+        conv_tc: act [t, c.conv_channels()],
+        /// Queries before the l2 norm [T,G,K].
+        raw_q_tgk: act [t, c.linear_num_key_heads, c.linear_key_head_dim],
+        /// [T,G,K]
+        raw_k_tgk: act [t, c.linear_num_key_heads, c.linear_key_head_dim],
+    }
+}
+
+arena! {
     Gradient(c, t) {
         /// [T,H,V]
         d_gated_thv: act [t, c.linear_num_value_heads, c.linear_value_head_dim],
@@ -94,14 +101,8 @@ arena! {
         d_q_tgk: act [t, c.linear_num_key_heads, c.linear_key_head_dim],
         /// [T,G,K]
         d_k_tgk: act [t, c.linear_num_key_heads, c.linear_key_head_dim],
-        /// [T,G,K]
-        d_raw_q_tgk: act [t, c.linear_num_key_heads, c.linear_key_head_dim],
-        /// [T,G,K]
-        d_raw_k_tgk: act [t, c.linear_num_key_heads, c.linear_key_head_dim],
         /// [T,H,V]
         d_v_thv: act [t, c.linear_num_value_heads, c.linear_value_head_dim],
-        /// [T,C]
-        d_conv_tc: act [t, c.conv_channels()],
         /// [T,C]
         d_qkv_tc: act [t, c.conv_channels()],
         /// [T,H]
@@ -169,10 +170,11 @@ impl Weights {
         }
     }
 
-    /// out_td added to; nothing crosses a border of `cu_seqlens`.
+    /// out_td = in_td + what this gives; nothing crosses a border of `cu_seqlens`.
     pub fn forward(
         &self,
         out_td: &mut Tensor,
+        in_td: &Tensor,
         saved: &mut Saved,
         scratch: &mut Scratch,
         x_td: &Tensor,
@@ -183,14 +185,8 @@ impl Weights {
         // 1. project
         self.project(saved, x_td, lora)?;
         // 2. convolve
-        causal_conv1d::forward(
-            &mut scratch.conv_tc,
-            &saved.qkv_tc,
-            &self.conv1d.tensor,
-            cu_seqlens,
-        )?;
         // 3. split and normalise
-        normalise(scratch)?;
+        self.inputs(scratch, saved, cu_seqlens)?;
         // 4. gates
         self.gates(saved)?;
         // 5. delta rule
@@ -207,7 +203,7 @@ impl Weights {
         self.gate(saved, scratch, eps)?;
         // 7. project back
         self.out_proj
-            .forward_residual(out_td, &scratch.gated_thv, lora)
+            .forward_onto(out_td, in_td, &scratch.gated_thv, lora)
     }
 
     /// d_x_td assigned.
@@ -245,13 +241,7 @@ impl Weights {
             &saved.mixed_rstd_th,
         )?;
         // 5. delta rule
-        causal_conv1d::forward(
-            &mut scratch.conv_tc,
-            &saved.qkv_tc,
-            &self.conv1d.tensor,
-            cu_seqlens,
-        )?;
-        normalise(scratch)?;
+        self.inputs(scratch, saved, cu_seqlens)?;
         gated_delta_rule::backward(
             &mut gradient.d_q_tgk,
             &mut gradient.d_k_tgk,
@@ -279,15 +269,19 @@ impl Weights {
             &self.dt_bias.tensor,
         )?;
         // 3. split and normalise
-        normalise_backward(gradient, scratch)?;
         // 2. convolve
-        causal_conv1d::backward(
+        delta_inputs::backward(
             &mut gradient.d_qkv_tc,
             grads.of(&self.conv1d),
-            &gradient.d_conv_tc,
+            &gradient.d_q_tgk,
+            &gradient.d_k_tgk,
+            &gradient.d_v_thv,
             &saved.qkv_tc,
             &self.conv1d.tensor,
+            &scratch.q_rstd_tg,
+            &scratch.k_rstd_tg,
             cu_seqlens,
+            query_scale(&scratch.q_tgk),
         )?;
         // 1. project
         self.in_proj_qkv
@@ -300,13 +294,15 @@ impl Weights {
             .backward_residual(d_x_td, grads, &gradient.d_a_th, x_td, lora)
     }
 
-    /// New tokens after what the states hold: T of one sequence, or one of each of B. out_td added to.
+    /// New tokens after what the states hold: T of one sequence, or one of each of B. out_td = in_td + what this gives.
     pub fn step(
         &self,
         out_td: &mut Tensor,
+        in_td: &Tensor,
         states: &mut [&mut State],
         saved: &mut Saved,
         scratch: &mut Scratch,
+        step_scratch: &mut StepScratch,
         x_td: &Tensor,
         eps: f32,
         lora: &mut lora::Scratch,
@@ -314,9 +310,9 @@ impl Weights {
         // 1. project
         self.project(saved, x_td, lora)?;
         // 2. convolve
-        self.convolve_step(states, saved, scratch)?;
+        self.convolve_step(states, saved, step_scratch)?;
         // 3. split and normalise
-        normalise(scratch)?;
+        normalise(scratch, step_scratch)?;
         // 4. gates
         self.gates(saved)?;
         // 5. delta rule
@@ -325,7 +321,7 @@ impl Weights {
         self.gate(saved, scratch, eps)?;
         // 7. project back
         self.out_proj
-            .forward_residual(out_td, &scratch.gated_thv, lora)
+            .forward_onto(out_td, in_td, &scratch.gated_thv, lora)
     }
 
     fn project(&self, saved: &mut Saved, x_td: &Tensor, lora: &mut lora::Scratch) -> Result<()> {
@@ -339,7 +335,7 @@ impl Weights {
         &self,
         states: &mut [&mut State],
         saved: &Saved,
-        scratch: &mut Scratch,
+        scratch: &mut StepScratch,
     ) -> Result<()> {
         if let [state] = states {
             causal_conv1d::forward_with_state(
@@ -364,6 +360,24 @@ impl Weights {
             )?;
             rows::copy_rows(&mut scratch.conv_tc, row, &out_1c, 0, 1, n_channels)?;
         }
+        Ok(())
+    }
+
+    /// Queries, keys and values of the delta rule from the projected row.
+    fn inputs(&self, scratch: &mut Scratch, saved: &Saved, cu_seqlens: &[u32]) -> Result<()> {
+        let q_scale = query_scale(&scratch.q_tgk);
+        delta_inputs::forward(
+            &mut scratch.q_tgk,
+            &mut scratch.k_tgk,
+            &mut scratch.v_thv,
+            &mut scratch.q_rstd_tg,
+            &mut scratch.k_rstd_tg,
+            &saved.qkv_tc,
+            &self.conv1d.tensor,
+            cu_seqlens,
+            q_scale,
+            L2_EPS,
+        )?;
         Ok(())
     }
 
@@ -393,51 +407,27 @@ impl Weights {
 }
 
 /// conv -> q, k (normalised), v.
-fn normalise(scratch: &mut Scratch) -> Result<()> {
+fn normalise(scratch: &mut Scratch, step_scratch: &mut StepScratch) -> Result<()> {
     let scale = query_scale(&scratch.q_tgk);
     split::qkv(
-        &mut scratch.raw_q_tgk,
-        &mut scratch.raw_k_tgk,
+        &mut step_scratch.raw_q_tgk,
+        &mut step_scratch.raw_k_tgk,
         &mut scratch.v_thv,
-        &scratch.conv_tc,
+        &step_scratch.conv_tc,
     )?;
     l2_norm::forward(
         &mut scratch.q_tgk,
         &mut scratch.q_rstd_tg,
-        &scratch.raw_q_tgk,
+        &step_scratch.raw_q_tgk,
         scale,
         L2_EPS,
     )?;
     l2_norm::forward(
         &mut scratch.k_tgk,
         &mut scratch.k_rstd_tg,
-        &scratch.raw_k_tgk,
+        &step_scratch.raw_k_tgk,
         1.0,
         L2_EPS,
-    )?;
-    Ok(())
-}
-
-fn normalise_backward(gradient: &mut Gradient, scratch: &Scratch) -> Result<()> {
-    l2_norm::backward(
-        &mut gradient.d_raw_k_tgk,
-        &gradient.d_k_tgk,
-        &scratch.raw_k_tgk,
-        &scratch.k_rstd_tg,
-        1.0,
-    )?;
-    l2_norm::backward(
-        &mut gradient.d_raw_q_tgk,
-        &gradient.d_q_tgk,
-        &scratch.raw_q_tgk,
-        &scratch.q_rstd_tg,
-        query_scale(&scratch.q_tgk),
-    )?;
-    split::qkv_backward(
-        &mut gradient.d_conv_tc,
-        &gradient.d_raw_q_tgk,
-        &gradient.d_raw_k_tgk,
-        &gradient.d_v_thv,
     )?;
     Ok(())
 }

@@ -58,10 +58,11 @@ impl Weights {
         }
     }
 
-    /// out_td added to. Serves generation as well: tokens do not see each other here.
+    /// out_td = in_td + what this gives. Serves generation as well: tokens do not see each other here.
     pub fn forward(
         &self,
         out_td: &mut Tensor,
+        in_td: &Tensor,
         saved: &mut Saved,
         scratch: &mut Scratch,
         x_td: &Tensor,
@@ -73,7 +74,7 @@ impl Weights {
         swiglu::forward(&mut scratch.product_tf, &saved.gate_tf, &saved.up_tf)?;
         // 3. project back
         self.down_proj
-            .forward_residual(out_td, &scratch.product_tf, lora)
+            .forward_onto(out_td, in_td, &scratch.product_tf, lora)
     }
 
     /// Step 1 of `forward` alone, for a backward pass that kept nothing of it.

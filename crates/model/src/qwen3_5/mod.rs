@@ -396,7 +396,9 @@ impl Qwen3_5 {
         let mut linear = block::Saved::new(LayerType::Linear, self.dtype, self.device);
         let mut full = block::Saved::new(LayerType::Full, self.dtype, self.device);
         let mut scratch = saved::Scratch::new(self.dtype, self.device);
+        let mut step_scratch = delta_net::StepScratch::new(self.dtype, self.device);
         let mut lora = lora::Scratch::new(self.dtype, self.device);
+        step_scratch.resize(&self.config, n_tokens)?;
         linear.resize(&self.config, n_tokens, Keep::All)?;
         full.resize(&self.config, n_tokens, Keep::All)?;
         scratch.resize(&self.config, n_tokens)?;
@@ -419,6 +421,7 @@ impl Qwen3_5 {
                 layer_states,
                 kept,
                 &mut scratch,
+                &mut step_scratch,
                 &place,
                 &mut lora,
             )?;

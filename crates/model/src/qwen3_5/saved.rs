@@ -28,6 +28,7 @@ macro_rules! arena {
             $( $(#[$doc])* pub $field: kernel::Tensor, )+
         }
 
+        #[allow(dead_code, reason = "not every arena is counted or looked into")]
         impl $name {
             #[allow(unused_variables, reason = "some arenas are f32 throughout")]
             pub fn new(dtype: kernel::DType, device: kernel::Device) -> Self {
