@@ -17,16 +17,20 @@ pub(crate) struct Cleanup {
 impl Cleanup {
     /// Cleans a sentence. Nothing is trimmed; other braces stay.
     pub fn run<'a>(&self, text: Cow<'a, str>) -> Cow<'a, str> {
-        let has_markup = memchr::memchr2(b'{', b'<', text.as_bytes()).is_some();
+        let has_markup = |text: &str| memchr::memchr2(b'{', b'<', text.as_bytes()).is_some();
         let is_literal =
             |(from, _): &(String, String)| !from.starts_with('{') && text.contains(from);
-        if !has_markup && !self.literals.iter().any(is_literal) {
+        if !has_markup(&text) && !self.literals.iter().any(is_literal) {
             return text;
         }
         // 1. the player's name  2. literal replacements of the game
         let mut text = replace(text, "{NICKNAME}", &self.nickname);
         for (from, to) in &self.literals {
             text = replace(text, from, to);
+        }
+        // Often that was all.
+        if !has_markup(&text) {
+            return text;
         }
         // 3. blanks
         text = replace(text, "{SPACE}", " ");

@@ -452,7 +452,7 @@ impl<'a> InLanguage<'a> {
     ) -> Shown<'s> {
         let written = format::write(format, self.texts.language, name, text, aside);
         let shown = self.cleanup.run(written);
-        if shown.contains('{') {
+        if memchr::memchr(b'{', shown.as_bytes()).is_some() {
             cleanup::count_unknown(&shown, &mut self.unknown);
         }
         Shown::new(shown, out.count)

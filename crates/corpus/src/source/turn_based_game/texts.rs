@@ -66,6 +66,10 @@ impl<'a> Texts<'a> {
         let Some(raw) = self.map.get(hash)? else {
             return Ok(Err(hash));
         };
+        // Most texts have neither.
+        if memchr::memchr2(b'{', b'\\', raw.as_bytes()).is_none() {
+            return Ok(Ok(raw));
+        }
         // 1. joined texts
         let text = match self.put_joined(raw)? {
             Ok(text) => text,
