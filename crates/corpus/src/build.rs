@@ -1,6 +1,7 @@
 //! Builds data sets: reads the source once, writes every task in every language, then names the files.
 
-use std::collections::{BTreeMap, HashMap};
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -11,13 +12,15 @@ use crate::character::{Character, GameRules};
 use crate::dataset::{DatasetPart, DatasetWriter};
 use crate::error::{Error, Result};
 use crate::language::Language;
-use crate::manifest::{self, Dataset, Manifest, RowScenes, Warning};
-use crate::output::{self, Pending};
+use crate::manifest::Manifest;
+use crate::output;
 use crate::rules::Counter;
 use crate::source::SourceKind;
 use crate::source::story::{self, StoryDocuments};
 use crate::source::turn_based_game::{self as game, GameDocuments, Tables, vendor};
 use crate::split::{Split, SplitOptions};
+use crate::staged::{BuildReport, Built, Staged, Warnings};
+use crate::stopwatch::Stopwatch;
 use crate::task::Task;
 
 /// What to build from what.
@@ -43,19 +46,6 @@ pub struct Progress {
     pub total: usize,
 }
 
-/// What was built.
-#[derive(Debug, Clone)]
-pub struct BuildReport {
-    pub datasets: BTreeMap<Task, Dataset>,
-}
-
-impl BuildReport {
-    /// Tokens over all data sets, records and languages.
-    pub fn n_tokens(&self) -> u64 {
-        self.datasets.values().map(Dataset::n_tokens).sum()
-    }
-}
-
 /// Builds data sets; files get their names only when all of them are complete.
 ///
 /// # Errors
@@ -65,13 +55,31 @@ pub fn build(
     count: Counter<'_>,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<BuildReport> {
-    let mut manifest = Manifest::load(request.out)?.unwrap_or_default();
+    stage(request, count, progress)?.publish()
+}
+
+/// Builds data sets up to the point where their files need only their names.
+///
+/// # Errors
+/// As [`build`].
+pub fn stage<'a>(
+    request: &BuildRequest<'a>,
+    count: Counter<'_>,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<Staged<'a>> {
+    let manifest = Manifest::load(request.out)?.unwrap_or_default();
     output::remove_leftovers(request.out);
+    let times = Stopwatch::default();
     let built = match request.source {
-        SourceKind::Story => build_story(request, count, progress)?,
-        SourceKind::TurnBasedGame => build_game(request, count, progress)?,
+        SourceKind::Story => build_story(request, count, progress, &times)?,
+        SourceKind::TurnBasedGame => build_game(request, count, progress, &times)?,
     };
-    publish(request, &mut manifest, built)
+    Ok(Staged {
+        request: *request,
+        manifest,
+        built,
+        times: times.total(),
+    })
 }
 
 /// Which story to split for which character.
@@ -130,46 +138,13 @@ fn game_rules(character: &Character) -> Result<&GameRules> {
     })
 }
 
-/// A data set whose files are complete but not yet named.
-struct Built {
-    task: Task,
-    source_sha256: String,
-    parts: Vec<DatasetPart>,
-    warnings: Warnings,
-}
-
-/// What looks wrong, each once with its count, in the order in which it was met.
-#[derive(Default)]
-struct Warnings {
-    list: Vec<Warning>,
-    places: HashMap<String, usize>,
-}
-
-impl Warnings {
-    fn add(&mut self, text: String, count: usize) {
-        let place = *self.places.entry(text).or_insert_with_key(|text| {
-            self.list.push(Warning {
-                text: text.clone(),
-                count: 0,
-            });
-            self.list.len() - 1
-        });
-        self.list[place].count += count as u64;
-    }
-
-    fn add_markup(&mut self, unknown: BTreeMap<String, usize>) {
-        for (tag, n) in unknown {
-            self.add(format!("unknown markup {tag}"), n);
-        }
-    }
-}
-
 fn build_story(
     request: &BuildRequest<'_>,
     count: Counter<'_>,
     progress: &(dyn Fn(Progress) + Sync),
+    times: &Stopwatch,
 ) -> Result<Vec<Built>> {
-    let story = story::read(request.root)?;
+    let story = times.tables(|| story::read(request.root))?;
     let documents = StoryDocuments::new(&story, request.character);
     for task in request.tasks {
         documents.check(*task)?;
@@ -192,7 +167,7 @@ fn build_story(
                 Some(*language),
                 count,
             )?;
-            let unknown = documents.write(*task, *language, &mut writer)?;
+            let unknown = times.rows(|| documents.write(*task, *language, &mut writer))?;
             let part = writer.finish()?;
             steps.done(*task, Some(*language));
             Ok((*task, part, unknown))
@@ -225,6 +200,7 @@ fn build_game(
     request: &BuildRequest<'_>,
     count: Counter<'_>,
     progress: &(dyn Fn(Progress) + Sync),
+    times: &Stopwatch,
 ) -> Result<Vec<Built>> {
     let rules = game_rules(request.character)?;
     let tasks: Vec<Task> = request
@@ -244,17 +220,27 @@ fn build_game(
         });
     }
     if has_vendor {
-        return build_vendor(request, rules, count, progress);
+        return build_vendor(request, rules, count, progress, times);
     }
-    let tables = Tables::read(request.root, &tasks)?;
+    let tables = times.tables(|| Tables::read(request.root, &tasks))?;
     let documents = GameDocuments::new(&tables, rules);
     let languages = languages(request);
     let steps = Steps::new(tasks.len() * languages.len(), progress);
-    // A language at a time on every core: its map is read once for all tasks.
-    let built = languages
-        .par_iter()
-        .map(|language| build_language(request, &documents, &tasks, *language, count, &steps))
+    // A language at a time on every core: its map is read once for all tasks. The largest come first, so that no core is left with one.
+    let mut order: Vec<usize> = (0..languages.len()).collect();
+    order.sort_by_key(|idx| Reverse(game::TextMapFiles::bytes(request.root, languages[*idx])));
+    let mut built = order
+        .into_iter()
+        .par_bridge()
+        .map(|idx| {
+            let language = languages[idx];
+            let parts =
+                build_language(request, &documents, &tasks, language, count, &steps, times)?;
+            Ok((idx, parts))
+        })
         .collect::<Result<Vec<_>>>()?;
+    built.sort_by_key(|(idx, _)| *idx);
+    let built: Vec<LanguageParts> = built.into_iter().map(|(_, parts)| parts).collect();
 
     let mut source = Sha256::new();
     for (name, hash) in &tables.hashes {
@@ -301,9 +287,10 @@ fn build_language(
     language: Language,
     count: Counter<'_>,
     steps: &Steps<'_>,
+    times: &Stopwatch,
 ) -> Result<LanguageParts> {
-    let files = game::TextMapFiles::read(request.root, language)?;
-    let map = files.parse()?;
+    let files = times.maps(|| game::TextMapFiles::read(request.root, language))?;
+    let map = times.maps(|| files.parse())?;
     let parts = tasks
         .iter()
         .map(|task| {
@@ -316,14 +303,14 @@ fn build_language(
                 count,
             )?;
             let texts = game::Texts::new(language, &map, documents.tables);
-            let unknown = documents.write(*task, texts, &mut out)?;
+            let unknown = times.rows(|| documents.write(*task, texts, &mut out))?;
             let part = out.finish()?;
             steps.done(*task, Some(language));
             Ok((part, unknown))
         })
         .collect::<Result<Vec<_>>>()?;
     Ok(LanguageParts {
-        map_sha256: files.sha256(),
+        map_sha256: times.maps(|| files.sha256()),
         map_is_missing: files.is_missing(),
         parts,
     })
@@ -334,6 +321,7 @@ fn build_vendor(
     rules: &GameRules,
     count: Counter<'_>,
     progress: &(dyn Fn(Progress) + Sync),
+    times: &Stopwatch,
 ) -> Result<Vec<Built>> {
     let task = Task::PtVendor;
     // The pages are in simplified Chinese.
@@ -344,7 +332,8 @@ fn build_vendor(
     for set in vendor::SETS {
         let relative = format!("{task}/{set}.jsonl");
         let mut out = DatasetWriter::create(request.out, relative, set, None, count)?;
-        source.update(vendor::write(set, request.root, nickname, &mut out)?);
+        let sha256 = times.rows(|| vendor::write(set, request.root, nickname, &mut out))?;
+        source.update(sha256);
         parts.push(out.finish()?);
         steps.done(task, None);
     }
@@ -364,84 +353,6 @@ fn languages(request: &BuildRequest<'_>) -> Vec<Language> {
             .filter(|l| asked.contains(l))
             .collect(),
     }
-}
-
-/// Writes the token counts, then gives all files their names; the manifest comes last.
-fn publish(
-    request: &BuildRequest<'_>,
-    manifest: &mut Manifest,
-    built: Vec<Built>,
-) -> Result<BuildReport> {
-    let mut pending: Vec<Pending> = Vec::new();
-    let mut datasets = BTreeMap::new();
-    let mut unlisted = manifest.clone();
-    for Built {
-        task,
-        source_sha256,
-        parts,
-        warnings,
-    } in built
-    {
-        let tokens_file = format!("{task}.json");
-        let mut counts = Pending::create(request.out.join(&tokens_file))?;
-        counts.write(&output::tokens_json(
-            parts.iter().map(|p| (p.file.key.as_str(), &p.tokens[..])),
-        ))?;
-        let tokens_sha256 = counts.finish()?.sha256;
-        pending.push(counts);
-        let mut dataset = Dataset {
-            source: request.source.name().to_owned(),
-            source_sha256,
-            character: request.character.origin.id.clone(),
-            character_sha256: request.character.origin.sha256.clone(),
-            tokens_file,
-            tokens_sha256,
-            scenes: Vec::new(),
-            files: Vec::new(),
-            warnings: warnings.list,
-        };
-        let mut scene_idx = BTreeMap::new();
-        for mut part in parts {
-            let places: Vec<u32> = part
-                .scenes
-                .into_iter()
-                .map(|scene| {
-                    *scene_idx.entry(scene).or_insert_with_key(|scene| {
-                        dataset.scenes.push(scene.clone());
-                        dataset.scenes.len() as u32 - 1
-                    })
-                })
-                .collect();
-            for row in &mut part.file.rows {
-                match row {
-                    RowScenes::One(idx) => *idx = places[*idx as usize],
-                    RowScenes::Several(parts) => {
-                        for (idx, ..) in parts {
-                            *idx = places[*idx as usize];
-                        }
-                    }
-                }
-            }
-            dataset.files.push(part.file);
-            pending.push(part.pending);
-        }
-        manifest.datasets.insert(task.to_string(), dataset.clone());
-        datasets.insert(task, dataset);
-    }
-    // A build that dies between two renames must not leave old and new files listed as one data set.
-    let path = request.out.join(manifest::FILE_NAME);
-    let n_listed = unlisted.datasets.len();
-    unlisted
-        .datasets
-        .retain(|name, _| datasets.keys().all(|task: &Task| task.name() != name));
-    if unlisted.datasets.len() < n_listed {
-        output::write_file(&path, &unlisted.to_json())?;
-    }
-    for file in pending {
-        file.publish()?;
-    }
-    output::write_file(&path, &manifest.to_json())?;
-    Ok(BuildReport { datasets })
 }
 
 /// Counts finished files for the progress callback.

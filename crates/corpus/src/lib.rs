@@ -25,12 +25,12 @@ mod similar;
 mod source;
 pub mod split;
 mod splitter;
+mod staged;
 pub mod stats;
+mod stopwatch;
 mod task;
 
-pub use build::{
-    BuildReport, BuildRequest, Progress, SplitRequest, build, check_split, make_split,
-};
+pub use build::{BuildRequest, Progress, SplitRequest, build, check_split, make_split, stage};
 pub use character::Character;
 pub use error::{Error, Result};
 pub use language::{ByLanguage, Language};
@@ -40,4 +40,6 @@ pub use rows::{Row, RowMessage};
 pub use rules::Counter;
 pub use source::SourceKind;
 pub use split::{Side, Split, SplitOptions, SplitReport};
+pub use staged::{BuildReport, Staged};
+pub use stopwatch::Times;
 pub use task::Task;

@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
@@ -133,8 +135,11 @@ pub(crate) struct Pending {
     path: PathBuf,
     temporary: PathBuf,
     file: Option<BufWriter<File>>,
+    /// Brings a finished file to the disk while the next ones are made.
+    syncing: Option<JoinHandle<std::io::Result<()>>>,
     hash: Sha256,
     bytes: u64,
+    spent: Duration,
 }
 
 /// Size and hash of a finished file.
@@ -163,32 +168,33 @@ impl Pending {
             path,
             temporary,
             file: Some(BufWriter::with_capacity(1 << 18, file)),
+            syncing: None,
             hash: Sha256::new(),
             bytes: 0,
+            spent: Duration::ZERO,
         })
     }
 
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let start = Instant::now();
         self.hash.update(bytes);
         self.bytes += bytes.len() as u64;
-        match &mut self.file {
-            Some(file) => file.write_all(bytes).map_err(|source| Error::Write {
-                path: self.temporary.clone(),
-                source,
-            }),
+        let written = match &mut self.file {
+            Some(file) => file.write_all(bytes).map_err(|source| self.error(source)),
             None => Ok(()),
-        }
+        };
+        self.spent += start.elapsed();
+        written
     }
 
-    /// Brings what was written to the disk; the file still has its temporary name.
+    /// Ends the file, which keeps its temporary name, and begins to bring it to the disk.
     pub fn finish(&mut self) -> Result<Written> {
-        if let Some(mut file) = self.file.take() {
-            file.flush()
-                .and_then(|()| file.get_ref().sync_all())
-                .map_err(|source| Error::Write {
-                    path: self.temporary.clone(),
-                    source,
-                })?;
+        if let Some(file) = self.file.take() {
+            let file = file
+                .into_inner()
+                .map_err(|error| self.error(error.into_error()))?;
+            let syncing = std::thread::Builder::new().spawn(move || file.sync_all());
+            self.syncing = Some(syncing.map_err(|source| self.error(source))?);
         }
         Ok(Written {
             sha256: hex(&self.hash.clone().finalize()),
@@ -196,21 +202,42 @@ impl Pending {
         })
     }
 
-    /// Gives a finished file its final name.
-    pub fn publish(self) -> Result<()> {
-        debug_assert!(self.file.is_none(), "a file is published after finish()");
+    /// Waits until a finished file is on the disk; gives the time that writing took.
+    pub fn settle(&mut self) -> Result<Duration> {
+        let synced = self.syncing.take().map(JoinHandle::join);
+        if let Some(synced) = synced {
+            let gone = |_| Err(std::io::Error::other("the thread that wrote it failed"));
+            synced
+                .unwrap_or_else(gone)
+                .map_err(|source| self.error(source))?;
+        }
+        Ok(self.spent)
+    }
+
+    /// Gives a finished file its final name; gives the folder, which [`sync_folder`] makes remember it.
+    pub fn publish(mut self) -> Result<Option<PathBuf>> {
+        assert!(self.file.is_none(), "a file is published after finish()");
+        self.settle()?;
         std::fs::rename(&self.temporary, &self.path).map_err(|source| Error::Write {
             path: self.path.clone(),
             source,
         })?;
-        sync_folder_of(&self.path);
-        Ok(())
+        Ok(self.path.parent().map(Path::to_owned))
+    }
+
+    fn error(&self, source: std::io::Error) -> Error {
+        Error::Write {
+            path: self.temporary.clone(),
+            source,
+        }
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        // Gone already when it was published; nothing more can be done about a failure here.
+        // Some systems keep a file that is open. Nothing more can be done about a failure here.
+        let _ = self.syncing.take().map(JoinHandle::join);
+        // Gone already when it was published.
         let _ = std::fs::remove_file(&self.temporary);
     }
 }
@@ -220,7 +247,9 @@ pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<Written> {
     let mut pending = Pending::create(path.to_owned())?;
     pending.write(bytes)?;
     let written = pending.finish()?;
-    pending.publish()?;
+    if let Some(folder) = pending.publish()? {
+        sync_folder(&folder);
+    }
     Ok(written)
 }
 
@@ -247,9 +276,9 @@ pub(crate) fn remove_leftovers(out: &Path) {
     }
 }
 
-/// Makes a rename last; folders cannot be synchronised everywhere, and the data is safe without it.
-fn sync_folder_of(path: &Path) {
-    if let Some(folder) = path.parent().and_then(|p| File::open(p).ok()) {
+/// Makes the renames in a folder last; folders cannot be synchronised everywhere, and the data is safe without it.
+pub(crate) fn sync_folder(folder: &Path) {
+    if let Ok(folder) = File::open(folder) {
         let _ = folder.sync_all();
     }
 }

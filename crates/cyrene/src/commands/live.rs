@@ -18,8 +18,8 @@ use crate::stage::{Stage, hash_path, write_whole};
 use crate::ui::Ui;
 use crate::{misuse, sizes};
 
-const DEMO_STORY: &str = include_str!("../../../../demo/story.jsonl");
-const DEMO_CHARACTER: &str = include_str!("../../../../characters/ovelle.toml");
+pub const DEMO_STORY: &str = include_str!("../../../../demo/story.jsonl");
+pub const DEMO_CHARACTER: &str = include_str!("../../../../characters/ovelle.toml");
 /// Tokens of the tiny model's vocabulary, the 33 added ones among them.
 const TINY_VOCABULARY: usize = 2048;
 /// Seed of everything in a run that a recipe does not seed.
@@ -226,7 +226,6 @@ impl Run {
     fn corpus(&mut self) -> Result<()> {
         let inputs = json!({ "story": hash_path(&self.story)?, "character": hash_path(&self.character_path)?, "seed": SEED });
         self.stage(3, "corpus", inputs, |run, dir| {
-            let tokenizer = Tokenizer::load(&run.base_model())?.with_pattern(WordPattern::Qwen2)?;
             let tasks = [Task::PtEverything, Task::SftCyrene];
             let request = BuildRequest {
                 source: SourceKind::Story,
@@ -236,7 +235,8 @@ impl Run {
                 languages: None,
                 out: dir,
             };
-            let report = corpus_command::build::build(&request, &tokenizer, &run.ui)?;
+            let load = || Ok(Tokenizer::load(&run.base_model())?.with_pattern(WordPattern::Qwen2)?);
+            let report = corpus_command::build::build(&request, load, &run.ui)?;
             let split = run.split()?;
             split.save(&dir.join("split.json"), true)?;
             for (task, dataset) in &report.datasets {

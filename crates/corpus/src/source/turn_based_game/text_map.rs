@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -38,24 +38,19 @@ pub(crate) struct TextMapFiles {
 }
 
 impl TextMapFiles {
-    /// `TextMap<LANG>.json` alone if it is there, else `TextMap<LANG>_0.json`, `_1`, ... until one is missing.
     pub fn read(tree: &Path, language: Language) -> Result<TextMapFiles> {
-        let folder = tree.join("TextMap");
-        let code = language.code().to_uppercase();
-        let whole = folder.join(format!("TextMap{code}.json"));
-        let mut files = Vec::new();
-        if whole.exists() {
-            files.push(JsonFile::read(whole)?);
-            return Ok(TextMapFiles { files });
-        }
-        for part in 0.. {
-            let path = folder.join(format!("TextMap{code}_{part}.json"));
-            if !path.exists() {
-                break;
-            }
-            files.push(JsonFile::read(path)?);
-        }
+        let paths = paths(tree, language);
+        let files = paths
+            .into_iter()
+            .map(JsonFile::read)
+            .collect::<Result<_>>()?;
         Ok(TextMapFiles { files })
+    }
+
+    /// How large a language's map is; what cannot be read counts as nothing.
+    pub fn bytes(tree: &Path, language: Language) -> u64 {
+        let bytes = |path| std::fs::metadata(path).map_or(0, |data| data.len());
+        paths(tree, language).into_iter().map(bytes).sum()
     }
 
     pub fn is_missing(&self) -> bool {
@@ -84,6 +79,20 @@ impl TextMapFiles {
             files: &self.files,
         })
     }
+}
+
+/// `TextMap<LANG>.json` alone if it is there, else `TextMap<LANG>_0.json`, `_1`, ... until one is missing.
+fn paths(tree: &Path, language: Language) -> Vec<PathBuf> {
+    let folder = tree.join("TextMap");
+    let code = language.code().to_uppercase();
+    let whole = folder.join(format!("TextMap{code}.json"));
+    if whole.exists() {
+        return vec![whole];
+    }
+    (0..)
+        .map(|part| folder.join(format!("TextMap{code}_{part}.json")))
+        .take_while(|path| path.exists())
+        .collect()
 }
 
 type Texts<'a> = HashMap<TextHash, &'a RawValue, Fold>;
@@ -117,7 +126,7 @@ impl<'a> TextMap<'a> {
                 got: shorten(raw, 40),
             });
         };
-        if !inner.contains('\\') {
+        if memchr::memchr(b'\\', inner.as_bytes()).is_none() {
             return Ok(Some(Cow::Borrowed(inner)));
         }
         match serde_json::from_str::<String>(raw) {

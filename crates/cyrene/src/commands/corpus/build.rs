@@ -1,8 +1,11 @@
 //! `cyrene corpus build`: a story to data sets.
 
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
 use anyhow::{Context, Result};
 use corpus::{
-    BuildReport, BuildRequest, Character, Language, SourceKind, Split, SplitRequest, Task,
+    BuildReport, BuildRequest, Character, Language, Progress, SourceKind, Split, SplitRequest, Task,
 };
 use text::{Tokenizer, WordPattern};
 
@@ -12,34 +15,10 @@ use crate::misuse;
 use crate::ui::Ui;
 
 pub fn run(args: &CorpusBuild, ui: &Ui) -> Result<()> {
-    let pattern = match args.count_with {
-        CountWith::Qwen2 => WordPattern::Qwen2,
-        CountWith::Qwen3_5 => WordPattern::Qwen3_5,
-    };
-    let tokenizer = Tokenizer::load(&args.tokenizer)?.with_pattern(pattern)?;
-    let character = Character::load(&args.character)?;
-    let tasks = args
-        .tasks
-        .iter()
-        .map(|name| as_misuse(Task::parse(name)))
-        .collect::<Result<Vec<_>>>()?;
-    let mut languages = Vec::new();
-    for code in &args.languages {
-        match Language::from_code(code) {
-            Some(language) => languages.push(language),
-            None => misuse!("unknown language `{code}`; known are {}", known_languages()),
-        }
-    }
-    let request = BuildRequest {
-        source: as_misuse(SourceKind::parse(&args.source))?,
-        root: &args.root,
-        character: &character,
-        tasks: &tasks,
-        languages: (!languages.is_empty()).then_some(&languages[..]),
-        out: &args.out,
-    };
+    let (character, plan) = plan(args)?;
+    let request = plan.request(&character);
     guard(&request)?;
-    let report = build(&request, &tokenizer, ui)?;
+    let report = build(&request, || tokenizer(args), ui)?;
     let rows: u64 = report
         .datasets
         .values()
@@ -77,44 +56,83 @@ fn guard(request: &BuildRequest<'_>) -> Result<()> {
     corpus::check_split(&story, &split).with_context(|| format!("checking {}", path.display()))
 }
 
+/// The tokenizer that counts as the arguments say.
+pub fn tokenizer(args: &CorpusBuild) -> Result<Tokenizer> {
+    let pattern = match args.count_with {
+        CountWith::Qwen2 => WordPattern::Qwen2,
+        CountWith::Qwen3_5 => WordPattern::Qwen3_5,
+    };
+    Ok(Tokenizer::load(&args.tokenizer)?.with_pattern(pattern)?)
+}
+
+/// The arguments as `corpus` takes them.
+pub struct Plan<'a> {
+    source: SourceKind,
+    root: &'a Path,
+    pub tasks: Vec<Task>,
+    languages: Vec<Language>,
+    out: &'a Path,
+}
+
+/// # Errors
+/// A character file that cannot be read, an unknown task, language or source.
+pub fn plan(args: &CorpusBuild) -> Result<(Character, Plan<'_>)> {
+    let character = Character::load(&args.character)?;
+    let tasks = args.tasks.iter().map(|name| as_misuse(Task::parse(name)));
+    let tasks = tasks.collect::<Result<Vec<_>>>()?;
+    let mut languages = Vec::new();
+    for code in &args.languages {
+        match Language::from_code(code) {
+            Some(language) => languages.push(language),
+            None => misuse!("unknown language `{code}`; known are {}", known_languages()),
+        }
+    }
+    let plan = Plan {
+        source: as_misuse(SourceKind::parse(&args.source))?,
+        root: &args.root,
+        tasks,
+        languages,
+        out: &args.out,
+    };
+    Ok((character, plan))
+}
+
+impl Plan<'_> {
+    pub fn request<'r>(&'r self, character: &'r Character) -> BuildRequest<'r> {
+        BuildRequest {
+            source: self.source,
+            root: self.root,
+            character,
+            tasks: &self.tasks,
+            languages: (!self.languages.is_empty()).then_some(&self.languages[..]),
+            out: self.out,
+        }
+    }
+}
+
 /// Builds with a progress bar, and says what looked wrong.
 ///
 /// # Errors
-/// What `corpus` reports; a text that cannot be counted.
-pub fn build(request: &BuildRequest<'_>, tokenizer: &Tokenizer, ui: &Ui) -> Result<BuildReport> {
-    let bar = std::sync::Mutex::new(None);
-    // Counting cannot fail on valid UTF-8; should it, the first failure is kept and reported after the build.
-    let failure = std::sync::Mutex::new(None);
-    let count = |text: &str| {
-        tokenizer.count(text).unwrap_or_else(|error| {
-            failure
-                .lock()
-                .unwrap_or_else(|poisoned| poisoned.into_inner())
-                .get_or_insert(error);
-            0
-        })
-    };
-    let report = corpus::build(request, &count, &|progress| {
-        let mut bar = bar.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+/// What `load` or `corpus` report; a text that cannot be counted. Then no data set is left or changed.
+pub fn build(
+    request: &BuildRequest<'_>,
+    load: impl FnOnce() -> Result<Tokenizer> + Send,
+    ui: &Ui,
+) -> Result<BuildReport> {
+    let bar = Mutex::new(None);
+    let progress = |progress: Progress| {
+        let mut bar = lock(&bar);
         let bar = bar.get_or_insert_with(|| ui.bar("corpus", progress.total as u64));
         let name = progress.file.map_or(String::new(), |(task, language)| {
             format!("{task} {}", language.map_or("", |l| l.code()))
         });
         bar.set(progress.done as u64, &name);
-    });
-    if let Some(bar) = bar
-        .into_inner()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
-    {
+    };
+    let report = quietly(request, load, &progress);
+    if let Some(bar) = lock(&bar).take() {
         bar.finish();
     }
     let report = report?;
-    if let Some(error) = failure
-        .into_inner()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
-    {
-        return Err(error).context("counting tokens");
-    }
     let mut said = std::collections::BTreeSet::new();
     for warning in report
         .datasets
@@ -129,6 +147,63 @@ pub fn build(request: &BuildRequest<'_>, tokenizer: &Tokenizer, ui: &Ui) -> Resu
         }
     }
     Ok(report)
+}
+
+/// Builds; the tokenizer is loaded while the source is read.
+///
+/// # Errors
+/// As [`build`].
+pub fn quietly(
+    request: &BuildRequest<'_>,
+    load: impl FnOnce() -> Result<Tokenizer> + Send,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<BuildReport> {
+    let tokenizer = Awaited(OnceLock::new());
+    // Counting cannot fail on valid UTF-8; should it, the first failure is kept and reported before anything gets its name.
+    let failure = Mutex::new(None);
+    let count = |text: &str| match tokenizer.0.wait() {
+        Some(tokenizer) => tokenizer.count(text).unwrap_or_else(|error| {
+            lock(&failure).get_or_insert(error);
+            0
+        }),
+        None => 0,
+    };
+    let staged = std::thread::scope(|scope| {
+        let loading = scope.spawn(|| tokenizer.load(load));
+        let staged = corpus::stage(request, &count, progress);
+        match loading.join() {
+            Ok(loaded) => loaded?,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+        anyhow::Ok(staged?)
+    })?;
+    if let Some(error) = lock(&failure).take() {
+        return Err(error).context("counting tokens");
+    }
+    Ok(staged.publish()?)
+}
+
+/// A tokenizer on its way; `None` once it is known not to come.
+struct Awaited(OnceLock<Option<Tokenizer>>);
+
+impl Awaited {
+    fn load(&self, load: impl FnOnce() -> Result<Tokenizer>) -> Result<()> {
+        /// Nobody may wait for ever, even if loading panics.
+        struct Give<'a>(&'a OnceLock<Option<Tokenizer>>, Option<Tokenizer>);
+        impl Drop for Give<'_> {
+            fn drop(&mut self) {
+                self.0.get_or_init(|| self.1.take());
+            }
+        }
+        let mut give = Give(&self.0, None);
+        give.1 = Some(load()?);
+        Ok(())
+    }
+}
+
+/// The value of a mutex, even after a panic elsewhere.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn known_languages() -> String {
