@@ -112,6 +112,37 @@ pub enum StageName {
 pub enum Bench {
     /// Training steps: tokens a second, milliseconds, peak memory
     Train(BenchTrain),
+    /// Data sets from a story: lines and tokens a second, peak memory, where the time goes
+    Corpus(BenchCorpus),
+}
+
+#[derive(Debug, Args)]
+pub struct BenchCorpus {
+    /// The story: file or folder; without it the bundled one with a vocabulary learned from it
+    #[arg(long, requires_all = ["character", "tokenizer"])]
+    pub root: Option<PathBuf>,
+    #[arg(long, default_value = "story")]
+    pub source: String,
+    #[arg(long, requires = "root")]
+    pub character: Option<PathBuf>,
+    /// pt/everything, sft/cyrene, ... (repeatable)
+    #[arg(long = "task", default_value = "pt/everything")]
+    pub tasks: Vec<String>,
+    /// Folder, tokenizer.json or tokenizer.json.gz
+    #[arg(long, requires = "root")]
+    pub tokenizer: Option<PathBuf>,
+    /// e.g. chs,en
+    #[arg(long, value_delimiter = ',')]
+    pub languages: Vec<String>,
+    /// Word pattern for token counts
+    #[arg(long, value_enum, default_value = "qwen2")]
+    pub count_with: CountWith,
+    /// Builds, of which the fastest counts; one more shows the stages
+    #[arg(long, default_value_t = 3)]
+    pub runs: usize,
+    /// What another tool needs for the same, to print the ratio
+    #[arg(long)]
+    pub peer_seconds: Option<f64>,
 }
 
 #[derive(Debug, Args)]

@@ -149,6 +149,62 @@ fn broken_line_is_named_and_nothing_is_written() {
     assert_eq!(setup.files(""), [""; 0]);
 }
 
+/// The tokenizer is loaded while the story is read, and its fault comes before anything has its name.
+#[test]
+fn missing_tokenizer_is_named_and_nothing_is_written() {
+    let setup = Setup::new(&story(2));
+    std::fs::remove_file(setup.path("tokenizer/tokenizer.json")).unwrap();
+    let output = setup.build();
+    assert_eq!(output.status.code(), Some(1));
+    let said = stderr(&output);
+    assert!(
+        said.contains("cannot read ") && said.contains("tokenizer.json"),
+        "{said}"
+    );
+    assert_eq!(setup.files(""), [""; 0]);
+}
+
+#[test]
+fn bench_says_what_a_build_of_the_story_does() {
+    let setup = Setup::new(&story(20));
+    let (root, character) = (setup.text("story.jsonl"), setup.text("ada.toml"));
+    let tokenizer = setup.text("tokenizer");
+    let args = [
+        "--json",
+        "bench",
+        "corpus",
+        "--runs",
+        "1",
+        "--task",
+        "sft/cyrene",
+        "--peer-seconds",
+        "100",
+    ];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cyrene"));
+    command.args(args).args([
+        "--root",
+        &root,
+        "--character",
+        &character,
+        "--tokenizer",
+        &tokenizer,
+    ]);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let line: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&line["bench"], &line["tasks"]),
+        (&"corpus".into(), &serde_json::json!(["sft/cyrene"]))
+    );
+    // Six lines a scene, in two of the three languages; nobody's name is counted.
+    assert_eq!(line["lines"], 240);
+    assert!(line["tokens"].as_u64().unwrap() > 240);
+    assert!(line["stages_s"]["count"].as_f64().unwrap() > 0.0);
+    assert!(line["times_peer"].as_f64().unwrap() > 0.0);
+    assert!(line["peak_bytes"].as_u64().unwrap() > 1 << 20);
+    assert_eq!(setup.files(""), [""; 0], "a bench leaves nothing");
+}
+
 #[test]
 fn unknown_markup_is_said_once_with_its_count() {
     let story = story(3).replace("the tide", "the <blink>tide</blink>");

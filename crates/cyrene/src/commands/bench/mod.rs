@@ -1,5 +1,7 @@
-//! `cyrene bench`: what this machine reaches, with random weights, so that nothing is downloaded.
+//! `cyrene bench`: what this machine reaches, with random weights and the bundled story, so that nothing is downloaded.
 
+mod corpus;
+mod peak;
 mod train;
 
 use anyhow::Result;
@@ -10,5 +12,6 @@ use crate::ui::Ui;
 pub fn run(command: Bench, ui: &Ui) -> Result<()> {
     match command {
         Bench::Train(args) => train::run(&args, ui),
+        Bench::Corpus(args) => corpus::run(args, ui),
     }
 }
