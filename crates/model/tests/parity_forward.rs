@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Tensors, assert_close, reference, sum};
+use common::{Tensors, assert_close, host, load_model, reference, sum};
 use kernel::DType;
 use model::{Batch, Model, Saved, SequenceState};
 
@@ -14,7 +14,7 @@ const MODELS: [&str; 2] = ["tiny_a", "tiny_b"];
 
 fn load(name: &str, dtype: DType) -> Option<(Model, std::path::PathBuf)> {
     let reference = reference()?;
-    let model = Model::load(&reference.join("models").join(name), dtype).unwrap();
+    let model = load_model(&reference.join("models").join(name), dtype);
     Some((model, reference.join("goldens").join(name)))
 }
 
@@ -97,7 +97,7 @@ fn layer_internals_match() {
         for (layer_idx, field, what) in pairs {
             let layer = saved.layer(layer_idx);
             let (_, tensor) = layer.iter().find(|(f, _)| *f == field).unwrap();
-            assert_close(&what, tensor.f32s(), &golden.floats(&what), 2e-5);
+            assert_close(&what, &host(tensor), &golden.floats(&what), 2e-5);
         }
     }
 }

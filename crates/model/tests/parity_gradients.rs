@@ -3,16 +3,18 @@
 
 mod common;
 
-use common::{Row, Tensors, assert_close, named, reference, relative_error, sum};
-use kernel::DType;
+use common::{
+    Row, Tensors, assert_close, device, host, load_model, named, reference, relative_error, sum,
+};
 use kernel::ops::grad_norm;
+use kernel::{DType, Device};
 use model::{Gradients, Model, Saved};
 
 const MODELS: [&str; 2] = ["tiny_a", "tiny_b"];
 
 fn load(name: &str, dtype: DType) -> Option<(Model, Tensors)> {
     let reference = reference()?;
-    let model = Model::load(&reference.join("models").join(name), dtype).unwrap();
+    let model = load_model(&reference.join("models").join(name), dtype);
     let golden = reference
         .join("goldens")
         .join(name)
@@ -92,7 +94,7 @@ fn documents_apart_add_up_to_the_packed_row() {
             model.trainable_names(),
             std::iter::zip(&apart.tensors, &packed.tensors),
         ) {
-            assert_close(&weight, a.f32s(), b.f32s(), 1e-4);
+            assert_close(&weight, &host(a), &host(b), 1e-4);
         }
     }
 }
@@ -101,7 +103,8 @@ fn documents_apart_add_up_to_the_packed_row() {
 fn bf16_gradients_stay_near_f32() {
     // Against f32 arithmetic on the same rounded weights, so that only activations and their gradients differ. These random models
     // amplify: of tiny_a's 0.26 nothing goes away with f32 gradients, half with f32 scratch, all with f32 saved activations.
-    const BF16_NORM_REL: f32 = 0.06;
+    // The norm's bound is for every device: 0.040 was seen on a CPU, 0.061 on an H100, which sums in another order.
+    const BF16_NORM_REL: f32 = 0.08;
     const BF16_REL: f64 = 0.35;
     for name in MODELS {
         let Some((rounded, golden)) = load(name, DType::Bf16) else {
@@ -109,7 +112,8 @@ fn bf16_gradients_stay_near_f32() {
         };
         let (mut exact, _) = load(name, DType::F32).unwrap();
         for (tensor, source) in std::iter::zip(exact.trainable_mut(), rounded.trainable()) {
-            *tensor = source.to_dtype(DType::F32);
+            let widened = source.to_device(Device::Cpu).unwrap().to_dtype(DType::F32);
+            *tensor = widened.to_device(device()).unwrap();
         }
         let row = Row::recorded(&golden, "");
         let d_nll = 1.0 / row.n_targets() as f32;
@@ -122,7 +126,7 @@ fn bf16_gradients_stay_near_f32() {
         });
         let off = norm(&rounded_grads) / norm(&exact_grads) - 1.0;
         let flat = |grads: Gradients| -> Vec<f32> {
-            let all = grads.tensors.iter().flat_map(|t| t.f32s().to_vec());
+            let all = grads.tensors.iter().flat_map(host);
             all.collect()
         };
         let error = relative_error(&flat(rounded_grads), &flat(exact_grads));

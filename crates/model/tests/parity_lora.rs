@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Row, Tensors, assert_close, named, reference};
+use common::{Row, Tensors, assert_close, host, load_model, named, reference};
 use kernel::DType;
 use model::{Model, Saved};
 use serde_json::Value;
@@ -13,7 +13,7 @@ const MODELS: [&str; 2] = ["tiny_a", "tiny_b"];
 /// The model, the folder of recorded LoRA files, and a folder that holds `file` of it as an adapter.
 fn load(name: &str, file: &str) -> Option<(Model, std::path::PathBuf, tempfile::TempDir)> {
     let reference = reference()?;
-    let model = Model::load(&reference.join("models").join(name), DType::F32).unwrap();
+    let model = load_model(&reference.join("models").join(name), DType::F32);
     let goldens = reference.join("goldens").join(name).join("lora");
     let adapter = tempfile::tempdir().unwrap();
     let copy = |from: &str, to: &str| {
@@ -84,7 +84,7 @@ fn merged_weights_match() {
             let Some(tensor) = weights.get(&weight) else {
                 continue;
             };
-            assert_close(&weight, tensor.f32s(), &golden.floats(&weight), 1e-6);
+            assert_close(&weight, &host(tensor), &golden.floats(&weight), 1e-6);
             n_compared += 1;
         }
         let stored = json(goldens.join("lora.json"))["stored_merged_tensors"].clone();

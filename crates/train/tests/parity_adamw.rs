@@ -5,6 +5,7 @@
 mod golden;
 
 use golden::{Tensors, assert_close, check_steps, json, largest_difference, load, loss, reference};
+use kernel::Device;
 use train::OptimizerConfig;
 use train::schedule::Schedule;
 use train::step::Trainer;
@@ -48,6 +49,7 @@ fn check(model: &str, run: &str, weight_abs: f32, grad_norm_rel: f64) {
         };
         let at = names.iter().position(|name| name == weight);
         let got = trainer.model.trainable()[at.unwrap()];
+        let got = got.to_device(Device::Cpu).unwrap();
         let difference = largest_difference(got.f32s(), &batches.f32s(&name));
         assert!(difference <= weight_abs, "{weight}: {difference}");
         compared += 1;

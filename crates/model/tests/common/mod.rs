@@ -4,7 +4,8 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use kernel::DType;
+use kernel::cuda::Cuda;
+use kernel::{DType, Device, Tensor};
 use model::{Config, Model};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
@@ -26,6 +27,31 @@ pub fn reference() -> Option<PathBuf> {
     );
     println!("skipped: no ../shared");
     None
+}
+
+/// Where the tests against the pack compute: the CPU, or what `CYRENE_TEST_DEVICE` names (`cuda`).
+pub fn device() -> Device {
+    match std::env::var("CYRENE_TEST_DEVICE").as_deref() {
+        Err(_) | Ok("cpu") => Device::Cpu,
+        Ok("cuda") => Device::Cuda(Cuda::open(0).unwrap()),
+        Ok(other) => panic!("CYRENE_TEST_DEVICE is `{other}`, not cpu or cuda"),
+    }
+}
+
+/// The model of this folder on the tests' device.
+pub fn load_model(dir: &Path, dtype: DType) -> Model {
+    let model = Model::load(dir, dtype).unwrap();
+    model.to_device(device()).unwrap()
+}
+
+/// A tensor's numbers, wherever it lies.
+pub fn host(tensor: &Tensor) -> Vec<f32> {
+    tensor
+        .to_device(Device::Cpu)
+        .unwrap()
+        .to_dtype(DType::F32)
+        .f32s()
+        .to_vec()
 }
 
 pub fn fixture(name: &str) -> PathBuf {
@@ -263,9 +289,10 @@ pub fn trainable<'a>(model: &'a mut Model, name: &str) -> &'a mut kernel::Tensor
 
 /// Name to gradient.
 pub fn named(model: &Model, grads: model::Gradients) -> HashMap<String, kernel::Tensor> {
+    let on_host = |tensor: kernel::Tensor| tensor.to_device(Device::Cpu).unwrap();
     model
         .trainable_names()
         .into_iter()
-        .zip(grads.tensors)
+        .zip(grads.tensors.into_iter().map(on_host))
         .collect()
 }

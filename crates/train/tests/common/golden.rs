@@ -4,7 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use kernel::DType;
+use kernel::cuda::Cuda;
+use kernel::{DType, Device};
 use model::{Model, Saved};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -95,8 +96,15 @@ impl Tensors {
     }
 }
 
+/// On the CPU, or on what `CYRENE_TEST_DEVICE` names (`cuda`).
 pub fn load(reference: &Path, name: &str) -> Model {
-    Model::load(&reference.join("models").join(name), DType::F32).unwrap()
+    let device = match std::env::var("CYRENE_TEST_DEVICE").as_deref() {
+        Err(_) | Ok("cpu") => Device::Cpu,
+        Ok("cuda") => Device::Cuda(Cuda::open(0).unwrap()),
+        Ok(other) => panic!("CYRENE_TEST_DEVICE is `{other}`, not cpu or cuda"),
+    };
+    let model = Model::load(&reference.join("models").join(name), DType::F32).unwrap();
+    model.to_device(device).unwrap()
 }
 
 pub fn n_targets(row: &Row) -> u64 {
