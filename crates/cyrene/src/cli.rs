@@ -69,9 +69,12 @@ pub struct Live {
     /// Who shall speak: a file as in characters/
     #[arg(long, required_unless_present = "demo")]
     pub character: Option<PathBuf>,
-    /// tiny (made from a seed), 0.8b, 2b, 4b or 9b
+    /// tiny or small (4 and 100 million parameters, from a seed), 0.8b, 2b, 4b or 9b
     #[arg(long, default_value = "tiny")]
     pub size: String,
+    /// Weights from a seed and a vocabulary learned from the story, whatever the size: tries the road without a download
+    #[arg(long, conflicts_with = "base")]
+    pub from_seed: bool,
     /// A base model instead of the size's own: a folder or a Hub id
     #[arg(long)]
     pub base: Option<String>,
@@ -147,7 +150,7 @@ pub struct BenchCorpus {
 
 #[derive(Debug, Args)]
 pub struct BenchTrain {
-    /// tiny, 0.8b, 2b, 4b or 9b
+    /// tiny, small, 0.8b, 2b, 4b or 9b
     #[arg(long, default_value = "tiny")]
     pub size: String,
     /// What trains

@@ -51,6 +51,15 @@ pub enum Storage {
     Bf16,
 }
 
+impl Storage {
+    pub fn dtype(self) -> kernel::DType {
+        match self {
+            Storage::F32 => kernel::DType::F32,
+            Storage::Bf16 => kernel::DType::Bf16,
+        }
+    }
+}
+
 /// `[data]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

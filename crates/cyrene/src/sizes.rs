@@ -1,4 +1,4 @@
-//! The sizes that `live --size` knows: where the released ones come from, and the shape of the tiny one that is made from a seed.
+//! The sizes that `live --size` knows: where the released ones come from, and the shapes of all.
 
 use serde_json::{Value, json};
 
@@ -10,8 +10,10 @@ const RELEASED: [(&str, &str); 4] = [
     ("9b", "Qwen/Qwen3.5-9B-Base"),
 ];
 
-/// Name of the size that needs no download.
+/// Name of the size for a demo on a CPU.
 pub const TINY: &str = "tiny";
+/// Name of the size that a GPU trains from a seed in minutes.
+pub const SMALL: &str = "small";
 
 /// Hub id of a released size.
 pub fn hub_id(size: &str) -> Option<&'static str> {
@@ -24,85 +26,100 @@ pub fn hub_id(size: &str) -> Option<&'static str> {
 /// All names, for messages.
 pub fn names() -> String {
     let released: Vec<&str> = RELEASED.iter().map(|(name, _)| *name).collect();
-    format!("{TINY}, {}", released.join(", "))
+    format!("{TINY}, {SMALL}, {}", released.join(", "))
 }
 
-/// `config.json` of a size, without its weights: the released shapes, or the tiny one for a small vocabulary.
+/// Whether there is such a size.
+pub fn is_known(size: &str) -> bool {
+    is_never_released(size) || hub_id(size).is_some()
+}
+
+/// Whether weights of this size can come from a seed only.
+pub fn is_never_released(size: &str) -> bool {
+    [TINY, SMALL].contains(&size)
+}
+
+/// Tokens of the vocabulary that is learned from the story for a model of this size from a seed, the 33 added ones among them.
+pub fn vocabulary(size: &str) -> usize {
+    if size == TINY { 2048 } else { 8192 }
+}
+
+/// `config.json` of a size, without its weights, with the released vocabulary or one of the size made from a seed.
 pub fn config(size: &str) -> Option<Value> {
-    // hidden, layers, feed-forward, query heads, key:value heads, value heads of the delta nets, tied head
-    let (hidden, layers, wide, n_q, n_kv, n_v, tied) = match size {
-        TINY => return Some(tiny_config(TINY_VOCABULARY, 0)),
-        "0.8b" => (1024, 24, 3584, 8, 2, 16, true),
-        "2b" => (2048, 24, 6144, 8, 2, 16, true),
-        "4b" => (2560, 32, 9216, 16, 4, 32, true),
-        "9b" => (4096, 32, 12288, 16, 4, 32, false),
+    match size {
+        TINY => config_for(size, 4096, 0),
+        SMALL => config_for(size, vocabulary(size), 0),
+        _ => config_for(size, 248_320, 248_046),
+    }
+}
+
+/// `config.json` of a size for a vocabulary: Qwen3.5's architecture, one full attention after three delta nets, widths that divide by
+/// the FP8 block. Tiny has about four million parameters, small a hundred million; the others have the released shapes.
+pub fn config_for(size: &str, vocab_size: usize, end_id: u32) -> Option<Value> {
+    struct Shape {
+        hidden: usize,
+        layers: usize,
+        wide: usize,
+        /// Query heads, key:value heads and their width.
+        heads: [usize; 3],
+        /// Key heads and value heads of the delta nets, and their width.
+        linear_heads: [usize; 3],
+        tied: bool,
+    }
+    let shape = |hidden, layers, wide, heads, linear_heads, tied| Shape {
+        hidden,
+        layers,
+        wide,
+        heads,
+        linear_heads,
+        tied,
+    };
+    let shape = match size {
+        TINY => shape(256, 4, 768, [4, 2, 64], [4, 8, 32], true),
+        SMALL => shape(768, 12, 2304, [4, 2, 256], [6, 6, 128], true),
+        "0.8b" => shape(1024, 24, 3584, [8, 2, 256], [16, 16, 128], true),
+        "2b" => shape(2048, 24, 6144, [8, 2, 256], [16, 16, 128], true),
+        "4b" => shape(2560, 32, 9216, [16, 4, 256], [16, 32, 128], true),
+        "9b" => shape(4096, 32, 12288, [16, 4, 256], [16, 32, 128], false),
         _ => return None,
     };
-    let mut config = tiny_config(248_320, 248_046);
-    let layer_types: Vec<&str> = (1..=layers)
+    let layer_types: Vec<&str> = (1..=shape.layers)
         .map(|layer| match layer % 4 {
             0 => "full_attention",
             _ => "linear_attention",
         })
         .collect();
-    let changes = json!({
-        "hidden_size": hidden,
-        "intermediate_size": wide,
-        "num_hidden_layers": layers,
-        "layer_types": layer_types,
-        "num_attention_heads": n_q,
-        "num_key_value_heads": n_kv,
-        "head_dim": 256,
-        "linear_num_key_heads": 16,
-        "linear_num_value_heads": n_v,
-        "linear_key_head_dim": 128,
-        "linear_value_head_dim": 128,
-        "tie_word_embeddings": tied,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 10_000_000,
-            "partial_rotary_factor": 0.25,
-            "mrope_interleaved": true,
-            "mrope_section": [11, 11, 10]
-        }
-    });
-    config["tie_word_embeddings"] = json!(tied);
-    if let (Some(text), Value::Object(changes)) = (config["text_config"].as_object_mut(), changes) {
-        text.extend(changes);
-    }
-    Some(config)
-}
-
-/// Ids of the tiny size's table where no tokenizer says otherwise.
-const TINY_VOCABULARY: usize = 4096;
-
-/// `config.json` of a model of about four million parameters for a vocabulary of `vocab_size`:
-/// Qwen3.5's architecture, four layers (three linear, one full attention), head dims and widths that divide by the FP8 block.
-pub fn tiny_config(vocab_size: usize, end_id: u32) -> Value {
-    json!({
+    let [n_q, n_kv, head_dim] = shape.heads;
+    let [n_linear_k, n_linear_v, linear_dim] = shape.linear_heads;
+    // A quarter of a head's pairs turn; the released models split those of 256 as 11, 11, 10.
+    let sections = match head_dim {
+        256 => [11, 11, 10],
+        _ => [3, 3, 2],
+    };
+    Some(json!({
         "architectures": ["Qwen3_5ForConditionalGeneration"],
         "model_type": "qwen3_5",
-        "dtype": "float32",
-        "tie_word_embeddings": true,
+        "dtype": if size == TINY { "float32" } else { "bfloat16" },
+        "tie_word_embeddings": shape.tied,
         "text_config": {
             "model_type": "qwen3_5_text",
-            "dtype": "float32",
+            "dtype": if size == TINY { "float32" } else { "bfloat16" },
             "vocab_size": vocab_size,
-            "hidden_size": 256,
-            "intermediate_size": 768,
-            "num_hidden_layers": 4,
+            "hidden_size": shape.hidden,
+            "intermediate_size": shape.wide,
+            "num_hidden_layers": shape.layers,
             "full_attention_interval": 4,
-            "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"],
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 64,
+            "layer_types": layer_types,
+            "num_attention_heads": n_q,
+            "num_key_value_heads": n_kv,
+            "head_dim": head_dim,
             "attn_output_gate": true,
             "attention_bias": false,
             "attention_dropout": 0.0,
-            "linear_num_key_heads": 4,
-            "linear_num_value_heads": 8,
-            "linear_key_head_dim": 32,
-            "linear_value_head_dim": 32,
+            "linear_num_key_heads": n_linear_k,
+            "linear_num_value_heads": n_linear_v,
+            "linear_key_head_dim": linear_dim,
+            "linear_value_head_dim": linear_dim,
             "linear_conv_kernel_dim": 4,
             "mamba_ssm_dtype": "float32",
             "hidden_act": "silu",
@@ -115,13 +132,39 @@ pub fn tiny_config(vocab_size: usize, end_id: u32) -> Value {
                 "rope_theta": 10_000_000,
                 "partial_rotary_factor": 0.25,
                 "mrope_interleaved": true,
-                "mrope_section": [3, 3, 2]
+                "mrope_section": sections
             },
             "bos_token_id": null,
             "eos_token_id": end_id,
             "pad_token_id": null,
-            "tie_word_embeddings": true,
+            "tie_word_embeddings": shape.tied,
             "use_cache": true
         }
-    })
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use model::Config;
+
+    use super::*;
+
+    #[test]
+    fn sizes_have_the_parameters_their_names_promise() {
+        for (size, low, high) in [
+            (TINY, 3e6, 6e6),
+            (SMALL, 90e6, 115e6),
+            ("0.8b", 0.7e9, 0.9e9),
+            ("2b", 1.8e9, 2.1e9),
+            ("4b", 4.0e9, 4.5e9),
+            ("9b", 8.5e9, 9.5e9),
+        ] {
+            assert!(is_known(size));
+            let n = Config::from_json(&config(size).unwrap())
+                .unwrap()
+                .n_params() as f64;
+            assert!((low..high).contains(&n), "{size}: {n}");
+        }
+        assert!(config("3b").is_none() && !is_known("3b"));
+    }
 }

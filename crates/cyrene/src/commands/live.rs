@@ -20,8 +20,6 @@ use crate::{misuse, sizes};
 
 pub const DEMO_STORY: &str = include_str!("../../../../demo/story.jsonl");
 pub const DEMO_CHARACTER: &str = include_str!("../../../../characters/ovelle.toml");
-/// Tokens of the tiny model's vocabulary, the 33 added ones among them.
-const TINY_VOCABULARY: usize = 2048;
 /// Seed of everything in a run that a recipe does not seed.
 const SEED: u64 = 7;
 
@@ -97,6 +95,8 @@ struct Run {
     character: Character,
     size: String,
     base: Option<String>,
+    /// Whether the base is made here, with a tokenizer learned from the story.
+    from_seed: bool,
     set: Vec<String>,
     /// Key of the last stage: what comes after depends on it.
     key: String,
@@ -105,8 +105,7 @@ struct Run {
 
 impl Run {
     fn new(args: &Live, device: Device, ui: Ui) -> Result<Self> {
-        let is_known = args.size == sizes::TINY || sizes::hub_id(&args.size).is_some();
-        if !is_known {
+        if !sizes::is_known(&args.size) {
             misuse!("unknown size `{}`; known are {}", args.size, sizes::names());
         }
         let name = match (&args.name, &args.character) {
@@ -148,6 +147,8 @@ impl Run {
             character,
             size: args.size.clone(),
             base: args.base.clone(),
+            from_seed: args.from_seed
+                || (args.base.is_none() && sizes::is_never_released(&args.size)),
             set: args.set.clone(),
             key: String::new(),
             done: Vec::new(),
@@ -198,12 +199,13 @@ impl Run {
         Ok(())
     }
 
-    /// The base model: fetched, or for the tiny size a tokenizer trained on the story and weights from a seed.
+    /// The base model: fetched, or a tokenizer trained on the story and weights from a seed.
     fn fetch(&mut self) -> Result<()> {
-        let base = self
-            .base
-            .clone()
-            .or_else(|| sizes::hub_id(&self.size).map(str::to_owned));
+        let released = || sizes::hub_id(&self.size).map(str::to_owned);
+        let base = match self.from_seed {
+            true => None,
+            false => self.base.clone().or_else(released),
+        };
         let inputs = match &base {
             Some(base) => json!({ "base": base }),
             None => {
@@ -217,7 +219,7 @@ impl Run {
                 Some(base) => {
                     fetch::fetch(&base, "main", &folder, &run.ui)?;
                 }
-                None => make_tiny(run, &folder)?,
+                None => make_base(run, &folder)?,
             }
             Ok(json!({ "model": folder }))
         })
@@ -254,14 +256,7 @@ impl Run {
     }
 
     fn cpt(&mut self) -> Result<()> {
-        let mut recipe = self.recipe(
-            if self.size == sizes::TINY {
-                "tiny-cpt"
-            } else {
-                "cpt"
-            },
-            "cpt",
-        )?;
+        let mut recipe = self.recipe("cpt")?;
         recipe.base = "../fetch/model".to_owned();
         self.point_to_corpus(&mut recipe, "pt/everything");
         let inputs = json!({ "recipe": recipe });
@@ -273,14 +268,7 @@ impl Run {
     }
 
     fn sft(&mut self) -> Result<()> {
-        let mut recipe = self.recipe(
-            if self.size == sizes::TINY {
-                "tiny-sft"
-            } else {
-                "sft"
-            },
-            "sft",
-        )?;
+        let mut recipe = self.recipe("sft")?;
         recipe.base = "../cpt/model".to_owned();
         self.point_to_corpus(&mut recipe, "sft/cyrene");
         let inputs = json!({ "recipe": recipe });
@@ -310,8 +298,13 @@ impl Run {
                     seed: SEED,
                     profile: "Adopted",
                 };
-                let model = Model::load(&folder, DType::F32)?.to_device(run.device)?;
-                let base = Model::load(&run.base_model(), DType::F32)?.to_device(run.device)?;
+                // As trained: two models in f32 would not fit where one trains in bf16.
+                let dtype = match run.device {
+                    Device::Cpu => DType::F32,
+                    Device::Cuda(_) => run.recipe("cpt")?.dtype.dtype(),
+                };
+                let model = Model::load(&folder, dtype)?.to_device(run.device)?;
+                let base = Model::load(&run.base_model(), dtype)?.to_device(run.device)?;
                 let report = eval_command::evaluate(&evaluation, model, Some(base), &run.ui)?;
                 for line in eval_command::describe(&report, dir).lines() {
                     run.ui.note(format_args!("      {line}"));
@@ -367,8 +360,13 @@ impl Run {
         self.dir.join("export/fp8-block")
     }
 
-    /// A bundled recipe with this run's `--set stage.key=value` changes.
-    fn recipe(&self, name: &str, stage: &str) -> Result<Recipe> {
+    /// The bundled recipe for a stage of this size with this run's `--set stage.key=value` changes.
+    fn recipe(&self, stage: &str) -> Result<Recipe> {
+        let name = &match self.from_seed {
+            true if self.size == sizes::TINY => format!("tiny-{stage}"),
+            true => format!("small-{stage}"),
+            false => stage.to_owned(),
+        };
         let text =
             super::recipe::bundled(name).with_context(|| format!("no bundled recipe {name}"))?;
         let mut set = Vec::new();
@@ -412,14 +410,19 @@ impl Run {
 }
 
 /// A byte-level BPE trained on the story's texts and a model from a seed.
-fn make_tiny(run: &Run, folder: &Path) -> Result<()> {
+fn make_base(run: &Run, folder: &Path) -> Result<()> {
     let texts = training_texts(run, &folder.with_file_name("texts"))?;
     let tokenizer = Tokenizer::train(
         texts.iter().map(String::as_str),
-        TINY_VOCABULARY - text::ADDED_TOKENS.len(),
+        sizes::vocabulary(&run.size) - text::ADDED_TOKENS.len(),
     )?;
-    let config = Config::from_json(&sizes::tiny_config(tokenizer.vocab_size(), tokenizer.eos()))?;
-    let model = Model::init(config, SEED, DType::F32)?;
+    let json = sizes::config_for(&run.size, tokenizer.vocab_size(), tokenizer.eos());
+    let config = Config::from_json(&json.context("a size without a shape")?)?;
+    let dtype = match run.size.as_str() {
+        sizes::TINY => DType::F32,
+        _ => DType::Bf16,
+    };
+    let model = Model::init(config, SEED, dtype)?;
     run.ui.note(format_args!(
         "      {} parameters from seed {SEED}, {} tokens trained on {} texts",
         model.config().n_params(),
@@ -478,13 +481,13 @@ fn write_persona(run: &Run, folder: &Path) -> Result<()> {
             persona.greeting.insert(code, greeting.to_owned());
         }
     }
-    if run.size == sizes::TINY {
+    if run.from_seed {
         let millions = n_params as f64 / 1e6;
-        persona.note.insert("en".into(), format!("A demo model of {millions:.1} million parameters: it imitates the story's wording and understands nothing."));
+        persona.note.insert("en".into(), format!("A model of {millions:.1} million parameters that has read nothing but the story: it imitates the story's wording and understands nothing."));
         persona.note.insert(
             "chs".into(),
             format!(
-                "这是一个只有约 {:.0} 万参数的演示模型：它模仿故事里的词句，并不理解任何事。",
+                "这是一个约 {:.0} 万参数、只读过这个故事的模型：它模仿故事里的词句，并不理解任何事。",
                 n_params as f64 / 1e4
             ),
         );

@@ -17,6 +17,14 @@ pub const BUNDLED: &[(&str, &str)] = &[
         "tiny-sft",
         include_str!("../../../../recipes/tiny-sft.toml"),
     ),
+    (
+        "small-cpt",
+        include_str!("../../../../recipes/small-cpt.toml"),
+    ),
+    (
+        "small-sft",
+        include_str!("../../../../recipes/small-sft.toml"),
+    ),
     ("cpt", include_str!("../../../../recipes/cpt.toml")),
     (
         "cpt-lora",

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use corpus::split::{Side, Split};
 use corpus::stats::Passes;
-use kernel::{DType, Device};
+use kernel::Device;
 use model::Model;
 use text::Tokenizer;
 use train::metrics::{AlertLine, ValidationLine};
@@ -18,7 +18,7 @@ use train::{DataConfig, Document, Job, Progress, Start, StepReport, Summary, Val
 use crate::account::{self, SourceAccount};
 use crate::cli::Train as Args;
 use crate::dataset::{self, Encoding, Row};
-use crate::recipe::{Recipe, Storage};
+use crate::recipe::Recipe;
 use crate::stage::{hash_bytes, write_whole};
 use crate::ui::{Bar, Ui};
 use crate::{interrupt, load, misuse};
@@ -101,11 +101,7 @@ pub fn train(
         force,
         stop: interrupt::flag(),
     };
-    let dtype = match recipe.dtype {
-        Storage::F32 => DType::F32,
-        Storage::Bf16 => DType::Bf16,
-    };
-    let model = Model::load(&base, dtype)
+    let model = Model::load(&base, recipe.dtype.dtype())
         .with_context(|| format!("loading {}", base.display()))?
         .to_device(device)?;
 
