@@ -84,6 +84,12 @@ pub fn run(args: &Generate, ui: &Ui) -> Result<()> {
             if ui.json() { Ok(()) } else { ui.text(piece) }
         })
         .with_context(|| format!("prompt {}", at + 1))?;
+        if reply.ids.is_empty() {
+            ui.note(format_args!(
+                "prompt {}: the model ended the text at once; a text that goes on, --messages for a conversation, or another --seed gets more",
+                at + 1
+            ));
+        }
         ui.result(&reply, || {
             if reply.text.is_some() {
                 "\n".to_owned()
