@@ -170,6 +170,9 @@ pub struct BenchTrain {
     /// Optimizer steps timed, after two that are not
     #[arg(long, default_value_t = 5)]
     pub steps: usize,
+    /// Storage of weights and activations; default is f32 on a CPU, bf16 on a GPU
+    #[arg(long, value_enum)]
+    pub dtype: Option<DTypeArg>,
     /// After the timed steps, one more with every kernel timed by itself, printed on stderr; GPU only
     #[arg(long)]
     pub profile: bool,

@@ -5,7 +5,7 @@ use crate::DType;
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Errors of `kernel`; every variant carries the data to find the call.
-#[derive(Debug, thiserror::Error, PartialEq)]
+#[derive(Debug, Clone, thiserror::Error, PartialEq)]
 #[non_exhaustive]
 pub enum Error {
     #[error("{op}: expected {expected} for `{arg}`, got {got}")]

@@ -93,6 +93,13 @@ pub enum Error {
         step: u64,
         last_checkpoint: Option<PathBuf>,
     },
+    /// The GPU is gone, full or refused a call; `cause` says which.
+    #[error("step {step} failed: {cause}. {remedy}", remedy = go_on(.last_checkpoint))]
+    DeviceFailed {
+        step: u64,
+        cause: kernel::Error,
+        last_checkpoint: Option<PathBuf>,
+    },
     #[error("{dir} was trained with another recipe or other data ({}); give another --out, restore the recipe, or use --force to go on with the new one", .differences.join("; "))]
     RecipeChanged {
         dir: PathBuf,
@@ -113,6 +120,40 @@ fn last_good(last_checkpoint: &Option<PathBuf>) -> String {
     }
 }
 
+fn go_on(last_checkpoint: &Option<PathBuf>) -> String {
+    match last_checkpoint {
+        Some(path) => format!(
+            "The last good checkpoint is {}; the same command goes on from it",
+            path.display()
+        ),
+        None => "There is no checkpoint yet; the same command begins again".to_string(),
+    }
+}
+
+impl Error {
+    /// A failure of this step, with the checkpoint to go on from; an error that is no failure of a step stays as it is.
+    pub(crate) fn in_step(self, step: u64, newest: Option<PathBuf>) -> Self {
+        match self {
+            Error::NotFinite {
+                what, value, step, ..
+            } => Error::NotFinite {
+                what,
+                value,
+                step,
+                last_checkpoint: newest,
+            },
+            Error::Kernel(cause) | Error::Model(model::Error::Kernel(cause)) => {
+                Error::DeviceFailed {
+                    step,
+                    cause,
+                    last_checkpoint: newest,
+                }
+            }
+            error => error,
+        }
+    }
+}
+
 /// Names the file and the action that an input or output error belongs to.
 pub(crate) trait IoContext<T> {
     fn during(self, action: &'static str, path: &Path) -> Result<T>;
@@ -125,5 +166,31 @@ impl<T> IoContext<T> for std::io::Result<T> {
             path: path.to_path_buf(),
             source,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gpu_that_fails_in_a_step_names_the_checkpoint_to_go_on_from() {
+        let full = kernel::Error::OutOfMemory {
+            device: "cuda:0".into(),
+            bytes: 7,
+            free: 3,
+        };
+        let checkpoint = PathBuf::from("out/checkpoints/step-40");
+        let from_model = Error::Model(model::Error::Kernel(full.clone()));
+        let message = from_model.in_step(41, Some(checkpoint)).to_string();
+        assert!(
+            message.contains("step 41 failed: cuda:0 has no room"),
+            "{message}"
+        );
+        assert!(message.contains("step-40; the same command"), "{message}");
+        let message = Error::Kernel(full).in_step(1, None).to_string();
+        assert!(message.contains("no checkpoint yet"), "{message}");
+        let other = Error::NoTrainableToken { documents: 1 }.in_step(1, None);
+        assert!(matches!(other, Error::NoTrainableToken { documents: 1 }));
     }
 }

@@ -44,7 +44,7 @@ pub struct Summary {
 ///
 /// # Errors
 /// A job that cannot be done ([`Error::BadValue`], [`Error::NoTrainableToken`], [`Error::TokenBeyondVocabulary`]), a checkpoint of another
-/// job ([`Error::RecipeChanged`]), a loss that is no number ([`Error::NotFinite`]), a stop that was asked for ([`Error::Interrupted`]), a disk
+/// job ([`Error::RecipeChanged`]), a loss that is no number ([`Error::NotFinite`]), a GPU that fails ([`Error::DeviceFailed`]), a stop that was asked for ([`Error::Interrupted`]), a disk
 /// that refuses. The checkpoints written so far stay whole.
 pub fn run(model: Model, job: &Job, progress: &mut dyn Progress) -> Result<(Model, Summary)> {
     let mut run = Run::start(model, job, progress)?;
@@ -163,7 +163,7 @@ impl<'a> Run<'a> {
         let outcome = self
             .trainer
             .step(batches, step.n_targets, lr)
-            .map_err(|error| self.with_last_checkpoint(error))?;
+            .map_err(|error| error.in_step(step_idx + 1, self.newest_checkpoint()))?;
         let seconds = step_started.elapsed().as_secs_f64();
         self.clock.trained(seconds, step.n_tokens);
         self.state.step += 1;
@@ -367,18 +367,8 @@ impl<'a> Run<'a> {
         self.elapsed_before_s + self.started.elapsed().as_secs_f64()
     }
 
-    fn with_last_checkpoint(&self, error: Error) -> Error {
-        match error {
-            Error::NotFinite {
-                what, value, step, ..
-            } => Error::NotFinite {
-                what,
-                value,
-                step,
-                last_checkpoint: self.checkpoints.newest().map(|(_, folder)| folder),
-            },
-            error => error,
-        }
+    fn newest_checkpoint(&self) -> Option<PathBuf> {
+        self.checkpoints.newest().map(|(_, folder)| folder)
     }
 }
 

@@ -10,7 +10,7 @@ use text::pack::Row;
 use train::OptimizerConfig;
 use train::step::Trainer;
 
-use crate::cli::{BenchTrain as Args, TunerArg};
+use crate::cli::{BenchTrain as Args, DTypeArg, TunerArg};
 use crate::ui::{Ui, size};
 use crate::{load, misuse, sizes};
 
@@ -23,6 +23,7 @@ struct Line {
     bench: &'static str,
     size: String,
     tuner: &'static str,
+    dtype: String,
     rows: usize,
     row_tokens: usize,
     document_tokens: usize,
@@ -63,9 +64,9 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
 
     // 1. weights
     ui.note(format_args!("{} parameters, random", config.n_params()));
-    let dtype = match device {
-        Device::Cpu => DType::F32,
-        Device::Cuda(_) => DType::Bf16,
+    let dtype = match (args.dtype, device) {
+        (Some(DTypeArg::F32), _) | (None, Device::Cpu) => DType::F32,
+        (Some(DTypeArg::Bf16), _) | (None, Device::Cuda(_)) => DType::Bf16,
     };
     let vocab_size = config.vocab_size;
     let flops_per_token = flops_per_token(&config, args.tuner, document_tokens);
@@ -151,6 +152,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
             TunerArg::Full => "full",
             TunerArg::Lora => "lora",
         },
+        dtype: dtype.to_string(),
         rows: args.rows,
         row_tokens: args.row_tokens,
         document_tokens,
