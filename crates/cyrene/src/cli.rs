@@ -115,8 +115,17 @@ pub enum StageName {
 pub enum Bench {
     /// Training steps: tokens a second, milliseconds, peak memory
     Train(BenchTrain),
+    /// The lines of `bench train --json` as a Markdown table
+    Table(BenchTable),
     /// Data sets from a story: lines and tokens a second, peak memory, where the time goes
     Corpus(BenchCorpus),
+}
+
+#[derive(Debug, Args)]
+pub struct BenchTable {
+    /// Files of JSON lines
+    #[arg(required = true)]
+    pub files: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]

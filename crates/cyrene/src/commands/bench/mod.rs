@@ -1,7 +1,9 @@
 //! `cyrene bench`: what this machine reaches, with random weights and the bundled story, so that nothing is downloaded.
 
+mod ceiling;
 mod corpus;
 mod peak;
+mod table;
 mod train;
 
 use anyhow::Result;
@@ -12,6 +14,7 @@ use crate::ui::Ui;
 pub fn run(command: Bench, ui: &Ui) -> Result<()> {
     match command {
         Bench::Train(args) => train::run(&args, ui),
+        Bench::Table(args) => table::run(&args, ui),
         Bench::Corpus(args) => corpus::run(args, ui),
     }
 }

@@ -10,6 +10,7 @@ use text::pack::Row;
 use train::OptimizerConfig;
 use train::step::Trainer;
 
+use super::ceiling;
 use crate::cli::{BenchTrain as Args, DTypeArg, TunerArg};
 use crate::ui::{Ui, size};
 use crate::{load, misuse, sizes};
@@ -37,7 +38,10 @@ struct Line {
     peak_bytes: Option<usize>,
     /// 10¹² operations a second that the arithmetic needs, recomputation not counted.
     model_tflops: f64,
+    /// What the GPU reaches in one large product, in the same run; `None` on a CPU.
+    ceiling_tflops: Option<f64>,
     device: String,
+    device_name: String,
     loss: f64,
 }
 
@@ -62,6 +66,10 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         misuse!("rows, row-tokens, document-tokens, accumulate and steps must be 1 or more");
     }
 
+    let ceiling_tflops = match device {
+        Device::Cpu => None,
+        Device::Cuda(card) => Some(ceiling::product_tflops(card)?),
+    };
     // 1. weights
     ui.note(format_args!("{} parameters, random", config.n_params()));
     let dtype = match (args.dtype, device) {
@@ -165,12 +173,17 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
             Device::Cuda(card) => Some(card.allocated_bytes().1),
         },
         model_tflops: tokens_per_s * flops_per_token / 1e12,
+        ceiling_tflops,
         device: device.to_string(),
+        device_name: match device {
+            Device::Cpu => "CPU".to_owned(),
+            Device::Cuda(card) => card.name().to_owned(),
+        },
         loss,
     };
     ui.result(&line, || {
         format!(
-            "{} {} · {} x {} tokens: {:.0} tokens/s, {:.1} ms a step (first {:.0}), {:.1} TFLOP/s{}",
+            "{} {} · {} x {} tokens: {:.0} tokens/s, {:.1} ms a step (first {:.0}), {:.1} TFLOP/s{}{}",
             line.size,
             line.tuner,
             line.rows,
@@ -179,6 +192,10 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
             line.ms_step,
             line.ms_first_step,
             line.model_tflops,
+            line.ceiling_tflops.map_or(String::new(), |ceiling| format!(
+                " ({:.0} % of {ceiling:.0})",
+                100.0 * line.model_tflops / ceiling
+            )),
             line.peak_bytes.map_or(String::new(), |bytes| format!(", peak {}", size(bytes as u64)))
         )
     })
