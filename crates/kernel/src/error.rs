@@ -44,6 +44,14 @@ pub enum Error {
     #[error("device `{asked}` is not there: no NVIDIA driver shows it; use --device cpu")]
     NoDevice { asked: String },
     #[error(
+        "{name} has compute capability {compute_major}.{compute_minor}, and the kernels need 8.0 (RTX 30 series, A100) or newer; use --device cpu"
+    )]
+    TooOld {
+        name: String,
+        compute_major: i32,
+        compute_minor: i32,
+    },
+    #[error(
         "{device} has no room for {bytes} bytes more ({free} are free); use fewer rows a batch, shorter rows, or LoRA, and close other programs on the GPU"
     )]
     OutOfMemory {

@@ -68,6 +68,9 @@ unsafe impl Send for Context {}
 // SAFETY: as above.
 unsafe impl Sync for Context {}
 
+/// The first generation with bf16 on its matrix units.
+const OLDEST_MAJOR: i32 = 8;
+
 static OPENED: Mutex<BTreeMap<usize, Cuda>> = Mutex::new(BTreeMap::new());
 static KERNEL_CACHE: OnceLock<PathBuf> = OnceLock::new();
 
@@ -324,6 +327,13 @@ impl Context {
         };
         let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
         let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        if major < OLDEST_MAJOR {
+            return Err(Error::TooOld {
+                name: check("query", result::device::get_name(device))?,
+                compute_major: major,
+                compute_minor: minor,
+            });
+        }
         let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let shared = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
         // SAFETY: as above; the primary context is kept until the process ends.
