@@ -154,13 +154,11 @@ impl Model {
     pub fn gradients(&self) -> Result<Gradients> {
         let device = self.device();
         let zeros = |tensor: &Tensor| Ok(Tensor::zeros_on(tensor.shape(), DType::F32, device)?);
-        Ok(Gradients {
-            tensors: self
-                .trainable()
-                .into_iter()
-                .map(zeros)
-                .collect::<Result<_>>()?,
-        })
+        let tensors = self.trainable().into_iter().map(zeros);
+        Ok(Gradients::new(
+            tensors.collect::<Result<_>>()?,
+            self.get().trains_linear(),
+        ))
     }
 
     /// Where the weights are and the arithmetic happens.

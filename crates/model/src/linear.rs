@@ -93,8 +93,10 @@ impl Linear {
         x_ti: &Tensor,
         lora: &mut lora::Scratch,
     ) -> Result<()> {
-        if let Some(d_weight) = grads.of(&self.weight) {
-            matmul::backward_weight(d_weight, d_y_to, x_ti, 1.0)?;
+        match grads.of_linear(&self.weight) {
+            Some((d_weight, true)) => matmul::backward_weight_assign(d_weight, d_y_to, x_ti, 1.0)?,
+            Some((d_weight, false)) => matmul::backward_weight(d_weight, d_y_to, x_ti, 1.0)?,
+            None => (),
         }
         match &self.adapter {
             Some(adapter) => adapter.backward_residual(d_x_ti, grads, d_y_to, x_ti, lora),

@@ -532,12 +532,11 @@ mod tests {
         let mut y = Tensor::zeros(&[9, 7], DType::F32);
         adapter.forward_residual(&mut y, &x, &mut scratch).unwrap();
         let mut d_x = Tensor::zeros(&[9, 40], DType::F32);
-        let mut grads = Gradients {
-            tensors: vec![
-                Tensor::zeros(&[3, 40], DType::F32),
-                Tensor::zeros(&[7, 3], DType::F32),
-            ],
-        };
+        let tensors = vec![
+            Tensor::zeros(&[3, 40], DType::F32),
+            Tensor::zeros(&[7, 3], DType::F32),
+        ];
+        let mut grads = Gradients::new(tensors, vec![false; 2]);
         adapter
             .backward_residual(&mut d_x, &mut grads, &d_y, &x, &mut scratch)
             .unwrap();

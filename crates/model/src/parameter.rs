@@ -8,18 +8,55 @@ use crate::Result;
 #[derive(Debug)]
 pub struct Gradients {
     pub tensors: Vec<Tensor>,
+    /// Whether a tensor is the weight of a linear layer, which a first product may assign.
+    linear: Vec<bool>,
+    /// Whether a tensor still holds numbers of an earlier step, which the next product replaces.
+    stale: Vec<bool>,
 }
 
 impl Gradients {
-    /// Sets every gradient to zero, for the next optimizer step.
+    /// Of tensors that hold zeros; `linear` says of each whether it is the weight of a linear layer.
+    pub(crate) fn new(tensors: Vec<Tensor>, linear: Vec<bool>) -> Self {
+        Gradients {
+            stale: vec![false; tensors.len()],
+            tensors,
+            linear,
+        }
+    }
+
+    /// Begins the next optimizer step: what has been added up counts no more. Linear layers' gradients are not cleared but replaced by
+    /// the first product of the step; until [`Gradients::settle`] their numbers mean nothing.
     ///
     /// # Errors
     /// [`crate::Error::Kernel`] if the GPU failed.
-    pub fn fill_zero(&mut self) -> Result<()> {
-        for tensor in &mut self.tensors {
-            tensor.fill_zero()?;
+    pub fn clear(&mut self) -> Result<()> {
+        for (tensor, linear) in self.tensors.iter_mut().zip(&self.linear) {
+            if !linear {
+                tensor.fill_zero()?;
+            }
+        }
+        self.stale.clone_from(&self.linear);
+        Ok(())
+    }
+
+    /// Ends the sums of a step: a tensor that nothing was added to since [`Gradients::clear`] is zero.
+    ///
+    /// # Errors
+    /// [`crate::Error::Kernel`] if the GPU failed.
+    pub fn settle(&mut self) -> Result<()> {
+        for (tensor, stale) in self.tensors.iter_mut().zip(&mut self.stale) {
+            if std::mem::take(stale) {
+                tensor.fill_zero()?;
+            }
         }
         Ok(())
+    }
+
+    /// Where the gradient of a linear layer's weight is added up, and whether it must be assigned this time; None while it is frozen.
+    pub(crate) fn of_linear(&mut self, weight: &Parameter) -> Option<(&mut Tensor, bool)> {
+        let slot = weight.slot?;
+        let assign = std::mem::take(&mut self.stale[slot]);
+        Some((&mut self.tensors[slot], assign))
     }
 
     /// Where the gradient of `parameter` is added up; None while it is frozen.
@@ -64,5 +101,28 @@ impl Parameter {
             self.tensor = self.tensor.to_device(device)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_replaces_a_linear_gradient_once_and_settles_what_it_did_not_touch() {
+        let mut weight = Parameter::zeros(&[2], DType::F32);
+        weight.slot = Some(0);
+        let of = |values: [f32; 2]| Tensor::from_f32(&[2], values.to_vec());
+        let tensors = vec![of([1.0, 2.0]), of([3.0, 4.0]), of([5.0, 6.0])];
+        let mut grads = Gradients::new(tensors, vec![true, true, false]);
+        let assigned = |grads: &mut Gradients| grads.of_linear(&weight).map(|(_, assign)| assign);
+        assert_eq!(assigned(&mut grads), Some(false));
+        grads.clear().unwrap();
+        assert_eq!(grads.tensors[2], of([0.0; 2]));
+        assert_eq!(assigned(&mut grads), Some(true));
+        assert_eq!(assigned(&mut grads), Some(false));
+        grads.settle().unwrap();
+        assert_eq!(grads.tensors[0], of([1.0, 2.0]));
+        assert_eq!(grads.tensors[1], of([0.0; 2]));
     }
 }

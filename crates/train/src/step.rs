@@ -90,7 +90,7 @@ impl Trainer {
         let step = self.optimizer.steps + 1;
         let d_nll = (1.0 / n_targets as f64) as f32;
         // 1. gradients, summed over micro-batches
-        self.gradients.fill_zero()?;
+        self.gradients.clear()?;
         let mut nll_sum = 0.0;
         for (batch_idx, batch) in micro_batches.enumerate() {
             let dropout_seed = derive(self.seed, Purpose::Dropout, step, batch_idx as u64);
@@ -104,6 +104,7 @@ impl Trainer {
             nll_sum += nll_t.iter().map(|nll| f64::from(*nll)).sum::<f64>();
             require_finite("the loss", nll_sum as f32, step)?;
         }
+        self.gradients.settle()?;
         // 2. clip
         let grad_norm = global_norm(&self.gradients.tensors)?;
         require_finite("the gradient norm", grad_norm, step)?;

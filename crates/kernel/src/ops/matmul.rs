@@ -100,17 +100,47 @@ pub fn backward_weight(
     alpha: f32,
 ) -> Result<()> {
     const OP: &str = "matmul::backward_weight";
-    let dims = Dims::new(OP, ("d_y_to", d_y_to), ("x_ti", x_ti), ("d_w_oi", d_w_oi))?;
-    check::f32(OP, "d_w_oi", d_w_oi)?;
-    match check::device(OP, d_w_oi, &[("d_y_to", d_y_to), ("x_ti", x_ti)])? {
-        Device::Cpu => cpu::backward_weight(
-            d_w_oi.f32s_mut(),
-            View::of(d_y_to),
-            View::of(x_ti),
-            dims,
-            alpha,
-        ),
-        Device::Cuda(cuda) => cuda::backward_weight(cuda, d_w_oi, d_y_to, x_ti, dims, alpha)?,
+    backward_weight_as(OP, d_w_oi, d_y_to, x_ti, alpha, Write::Add)
+}
+
+/// d_w_oi = alpha · d_y_toᵀ x_ti: [`backward_weight`] for the first product of a sum, which need not read what was there.
+///
+/// # Errors
+/// As [`backward_weight`].
+pub fn backward_weight_assign(
+    d_w_oi: &mut Tensor,
+    d_y_to: &Tensor,
+    x_ti: &Tensor,
+    alpha: f32,
+) -> Result<()> {
+    const OP: &str = "matmul::backward_weight_assign";
+    backward_weight_as(OP, d_w_oi, d_y_to, x_ti, alpha, Write::Assign)
+}
+
+fn backward_weight_as(
+    op: &'static str,
+    d_w_oi: &mut Tensor,
+    d_y_to: &Tensor,
+    x_ti: &Tensor,
+    alpha: f32,
+    write: Write,
+) -> Result<()> {
+    let dims = Dims::new(op, ("d_y_to", d_y_to), ("x_ti", x_ti), ("d_w_oi", d_w_oi))?;
+    check::f32(op, "d_w_oi", d_w_oi)?;
+    let device = check::device(op, d_w_oi, &[("d_y_to", d_y_to), ("x_ti", x_ti)])?;
+    // The CPU's product only adds, and one over no rows writes nothing.
+    if write == Write::Assign && (device == Device::Cpu || dims.t == 0) {
+        d_w_oi.fill_zero()?;
+    }
+    match device {
+        Device::Cpu => {
+            let (d_y, x) = (View::of(d_y_to), View::of(x_ti));
+            cpu::backward_weight(d_w_oi.f32s_mut(), d_y, x, dims, alpha);
+        }
+        Device::Cuda(cuda) => {
+            let base = (write == Write::Add || dims.t == 0).then(|| d_w_oi.device_pointer());
+            cuda::backward_weight(cuda, d_w_oi, d_y_to, x_ti, dims, alpha, base)?;
+        }
     }
     Ok(())
 }
@@ -616,6 +646,7 @@ mod cuda {
         x: &Tensor,
         dims: Dims,
         alpha: f32,
+        base: Option<u64>,
     ) -> Result<()> {
         let Dims { t, i, o } = dims;
         let (d_y, x, in_dtype) = operands(cuda, d_y, x, DType::F32)?;
@@ -636,7 +667,7 @@ mod cuda {
             n: i,
             k: t,
             alpha,
-            base: Some(d_w.device_pointer()),
+            base,
             in_dtype,
             out_dtype: DType::F32,
         })
@@ -773,6 +804,9 @@ mod tests {
                 let mut d_w = before.clone();
                 backward_weight(&mut d_w, &d_y, &x, 2.0).unwrap();
                 assert_close("d_w", &d_w, &plus(&want, &before), 1e-5);
+                let mut d_w = Tensor::poison(&[o, i], DType::F32);
+                backward_weight_assign(&mut d_w, &d_y, &x, 2.0).unwrap();
+                assert_close("d_w assigned", &d_w, &want, 1e-5);
             }
         }
     }

@@ -71,6 +71,14 @@ pub(super) fn run(check: &mut Check) -> Result<()> {
                 &[&d_y, &w],
                 |out, ins| matmul::backward_input_residual(&mut out[0], &ins[0], &ins[1], 1.0),
             )?;
+            let poison_w = Tensor::poison(&[o, i], DType::F32);
+            check.both(
+                &case,
+                tolerance,
+                vec![("d_w assigned", poison_w)],
+                &[&d_y, &x],
+                |out, ins| matmul::backward_weight_assign(&mut out[0], &ins[0], &ins[1], 1.0),
+            )?;
             check.both(
                 &case,
                 tolerance,

@@ -148,6 +148,17 @@ impl Qwen3_5 {
             .collect()
     }
 
+    /// Whether each trainable tensor is the weight of a linear layer.
+    pub(crate) fn trains_linear(&self) -> Vec<bool> {
+        let mut trains = vec![false; self.trainable().len()];
+        for (_, linear) in names::linears(self) {
+            if let Some(slot) = linear.weight.slot {
+                trains[slot] = true;
+            }
+        }
+        trains
+    }
+
     pub(crate) fn trainable_mut(&mut self) -> Vec<&mut Tensor> {
         if self.lora.is_none() {
             let parameters = names::parameters_mut(self).into_iter();
