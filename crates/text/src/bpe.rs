@@ -68,41 +68,51 @@ impl Bpe {
         merges.into_iter().map(parts).collect()
     }
 
-    /// Joins what can be joined among the ids behind `start`.
-    pub fn join(&self, ids: &mut Vec<u32>, start: usize) {
-        match ids.len() - start {
-            0 | 1 => {}
-            n if n <= BLOCK_TOKENS => {
-                let n = self.join_by_blocks(&mut ids[start..]);
-                ids.truncate(start + n);
+    /// Joins what can be joined among the ids behind `start`, whose pairs have the ranks that `ranks` gives in order.
+    fn join(&self, ids: &mut Vec<u32>, start: usize, ranks: impl Iterator<Item = u32>) {
+        let (n, joined) = (ids.len() - start, &mut ids[start..]);
+        let n_left = match n {
+            0 | 1 => return,
+            // Most words are short, and so is what is laid out for them.
+            _ if n <= BLOCK => self.join_by_blocks::<1>(joined, ranks),
+            _ if n <= 4 * BLOCK => self.join_by_blocks::<4>(joined, ranks),
+            _ if n <= BLOCK_TOKENS => {
+                self.join_by_blocks::<{ BLOCK_TOKENS / BLOCK }>(joined, ranks)
             }
             _ => {
-                let joined = self.join_by_heap(&ids[start..]);
+                let joined = self.join_by_heap(joined);
                 ids.truncate(start);
                 ids.extend(joined);
+                return;
             }
-        }
+        };
+        ids.truncate(start + n_left);
     }
 
     /// Gives the number of ids left. The key of a pair is its rank and its place, so that the lowest key is the next merge.
-    fn join_by_blocks(&self, ids: &mut [u32]) -> usize {
+    fn join_by_blocks<const BLOCKS: usize>(
+        &self,
+        ids: &mut [u32],
+        ranks: impl Iterator<Item = u32>,
+    ) -> usize {
         let n = ids.len();
-        let key = |at: usize, left: u32, right: u32| match self.rank(left, right) {
+        let key_of = |at: usize, rank: u32| match rank {
             NO_RANK => NO_KEY,
             rank => (rank << 8) as i32 | at as i32,
         };
-        let mut keys = [[NO_KEY; BLOCK]; BLOCK_TOKENS / BLOCK];
-        let keys = &mut keys[..n.div_ceil(BLOCK)];
-        for (at, pair) in ids.windows(2).enumerate() {
-            keys[at / BLOCK][at % BLOCK] = key(at, pair[0], pair[1]);
+        let key = |at: usize, left: u32, right: u32| key_of(at, self.rank(left, right));
+        let mut keys = [[NO_KEY; BLOCK]; BLOCKS];
+        for ((at, rank), key) in ranks.enumerate().zip(keys.as_flattened_mut()) {
+            *key = key_of(at, rank);
         }
-        let mut lowest = [NO_KEY; BLOCK_TOKENS / BLOCK];
-        let lowest = &mut lowest[..keys.len()];
-        for (lowest, block) in lowest.iter_mut().zip(&*keys) {
-            *lowest = least(block);
+        let mut lowest = keys.map(|block| least(&block));
+        let mut next = [[0u16; BLOCK]; BLOCKS];
+        let mut previous = [[0u8; BLOCK]; BLOCKS];
+        let (next, previous) = (next.as_flattened_mut(), previous.as_flattened_mut());
+        for (at, (next, previous)) in next.iter_mut().zip(&mut *previous).enumerate() {
+            *next = at as u16 + 1;
+            *previous = at.saturating_sub(1) as u8;
         }
-        let mut next: [u16; BLOCK_TOKENS] = std::array::from_fn(|at| at as u16 + 1);
-        let mut previous: [u8; BLOCK_TOKENS] = std::array::from_fn(|at| at.saturating_sub(1) as u8);
         loop {
             let best = lowest.iter().copied().fold(NO_KEY, i32::min);
             if best == NO_KEY {
@@ -220,41 +230,76 @@ fn least(block: &[i32; BLOCK]) -> i32 {
     block.iter().copied().fold(NO_KEY, i32::min)
 }
 
-/// Merges and the ids of bytes: what turns a word into ids.
+/// Merges and bytes: what turns a word into ids.
 #[derive(Clone, Copy)]
 pub(crate) struct WordEncoder<'a> {
     pub bpe: &'a Bpe,
-    pub byte_ids: &'a [u32; 256],
+    pub bytes: &'a Bytes,
 }
 
 impl WordEncoder<'_> {
     /// Appends the ids of a word.
     pub fn append(&self, word: &[u8], ids: &mut Vec<u32>) {
         let start = ids.len();
-        ids.extend(word.iter().map(|byte| self.byte_ids[usize::from(*byte)]));
-        self.bpe.join(ids, start);
+        ids.extend(word.iter().map(|byte| self.bytes.ids[usize::from(*byte)]));
+        let ranks = word
+            .windows(2)
+            .map(|pair| self.bytes.rank(pair[0], pair[1]));
+        self.bpe.join(ids, start, ranks);
     }
 }
 
-/// The ids of the 256 bytes; `None` if the vocabulary lacks one.
-pub(crate) fn byte_ids(vocab: &Vocab) -> Option<Box<[u32; 256]>> {
-    let mut ids = Box::new([0; 256]);
-    for (byte, id) in (0..=255).zip(ids.iter_mut()) {
-        *id = vocab.id(char_of(byte).encode_utf8(&mut [0; 4]))?;
+/// What a word is before anything is joined: the ids of the 256 bytes, and the rank of every pair of them. Half of all ranks asked for
+/// are of such pairs, and here each is one load.
+#[derive(Clone, Debug)]
+pub(crate) struct Bytes {
+    ids: [u32; 256],
+    ranks: Vec<u32>,
+}
+
+impl Bytes {
+    /// `None` if the vocabulary lacks a byte.
+    pub fn new(vocab: &Vocab, bpe: &Bpe) -> Option<Bytes> {
+        let mut ids = [0; 256];
+        for (byte, id) in (0..=255).zip(ids.iter_mut()) {
+            *id = vocab.id(char_of(byte).encode_utf8(&mut [0; 4]))?;
+        }
+        Some(Bytes::of_ids(ids, bpe))
     }
-    Some(ids)
+
+    pub(crate) fn of_ids(ids: [u32; 256], bpe: &Bpe) -> Bytes {
+        let ranks = ids
+            .iter()
+            .flat_map(|left| ids.iter().map(|right| bpe.rank(*left, *right)));
+        Bytes {
+            ranks: ranks.collect(),
+            ids,
+        }
+    }
+
+    fn rank(&self, left: u8, right: u8) -> u32 {
+        self.ranks[usize::from(left) << 8 | usize::from(right)]
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn join(bpe: &Bpe, ids: &mut Vec<u32>, start: usize) {
+        let ranks: Vec<u32> = ids[start..]
+            .windows(2)
+            .map(|pair| bpe.rank(pair[0], pair[1]))
+            .collect();
+        bpe.join(ids, start, ranks.into_iter());
+    }
+
     /// Ids 0 to 3 are letters, the others what the merges build.
     fn check(merges: &[[u32; 3]], ids: &[u32], expect: &[u32]) {
         let bpe = Bpe::new(merges);
         let mut got = vec![9];
         got.extend(ids);
-        bpe.join(&mut got, 1);
+        join(&bpe, &mut got, 1);
         assert_eq!(got[1..], *expect);
         assert_eq!(bpe.join_by_heap(ids), expect);
     }
@@ -304,7 +349,7 @@ mod tests {
         for n in 2..=BLOCK_TOKENS {
             let ids: Vec<u32> = (0..n).map(|_| random(4) as u32).collect();
             let mut joined = ids.clone();
-            bpe.join(&mut joined, 0);
+            join(&bpe, &mut joined, 0);
             assert_eq!(bpe.join_by_heap(&ids), joined);
         }
     }

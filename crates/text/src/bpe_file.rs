@@ -7,6 +7,9 @@ use crate::bpe::{Bpe, MAX_IDS, MAX_MERGES};
 use crate::error::{Error, Result};
 use crate::vocab::Vocab;
 
+/// Fewer are looked up before a thread has started.
+const MERGES_WORTH_A_THREAD: usize = 8192;
+
 #[derive(Deserialize)]
 pub(crate) struct BpeFile {
     pub vocab: Tokens,
@@ -65,22 +68,7 @@ impl BpeFile {
             return Err(Error::VocabTooLarge { n_ids, n_merges });
         }
         let vocab = Vocab::new(self.vocab.iter());
-        let id = |token: &str| {
-            vocab.id(token).ok_or_else(|| Error::UnknownMerge {
-                token: token.to_owned(),
-            })
-        };
-        // Most merges build the token behind that of the merge before; to look there first spares a third of the searches.
-        let mut guess = 0;
-        let merges = self.merges.iter().map(|(left, right, both)| {
-            let result = match vocab.token(guess) {
-                Some(token) if token == both => guess,
-                _ => id(both)?,
-            };
-            guess = result + 1;
-            Ok([id(left)?, id(right)?, result])
-        });
-        let bpe = Bpe::new(&merges.collect::<Result<Vec<_>>>()?);
+        let bpe = Bpe::new(&self.merges.ids(&vocab)?);
         Ok(Model {
             vocab,
             bpe,
@@ -133,17 +121,58 @@ impl Merges {
         self.ends.push((end, self.text.len()));
     }
 
-    /// Left, right and both in one.
-    fn iter(&self) -> impl Iterator<Item = (&str, &str, &str)> {
-        let starts = std::iter::once(0).chain(self.ends.iter().map(|(_, end)| *end));
-        starts.zip(&self.ends).map(|(start, (middle, end))| {
-            let text = &self.text;
-            (
-                &text[start..*middle],
-                &text[*middle..*end],
-                &text[start..*end],
-            )
+    /// Left, right and result of every merge. To look up three quarters of a million tokens is most of loading a vocabulary, so all
+    /// cores share it.
+    ///
+    /// # Errors
+    /// [`Error::UnknownMerge`] with the first token that the vocabulary lacks.
+    fn ids(&self, vocab: &Vocab) -> Result<Vec<[u32; 3]>> {
+        let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let size = self
+            .ends
+            .len()
+            .div_ceil(n_threads)
+            .max(MERGES_WORTH_A_THREAD);
+        let parts = std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..self.ends.len())
+                .step_by(size)
+                .map(|from| scope.spawn(move || self.ids_of(vocab, from, size)))
+                .collect();
+            let joined = workers.into_iter().map(|worker| {
+                let done = worker.join();
+                done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            });
+            joined.collect::<Result<Vec<_>>>()
+        })?;
+        Ok(parts.concat())
+    }
+
+    /// Of the merges behind `from`, at most `n`.
+    fn ids_of(&self, vocab: &Vocab, from: usize, n: usize) -> Result<Vec<[u32; 3]>> {
+        let id = |token: &str| {
+            vocab.id(token).ok_or_else(|| Error::UnknownMerge {
+                token: token.to_owned(),
+            })
+        };
+        let mut start = match from {
+            0 => 0,
+            _ => self.ends[from - 1].1,
+        };
+        // Most merges build the token behind that of the merge before; to look there first spares a third of the searches.
+        let mut guess = 0;
+        let ends = self.ends[from..].iter().take(n);
+        ends.map(|(middle, end)| {
+            let both = &self.text[start..*end];
+            let result = match vocab.token(guess) {
+                Some(token) if token == both => guess,
+                _ => id(both)?,
+            };
+            guess = result + 1;
+            let left = id(&self.text[start..*middle])?;
+            start = *end;
+            Ok([left, id(&self.text[*middle..*end])?, result])
         })
+        .collect()
     }
 }
 

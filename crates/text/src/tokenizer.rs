@@ -3,6 +3,7 @@
 //! five times as long for a text, runs every other pipeline, normalises, writes tokenizer.json, counts words for a new vocabulary, and is
 //! the oracle of the tests.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
@@ -13,14 +14,14 @@ use serde_json::{Value, json};
 use tokenizers::{NormalizedString, OffsetReferential, OffsetType, PreTokenizer};
 
 use crate::added_tokens::AddedTokens;
-use crate::bpe::{self, WordEncoder};
+use crate::bpe::{Bytes, WordEncoder};
 use crate::bpe_file::{Merges, Model, Tokens};
 use crate::bpe_trainer;
 use crate::chat_template::ChatTemplate;
 use crate::error::{Error, Result};
 use crate::spelling::{self, char_of};
 use crate::tokenizer_file::{self as file, Pipeline, Steps, TokenizerFile, wrap};
-use crate::word_cache::{CacheKey, Word, WordCache};
+use crate::word_cache::CacheKey;
 use crate::words::{WordSplitter, is_surely_nfc};
 
 /// The 33 added tokens of Qwen3.5 in id order, and whether each is special (left out when a reply is decoded).
@@ -103,8 +104,8 @@ struct Inner {
     turn_end: u32,
     document_end: u32,
     vocab_size: usize,
-    /// The ids of the 256 bytes; without them nothing is done without the crate's pipeline.
-    byte_ids: Option<Box<[u32; 256]>>,
+    /// The bytes of the vocabulary; without them nothing is done without the crate's pipeline.
+    bytes: Option<Box<Bytes>>,
     /// How to cut words without the pipeline; `None` where its steps are others than Qwen's.
     splitter: Option<WordSplitter>,
     cache: CacheKey,
@@ -198,9 +199,20 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] when the pipeline fails, which no UTF-8 text is known to cause.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let mut ids = Vec::with_capacity(text.len() / 3);
-        self.each_word(text, |word| ids.extend_from_slice(word.ids()))?;
-        Ok(ids)
+        let Some((splitter, encoder)) = self.quick_way() else {
+            return self.encode_by_pipeline(text);
+        };
+        Ok(self.inner.cache.with(|cache| {
+            let mut ids = Vec::with_capacity(text.len() / 3);
+            let mut rest = text;
+            while let Some((before, id, behind)) = self.inner.added.split(rest) {
+                cache.append(nfc(before).as_bytes(), splitter, encoder, &mut ids);
+                ids.push(id);
+                rest = behind;
+            }
+            cache.append(nfc(rest).as_bytes(), splitter, encoder, &mut ids);
+            ids
+        }))
     }
 
     /// Number of ids of `text`.
@@ -208,9 +220,24 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn count(&self, text: &str) -> Result<usize> {
-        let mut count = 0;
-        self.each_word(text, |word| count += word.len())?;
-        Ok(count)
+        let Some((splitter, encoder)) = self.quick_way() else {
+            return Ok(self.encode_by_pipeline(text)?.len());
+        };
+        Ok(self.inner.cache.with(|cache| {
+            let mut count = 0;
+            let mut of_words = |text: &str| {
+                count += cache.count(nfc(text).as_bytes(), splitter, encoder);
+            };
+            let mut n_added = 0;
+            let mut rest = text;
+            while let Some((before, _, behind)) = self.inner.added.split(rest) {
+                of_words(before);
+                n_added += 1;
+                rest = behind;
+            }
+            of_words(rest);
+            count + n_added
+        }))
     }
 
     /// Text of `ids`; bytes that are no UTF-8 become U+FFFD, ids without a token (padding of the embedding) give nothing,
@@ -323,7 +350,7 @@ impl Tokenizer {
         let highest_added = added.highest_id().map_or(0, |id| id as usize + 1);
         let inner = Inner {
             vocab_size: model.vocab.n_ids().max(highest_added),
-            byte_ids: bpe::byte_ids(&model.vocab),
+            bytes: Bytes::new(&model.vocab, &model.bpe).map(Box::new),
             model,
             steps: file.steps,
             added,
@@ -339,27 +366,14 @@ impl Tokenizer {
         })
     }
 
-    /// Hands over the ids of `text`, a word or an added token at a time.
-    fn each_word(&self, text: &str, mut take: impl FnMut(Word<'_>)) -> Result<()> {
+    /// How to cut and encode words without the pipeline; `None` if only that can.
+    fn quick_way(&self) -> Option<(WordSplitter, WordEncoder<'_>)> {
         let inner = &*self.inner;
-        let (Some(splitter), Some(byte_ids)) = (inner.splitter, &inner.byte_ids) else {
-            take(Word::Ids(&self.encode_by_pipeline(text)?));
-            return Ok(());
-        };
         let encoder = WordEncoder {
             bpe: &inner.model.bpe,
-            byte_ids,
+            bytes: inner.bytes.as_deref()?,
         };
-        inner.cache.with(|cache| {
-            let mut rest = text;
-            while let Some((before, id, behind)) = inner.added.split(rest) {
-                each_word_of(before, splitter, encoder, cache, &mut take);
-                take(Word::Ids(&[id]));
-                rest = behind;
-            }
-            each_word_of(rest, splitter, encoder, cache, &mut take);
-        });
-        Ok(())
+        Some((inner.splitter?, encoder))
     }
 
     /// The pipeline as the file describes it: what the quick way must agree with.
@@ -396,7 +410,7 @@ impl Inner {
     /// Finds out whether the steps are Qwen's; for others the crate's pipeline is made at once, so that what it refuses is known now.
     fn with_splitter(mut self) -> Result<Self> {
         let is_plain =
-            self.model.options.are_plain() && self.added.are_plain() && self.byte_ids.is_some();
+            self.model.options.are_plain() && self.added.are_plain() && self.bytes.is_some();
         let pattern = if is_plain {
             self.steps.qwen_pattern()?
         } else {
@@ -422,30 +436,14 @@ impl Inner {
     }
 }
 
-/// Hands over the words of a text without added tokens.
-fn each_word_of(
-    text: &str,
-    splitter: WordSplitter,
-    encoder: WordEncoder<'_>,
-    cache: &mut WordCache,
-    take: &mut impl FnMut(Word<'_>),
-) {
-    let normalized;
-    let text = if is_surely_nfc(text) {
-        text
-    } else {
-        let mut changed = NormalizedString::from(text);
-        changed.nfc();
-        normalized = changed;
-        normalized.get()
-    };
-    let text = text.as_bytes();
-    let mut start = 0;
-    while start < text.len() {
-        let end = splitter.end(text, start);
-        take(cache.word(text, start, end, encoder));
-        start = end;
+/// A text in NFC.
+fn nfc(text: &str) -> Cow<'_, str> {
+    if is_surely_nfc(text) {
+        return Cow::Borrowed(text);
     }
+    let mut changed = NormalizedString::from(text);
+    changed.nfc();
+    Cow::Owned(changed.get().to_owned())
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {

@@ -7,13 +7,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::bpe::WordEncoder;
 use crate::hash;
+use crate::words::WordSplitter;
 
 /// Words that one cache holds of each kind; when it is full it begins anew, so that the next language finds room.
 const WORDS: usize = 1 << 16;
 /// Words up to here are their own key; longer ones, of which there are few, lie in a map.
 const SHORT_BYTES: usize = 15;
-/// Longer words hardly come twice.
-const LONG_BYTES: usize = 64;
+/// Longer words hardly come twice. In Chinese and Japanese a word is all that stands between two marks, and a sentence comes once for
+/// every data set and every listener.
+const LONG_BYTES: usize = 255;
+/// Words that are looked for together.
+const AT_ONCE: usize = 16;
 /// Vocabularies that a thread remembers.
 const VOCABULARIES: usize = 4;
 
@@ -64,7 +68,7 @@ pub(crate) struct WordCache {
 }
 
 /// What a word became.
-pub(crate) enum Word<'c> {
+enum Word<'c> {
     Ids(&'c [u32]),
     /// A place in `WordCache::short`.
     Short(&'c WordCache, usize),
@@ -118,7 +122,7 @@ impl Default for WordCache {
 impl WordCache {
     /// The word `text[start..end]`, which must not be empty.
     #[inline]
-    pub fn word(
+    fn word(
         &mut self,
         text: &[u8],
         start: usize,
@@ -137,6 +141,63 @@ impl WordCache {
                 _ => place = (place + 1) % (2 * WORDS),
             }
         }
+    }
+
+    /// Appends the ids of all words of a text.
+    pub fn append(
+        &mut self,
+        text: &[u8],
+        splitter: WordSplitter,
+        encoder: WordEncoder<'_>,
+        ids: &mut Vec<u32>,
+    ) {
+        let mut start = 0;
+        while start < text.len() {
+            let end = splitter.end(text, start);
+            ids.extend_from_slice(self.word(text, start, end, encoder).ids());
+            start = end;
+        }
+    }
+
+    /// The number of ids of all words of a text. Short words are looked for several at a time, so that one need not wait for the
+    /// memory that another lies in.
+    pub fn count(
+        &mut self,
+        text: &[u8],
+        splitter: WordSplitter,
+        encoder: WordEncoder<'_>,
+    ) -> usize {
+        let mut count = 0;
+        let mut start = 0;
+        while start < text.len() {
+            // 1. words
+            let mut words = [(0, 0, 0); AT_ONCE];
+            let mut n = 0;
+            while n < AT_ONCE && start < text.len() {
+                let end = splitter.end(text, start);
+                if end - start > SHORT_BYTES {
+                    count += self.ids_of_long(&text[start..end], encoder).len();
+                } else {
+                    words[n] = (start, end, short_word(text, start, end));
+                    n += 1;
+                }
+                start = end;
+            }
+            // 2. what lies where each is looked for first
+            let mut known = [0; AT_ONCE];
+            for (known, (_, _, word)) in known.iter_mut().zip(&words[..n]) {
+                *known = self.short[first_place(*word)];
+            }
+            // 3. most often that is the word
+            for (known, (start, end, word)) in known.iter().zip(&words[..n]) {
+                count += if known & !N_IDS == *word {
+                    (known >> 124) as usize
+                } else {
+                    self.word(text, *start, *end, encoder).len()
+                };
+            }
+        }
+        count
     }
 
     #[cold]
@@ -233,7 +294,7 @@ impl Hasher for WordHasher {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bpe::Bpe;
+    use crate::bpe::{Bpe, Bytes};
 
     const BYTE_IDS: [u32; 256] = {
         let mut ids = [0; 256];
@@ -245,11 +306,7 @@ mod tests {
         ids
     };
 
-    fn check(cache: &mut WordCache, bpe: &Bpe, text: &str, n: usize) {
-        let encoder = WordEncoder {
-            bpe,
-            byte_ids: &BYTE_IDS,
-        };
+    fn check(cache: &mut WordCache, encoder: WordEncoder<'_>, text: &str, n: usize) {
         let mut expect = Vec::new();
         encoder.append(&text.as_bytes()[..n], &mut expect);
         let word = cache.word(text.as_bytes(), 0, n, encoder);
@@ -264,12 +321,17 @@ mod tests {
     #[test]
     fn words_of_every_length_have_their_own_ids() {
         let bpe = Bpe::new(&[[97, 97, 300], [300, 300, 301]]);
+        let bytes = Bytes::of_ids(BYTE_IDS, &bpe);
+        let encoder = WordEncoder {
+            bpe: &bpe,
+            bytes: &bytes,
+        };
         let mut cache = WordCache::default();
         for _ in 0..2 {
-            for n in 1..100 {
+            for n in 1..300 {
                 let text = format!("{}b{}", "a".repeat(n), "c".repeat(20));
-                check(&mut cache, &bpe, &text, n);
-                check(&mut cache, &bpe, &text[..n], n);
+                check(&mut cache, encoder, &text, n);
+                check(&mut cache, encoder, &text[..n], n);
             }
         }
     }
@@ -277,10 +339,15 @@ mod tests {
     #[test]
     fn full_cache_begins_anew() {
         let bpe = Bpe::new(&[]);
+        let bytes = Bytes::of_ids(BYTE_IDS, &bpe);
+        let encoder = WordEncoder {
+            bpe: &bpe,
+            bytes: &bytes,
+        };
         let mut cache = WordCache::default();
         for word in 0..3 * WORDS {
             for word in [format!("{word}"), format!("{word:020}")] {
-                check(&mut cache, &bpe, &word, word.len());
+                check(&mut cache, encoder, &word, word.len());
             }
         }
         assert!(cache.n_short <= WORDS && cache.long.len() <= WORDS);
