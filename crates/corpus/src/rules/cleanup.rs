@@ -43,12 +43,25 @@ impl Cleanup {
     }
 }
 
+/// Every `from`, which begins with a character that is rare, becomes `to`.
 fn replace<'a>(text: Cow<'a, str>, from: &str, to: &str) -> Cow<'a, str> {
-    if text.contains(from) {
-        Cow::Owned(text.replace(from, to))
-    } else {
-        text
+    let Some(first) = from.bytes().next() else {
+        return text;
+    };
+    let mut out = String::new();
+    let mut done = 0;
+    for at in memchr::memchr_iter(first, text.as_bytes()) {
+        if at >= done && text.as_bytes()[at..].starts_with(from.as_bytes()) {
+            out.push_str(&text[done..at]);
+            out.push_str(to);
+            done = at + from.len();
+        }
     }
+    if done == 0 {
+        return text;
+    }
+    out.push_str(&text[done..]);
+    Cow::Owned(out)
 }
 
 /// Removes tags and the markers of ruby, images and layouts, from left to right in one pass.

@@ -95,7 +95,7 @@ impl<'a> InLanguage<'a> {
         out: &mut DatasetWriter<'_>,
     ) -> Result<()> {
         let rounds = rounds(group.rows.len(), |i| group.rows[i].name == assistant);
-        let Some(speaker) = rounds.first().map(|r| group.rows[r.assistant.start]) else {
+        let Some(speaker) = rounds.first().map(|r| &group.rows[r.assistant.start]) else {
             return Ok(());
         };
         // All rows of one hash show one name.

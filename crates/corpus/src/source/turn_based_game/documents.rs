@@ -66,7 +66,7 @@ impl<'a> GameDocuments<'a> {
         let mut builder = InLanguage {
             tables: self.tables,
             rules: self.rules,
-            groups: self.order.groups(|hash| map.contains(hash)),
+            groups: self.order.groups(|hash| map.find(hash)),
             cleanup: cleanup_of(self.rules, texts.language),
             texts,
             people: OnceCell::new(),

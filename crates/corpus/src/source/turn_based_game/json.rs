@@ -8,10 +8,10 @@ use serde_json::value::RawValue;
 
 use crate::error::{Error, Result, without_position};
 
-/// A file of the tree, read and known to be UTF-8 without a byte order mark.
+/// A file of the tree, without a byte order mark.
 pub(crate) struct JsonFile {
     pub path: PathBuf,
-    pub text: String,
+    pub bytes: Vec<u8>,
 }
 
 impl JsonFile {
@@ -27,18 +27,19 @@ impl JsonFile {
         if bytes.starts_with(b"\xef\xbb\xbf") {
             return Err(Error::ByteOrderMark { path });
         }
-        match String::from_utf8(bytes) {
-            Ok(text) => Ok(JsonFile { path, text }),
-            Err(error) => {
-                let at = error.utf8_error().valid_up_to();
-                Err(Error::not_utf8(&path, &error.as_bytes()[..at]))
-            }
-        }
+        Ok(JsonFile { path, bytes })
+    }
+
+    /// # Errors
+    /// The file is not UTF-8.
+    pub fn text(&self) -> Result<&str> {
+        simdutf8::compat::from_utf8(&self.bytes)
+            .map_err(|error| Error::not_utf8(&self.path, &self.bytes[..error.valid_up_to()]))
     }
 
     /// Deserializes the whole text; anything behind the value is an error.
     pub fn parse<'a, S: DeserializeSeed<'a>>(&'a self, seed: S) -> Result<S::Value> {
-        let mut deserializer = serde_json::Deserializer::from_str(&self.text);
+        let mut deserializer = serde_json::Deserializer::from_str(self.text()?);
         seed.deserialize(&mut deserializer)
             .and_then(|value| deserializer.end().map(|()| value))
             .map_err(|error| json_error(&self.path, &error))
@@ -65,9 +66,9 @@ impl JsonFile {
     /// The bytes before a piece of this text.
     fn before(&self, piece: &str) -> &[u8] {
         let offset = (piece.as_ptr() as usize)
-            .saturating_sub(self.text.as_ptr() as usize)
-            .min(self.text.len());
-        &self.text.as_bytes()[..offset]
+            .saturating_sub(self.bytes.as_ptr() as usize)
+            .min(self.bytes.len());
+        &self.bytes[..offset]
     }
 }
 

@@ -150,7 +150,7 @@ impl Tables {
             tables.take(name, file)?;
             tables
                 .hashes
-                .push((name, Sha256::digest(&file.text).into()));
+                .push((name, Sha256::digest(&file.bytes).into()));
         }
         tables.hashes.sort_unstable();
         Ok(tables)

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::tables::{Tables, TalkRow};
-use super::text_map::TextHash;
+use super::text_map::{MapValue, TextHash};
 use super::texts::{Place, Texts};
 use crate::character::GameRules;
 use crate::error::Result;
@@ -16,10 +16,23 @@ pub(crate) struct TalkOrder<'a> {
     rows: Vec<(i128, &'a TalkRow)>,
 }
 
-/// A group: its number and its rows in this language.
-pub(crate) struct Group<'a> {
+/// A group: its number and its rows in this language. `T`: what is known of each row's text.
+pub(crate) struct Group<'a, T = MapValue<'a>> {
     pub number: i128,
-    pub rows: Vec<&'a TalkRow>,
+    pub rows: Vec<GroupRow<'a, T>>,
+}
+
+pub(crate) struct GroupRow<'a, T = MapValue<'a>> {
+    row: &'a TalkRow,
+    text: T,
+}
+
+impl<T> std::ops::Deref for GroupRow<'_, T> {
+    type Target = TalkRow;
+
+    fn deref(&self) -> &TalkRow {
+        self.row
+    }
 }
 
 impl<'a> TalkOrder<'a> {
@@ -52,24 +65,24 @@ impl<'a> TalkOrder<'a> {
         self.rows.len()
     }
 
-    /// The groups of a language, ascending by number. `knows`: whether the language's map has a hash.
-    pub fn groups(&self, knows: impl Fn(TextHash) -> bool) -> Vec<Group<'a>> {
+    /// The groups of a language, ascending by number. `find`: what the language's map has for a hash.
+    pub fn groups<T>(&self, find: impl Fn(TextHash) -> Option<T>) -> Vec<Group<'a, T>> {
+        let told = |row: &(i128, &'a TalkRow)| {
+            let text = find(row.1.text?)?;
+            Some(GroupRow { row: row.1, text })
+        };
         self.rows
             .chunk_by(|a, b| a.0 == b.0)
             .map(|rows| Group {
                 number: rows[0].0,
-                rows: rows
-                    .iter()
-                    .map(|(_, row)| *row)
-                    .filter(|row| row.text.is_some_and(&knows))
-                    .collect(),
+                rows: rows.iter().filter_map(told).collect(),
             })
             .filter(|group| !group.rows.is_empty())
             .collect()
     }
 }
 
-impl Group<'_> {
+impl<T> Group<'_, T> {
     pub fn has_any(&self, hashes: &[TextHash]) -> bool {
         self.rows
             .iter()
@@ -82,16 +95,18 @@ impl Group<'_> {
     }
 }
 
-impl TalkRow {
-    pub fn text<'a>(&self, texts: &Texts<'a>) -> Result<Cow<'a, str>> {
+impl<'a> GroupRow<'a> {
+    pub fn text(&self, texts: &Texts<'a>) -> Result<Cow<'a, str>> {
         let place = Place {
             table: "TalkSentenceConfig",
             field: "TalkSentenceText",
-            id: self.id.unwrap_or_default(),
+            id: self.row.id.unwrap_or_default(),
         };
-        texts.strict(self.text.unwrap_or(TextHash::INVALID), place)
+        texts.strict_of(self.text, place)
     }
+}
 
+impl TalkRow {
     /// The speaker's name; the player's where there is none.
     pub fn speaker<'a>(&self, texts: &Texts<'a>) -> Result<Cow<'a, str>> {
         let known = match self.name {
@@ -120,7 +135,7 @@ mod tests {
         )
         .unwrap();
         rules.fine_talk_blocks = fine.to_vec();
-        let groups = TalkOrder::new(&tables, &rules).groups(|_| true);
+        let groups = TalkOrder::new(&tables, &rules).groups(|_| Some(()));
         groups.iter().map(|g| (g.number, g.rows.len())).collect()
     }
 

@@ -61,8 +61,8 @@ impl TextMapFiles {
     pub fn sha256(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
         for file in &self.files {
-            hash.update((file.text.len() as u64).to_le_bytes());
-            hash.update(file.text.as_bytes());
+            hash.update((file.bytes.len() as u64).to_le_bytes());
+            hash.update(&file.bytes);
         }
         hash.finalize().into()
     }
@@ -70,7 +70,9 @@ impl TextMapFiles {
     /// # Errors
     /// Broken JSON, or a key that is no integer.
     pub fn parse(&self) -> Result<TextMap<'_>> {
-        let mut texts = Texts::default();
+        // A guess that is rarely too low: to make room for more while reading takes as long as reading.
+        let bytes: usize = self.files.iter().map(|file| file.bytes.len()).sum();
+        let mut texts = Texts::with_capacity_and_hasher(bytes / BYTES_PER_TEXT, Fold::default());
         for file in &self.files {
             file.parse(MapSeed(&mut texts))?;
         }
@@ -95,6 +97,9 @@ fn paths(tree: &Path, language: Language) -> Vec<PathBuf> {
         .collect()
 }
 
+/// Of a map's file, with hash and quotes.
+const BYTES_PER_TEXT: usize = 150;
+
 type Texts<'a> = HashMap<TextHash, &'a RawValue, Fold>;
 
 pub(crate) struct TextMap<'a> {
@@ -102,19 +107,34 @@ pub(crate) struct TextMap<'a> {
     files: &'a [JsonFile],
 }
 
+/// A value that a map has for a hash.
+#[derive(Clone, Copy)]
+pub(crate) struct MapValue<'a> {
+    pub hash: TextHash,
+    raw: &'a RawValue,
+}
+
 impl<'a> TextMap<'a> {
-    pub fn contains(&self, hash: TextHash) -> bool {
-        self.texts.contains_key(&hash)
+    /// The value of a hash, unread; `None` if the map lacks it.
+    pub fn find(&self, hash: TextHash) -> Option<MapValue<'a>> {
+        let raw = *self.texts.get(&hash)?;
+        Some(MapValue { hash, raw })
     }
 
     /// The text of a hash; `None` if the map lacks it.
     ///
     /// # Errors
-    /// The value is no text, or holds half a surrogate pair.
+    /// As [`TextMap::read`].
     pub fn get(&self, hash: TextHash) -> Result<Option<Cow<'a, str>>> {
-        let Some(raw) = self.texts.get(&hash) else {
-            return Ok(None);
-        };
+        self.find(hash).map(|value| self.read(value)).transpose()
+    }
+
+    /// The text that a value is.
+    ///
+    /// # Errors
+    /// The value is no text, or holds half a surrogate pair.
+    pub fn read(&self, value: MapValue<'a>) -> Result<Cow<'a, str>> {
+        let MapValue { hash, raw } = value;
         let raw = raw.get();
         let Some(inner) = raw.strip_prefix('"').and_then(|r| r.strip_suffix('"')) else {
             let (file, line) = self.place(raw);
@@ -127,10 +147,10 @@ impl<'a> TextMap<'a> {
             });
         };
         if memchr::memchr(b'\\', inner.as_bytes()).is_none() {
-            return Ok(Some(Cow::Borrowed(inner)));
+            return Ok(Cow::Borrowed(inner));
         }
         match serde_json::from_str::<String>(raw) {
-            Ok(text) => Ok(Some(Cow::Owned(text))),
+            Ok(text) => Ok(Cow::Owned(text)),
             Err(error) => {
                 let (file, _) = self.place(raw);
                 let mut error = file.error_in(raw, &error);
@@ -146,8 +166,8 @@ impl<'a> TextMap<'a> {
     fn place(&self, raw: &str) -> (&'a JsonFile, usize) {
         let at = raw.as_ptr() as usize;
         let holds = |file: &&JsonFile| {
-            let start = file.text.as_ptr() as usize;
-            (start..start + file.text.len()).contains(&at)
+            let start = file.bytes.as_ptr() as usize;
+            (start..start + file.bytes.len()).contains(&at)
         };
         let file = self.files.iter().find(holds).unwrap_or(&self.files[0]);
         (file, file.line_of(raw))
@@ -314,7 +334,7 @@ mod tests {
         );
         std::fs::write(maps.join("TextMapRU.json"), r#"{"1": "w"}"#).unwrap();
         let files = TextMapFiles::read(folder.path(), Language::Ru).unwrap();
-        assert!(!files.parse().unwrap().contains(TextHash(2)));
+        assert!(files.parse().unwrap().find(TextHash(2)).is_none());
         assert!(
             TextMapFiles::read(folder.path(), Language::Th)
                 .unwrap()

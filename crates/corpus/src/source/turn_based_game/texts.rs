@@ -5,7 +5,7 @@ use std::cell::OnceCell;
 use std::collections::HashMap;
 
 use super::tables::Tables;
-use super::text_map::{TextHash, TextMap};
+use super::text_map::{MapValue, TextHash, TextMap};
 use crate::error::{Error, Result};
 use crate::language::Language;
 use crate::rules::digits;
@@ -45,13 +45,24 @@ impl<'a> Texts<'a> {
     /// # Errors
     /// The hash, or one of a joined text in it, is unknown; or the value cannot be read.
     pub fn strict(&self, hash: TextHash, place: Place) -> Result<Cow<'a, str>> {
-        self.lookup(hash)?.map_err(|unknown| Error::UnknownText {
+        let found = self.lookup(hash)?;
+        found.map_err(|unknown| self.unknown(unknown, place))
+    }
+
+    /// As [`Texts::strict`], of a value that was found before.
+    pub fn strict_of(&self, value: MapValue<'a>, place: Place) -> Result<Cow<'a, str>> {
+        let made = self.made(value)?;
+        made.map_err(|unknown| self.unknown(unknown, place))
+    }
+
+    fn unknown(&self, hash: TextHash, place: Place) -> Error {
+        Error::UnknownText {
             table: place.table,
             id: place.id.to_string(),
             field: place.field,
-            hash: unknown.to_string(),
+            hash: hash.to_string(),
             language: self.language.code(),
-        })
+        }
     }
 
     /// `None` where the strict look-up fails with an unknown hash.
@@ -63,9 +74,14 @@ impl<'a> Texts<'a> {
     }
 
     fn lookup(&self, hash: TextHash) -> Result<Lookup<'a>> {
-        let Some(raw) = self.map.get(hash)? else {
-            return Ok(Err(hash));
-        };
+        match self.map.find(hash) {
+            Some(value) => self.made(value),
+            None => Ok(Err(hash)),
+        }
+    }
+
+    fn made(&self, value: MapValue<'a>) -> Result<Lookup<'a>> {
+        let raw = self.map.read(value)?;
         // Most texts have neither.
         if memchr::memchr2(b'{', b'\\', raw.as_bytes()).is_none() {
             return Ok(Ok(raw));

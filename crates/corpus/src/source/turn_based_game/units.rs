@@ -148,7 +148,7 @@ impl<'a> Units<'a> {
             pages: Vec::new(),
         };
         let own: HashSet<TextHash> = rules.name_hashes.iter().map(text_hash).collect();
-        for group in TalkOrder::new(tables, rules).groups(|_| true) {
+        for group in TalkOrder::new(tables, rules).groups(|_| Some(())) {
             // Six-digit groups: the first three digits are the chapter, as they are of missions.
             let chapter = group.number.div_euclid(1000);
             let is_small_talk = rules

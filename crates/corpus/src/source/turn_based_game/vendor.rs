@@ -56,9 +56,9 @@ pub(crate) fn read(set: &str, root: &Path) -> Result<(Vec<Page>, [u8; 32])> {
                 .map_or_else(String::new, |n| n.to_string_lossy().into_owned());
             let file = JsonFile::read(path)?;
             hash.update(&name);
-            hash.update(Sha256::digest(&file.text));
+            hash.update(Sha256::digest(&file.bytes));
             let words = file
-                .text
+                .text()?
                 .split(paragraph::is_space)
                 .filter(|w| !w.is_empty());
             pages.push(Page {
@@ -69,9 +69,9 @@ pub(crate) fn read(set: &str, root: &Path) -> Result<(Vec<Page>, [u8; 32])> {
         return Ok((pages, hash.finalize().into()));
     }
     let file = JsonFile::read(folder.join("leetcode_instructions.jsonl"))?;
-    hash.update(&file.text);
+    hash.update(&file.bytes);
     let mut columns: Option<[String; 3]> = None;
-    for (idx, line) in file.text.split('\n').enumerate() {
+    for (idx, line) in file.text()?.split('\n').enumerate() {
         if line.trim().is_empty() {
             continue;
         }
