@@ -198,7 +198,7 @@ pub const KEYS: &[Key] = &[
     key(
         "data.validation_share",
         "0.02",
-        "without data.split: share of the documents held out by seed; 0 for none",
+        "without data.split: share of the documents held out by seed and text; 0 for none",
     ),
     key(
         "data.validation_tokens",

@@ -175,12 +175,9 @@ pub fn rows(
     let mut held_out: BTreeMap<Side, Vec<Document>> = BTreeMap::new();
     let mut seen = std::collections::HashSet::new();
     for (source_idx, source) in recipe.data.sources.iter().enumerate() {
-        for (at, row) in dataset::source(&folder.join(&source.path), split, encoding)?
-            .into_iter()
-            .enumerate()
-        {
+        for row in dataset::source(&folder.join(&source.path), split, encoding)? {
             let is_drawn = split.is_none()
-                && drawn(recipe.seed, source_idx, at) < recipe.data.validation_share;
+                && drawn(recipe.seed, &row.encoded.input_ids) < recipe.data.validation_share;
             let side = if is_drawn { Side::Val } else { row.side };
             match side {
                 // Only what is explicitly for training in its language.
@@ -234,9 +231,13 @@ fn document(row: Row, source: u32) -> Document {
     }
 }
 
-/// A number in [0, 1) for a row, from the seed alone.
-fn drawn(seed: u64, source_idx: usize, row: usize) -> f64 {
-    let digest = hash_bytes(format!("{seed} {source_idx} {row}").as_bytes());
+/// A number in [0, 1) for a row, from the seed and what the row says: the same row is on one side, in whatever source it stands.
+fn drawn(seed: u64, ids: &[u32]) -> f64 {
+    let seed = seed.to_le_bytes().into_iter();
+    let bytes: Vec<u8> = seed
+        .chain(ids.iter().flat_map(|id| id.to_le_bytes()))
+        .collect();
+    let digest = hash_bytes(&bytes);
     let bits = u64::from_str_radix(&digest[..13], 16).unwrap_or(0);
     bits as f64 / (1u64 << 52) as f64
 }
@@ -481,6 +482,46 @@ mod tests {
                 ("probe-x", own(&["word3"])),
             ]
         );
+    }
+
+    /// A source named twice weighs more, and a folder holds its files: without a split, too, no row is on both sides.
+    #[test]
+    fn row_in_two_sources_is_on_one_side() {
+        let folder = tempfile::tempdir().unwrap();
+        let rows_of = |from: usize, to: usize| -> String {
+            (from..to)
+                .map(|n| {
+                    format!(
+                        "{{\"input_ids\":[{n},{},1],\"labels\":[{n},{},1]}}\n",
+                        n * 7,
+                        n * 7
+                    )
+                })
+                .collect()
+        };
+        std::fs::write(folder.path().join("a.jsonl"), rows_of(10, 110)).unwrap();
+        std::fs::write(folder.path().join("b.jsonl"), rows_of(60, 160)).unwrap();
+        let recipe = |seed: u64| {
+            let text = format!(
+                "stage = \"cpt\"\nbase = \"x\"\nseed = {seed}\n[data]\nvalidation_share = 0.3\n\
+                 sources = [{{ path = \"a.jsonl\", weight = 2 }}, {{ path = \"b.jsonl\" }}, {{ path = \"a.jsonl\" }}]\n"
+            );
+            Recipe::parse(&text, "test", &[]).unwrap()
+        };
+        let held_out = |seed: u64| -> std::collections::BTreeSet<u32> {
+            let data = rows(&recipe(seed), folder.path(), None, None).unwrap();
+            let first = |d: &Document| d.encoded.input_ids[0];
+            let val: Vec<u32> = data.validation[0].documents.iter().map(first).collect();
+            let train: Vec<u32> = data.train.iter().map(first).collect();
+            assert!(val.iter().all(|row| !train.contains(row)));
+            let of_150 = 150 - val.len();
+            let trained: std::collections::BTreeSet<u32> = train.into_iter().collect();
+            assert_eq!(trained.len(), of_150);
+            assert!((20..70).contains(&val.len()), "{}", val.len());
+            val.into_iter().collect()
+        };
+        assert_eq!(held_out(7), held_out(7));
+        assert_ne!(held_out(7), held_out(8));
     }
 
     #[test]
