@@ -40,7 +40,7 @@ impl Account {
 /// # Errors
 /// As [`rows::load`]; a file of token counts that does not fit.
 pub fn account(path: &Path, split: Option<&Split>) -> Result<Vec<Account>> {
-    let found = rows::find(path)?;
+    let found = rows::find(path, split)?;
     let counts = found.token_counts()?;
     let of_file = |file: &DataFile| -> Result<Account> {
         let mut account = Account {

@@ -1,7 +1,7 @@
 //! Builds data sets: reads the source once, writes every task in every language, then names the files.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -12,8 +12,9 @@ use crate::character::{Character, GameRules};
 use crate::dataset::{DatasetPart, DatasetWriter};
 use crate::error::{Error, Result};
 use crate::language::Language;
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, SourceFiles};
 use crate::output;
+use crate::rows;
 use crate::rules::Counter;
 use crate::source::SourceKind;
 use crate::source::story::{self, StoryDocuments};
@@ -30,6 +31,7 @@ pub struct BuildRequest<'a> {
     /// The story's file or folder; the game's tree; for `pt/vendor` the vendor folder.
     pub root: &'a Path,
     pub character: &'a Character,
+    /// What is named twice is built once.
     pub tasks: &'a [Task],
     /// Languages to build; `None`: those of the character file.
     pub languages: Option<&'a [Language]>,
@@ -70,9 +72,16 @@ pub fn stage<'a>(
     let manifest = Manifest::load(request.out)?.unwrap_or_default();
     output::remove_leftovers(request.out);
     let times = Stopwatch::default();
+    // Two writers of one file would tear it.
+    let mut seen = BTreeSet::new();
+    let tasks = request.tasks.iter().copied().filter(|t| seen.insert(*t));
+    let once = BuildRequest {
+        tasks: &tasks.collect::<Vec<_>>(),
+        ..*request
+    };
     let built = match request.source {
-        SourceKind::Story => build_story(request, count, progress, &times)?,
-        SourceKind::TurnBasedGame => build_game(request, count, progress, &times)?,
+        SourceKind::Story => build_story(&once, count, progress, &times)?,
+        SourceKind::TurnBasedGame => build_game(&once, count, progress, &times)?,
     };
     Ok(Staged {
         request: *request,
@@ -110,15 +119,33 @@ pub fn make_split(request: &SplitRequest<'_>) -> Result<Split> {
     }
 }
 
-/// The guard of a split made earlier: no text of twelve characters or more stands on both sides.
+/// Holds a split made earlier against what is about to be built beside it: it was made from this story, knows every scene, and has no
+/// text of twelve characters or more on both sides. The pages of the vendor folder, which are built apart from their story, are held
+/// against the rows of the other data sets in the output folder, and the story against theirs.
 ///
 /// # Errors
-/// The text and the two scenes that hold it, or whatever is wrong with the source.
-pub fn check_split(request: &SplitRequest<'_>, split: &Split) -> Result<()> {
+/// The text and the two scenes that hold it, the scene that is unknown, the file that has changed, or whatever is wrong with the source.
+pub fn check_split(request: &BuildRequest<'_>, split: &Split) -> Result<()> {
     match request.source {
-        SourceKind::Story => story::guard(&story::read(request.root)?, request.character, split),
+        SourceKind::Story => {
+            let story = story::read(request.root)?;
+            story::guard(&story, request.root, request.character, split)
+        }
         SourceKind::TurnBasedGame => {
-            game::guard(roots(request), game_rules(request.character)?, split)
+            let rules = game_rules(request.character)?;
+            let of_vendor = request.tasks.contains(&Task::PtVendor);
+            let mut beside = Vec::new();
+            let manifest = Manifest::load(request.out)?.unwrap_or_default();
+            for task in manifest.datasets.keys() {
+                if of_vendor != (task == Task::PtVendor.name()) {
+                    beside.extend(rows::load(&request.out.join(task), Some(split))?);
+                }
+            }
+            if of_vendor {
+                vendor::guard(request.root, rules, split, &beside)
+            } else {
+                game::guard(request.root, rules, split, &beside)
+            }
         }
     }
 }
@@ -184,6 +211,7 @@ fn build_story(
             built.push(Built {
                 task,
                 source_sha256: story.sha256.clone(),
+                source_files: story::source_files(&story),
                 parts: Vec::new(),
                 warnings,
             });
@@ -251,11 +279,16 @@ fn build_game(
         source.update(language.map_sha256);
     }
     let source_sha256 = output::hex(&source.finalize());
+    let mut source_files = game::table_files(&tables);
+    for (language, parts) in languages.iter().zip(&built) {
+        game::add_map(&mut source_files, *language, parts.map_sha256);
+    }
     let mut by_task: Vec<Built> = tasks
         .iter()
         .map(|task| Built {
             task: *task,
             source_sha256: source_sha256.clone(),
+            source_files: source_files.clone(),
             parts: Vec::new(),
             warnings: Warnings::default(),
         })
@@ -329,17 +362,20 @@ fn build_vendor(
     let steps = Steps::new(vendor::SETS.len(), progress);
     let mut parts = Vec::new();
     let mut source = Sha256::new();
+    let mut source_files = SourceFiles::new();
     for set in vendor::SETS {
         let relative = format!("{task}/{set}.jsonl");
         let mut out = DatasetWriter::create(request.out, relative, set, None, count)?;
         let sha256 = times.rows(|| vendor::write(set, request.root, nickname, &mut out))?;
         source.update(sha256);
+        source_files.insert(vendor::source_file(set), output::hex(&sha256));
         parts.push(out.finish()?);
         steps.done(task, None);
     }
     Ok(vec![Built {
         task,
         source_sha256: output::hex(&source.finalize()),
+        source_files,
         parts,
         warnings: Warnings::default(),
     }])

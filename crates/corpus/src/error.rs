@@ -166,6 +166,10 @@ pub enum Error {
     #[error("{path}: {problem}; write it again with `cyrene corpus split --force`")]
     Split { path: PathBuf, problem: String },
     #[error(
+        "{path}: the split was made from another version of the story's `{file}`; build the data sets from the story as it is now and split it again with `cyrene corpus split --force`"
+    )]
+    StoryChanged { path: PathBuf, file: String },
+    #[error(
         "the text `{text}` ({language}{hash}) stands in {held_out} (held out) and in {train} (training); split the story again with `cyrene corpus split --force`"
     )]
     Leak {

@@ -10,7 +10,11 @@ use crate::language::Language;
 
 /// Name of the file in the output folder.
 pub const FILE_NAME: &str = "manifest.json";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
+
+/// What a data set or a split was made from: SHA-256 by the file's name in the source. Of a plain story that is `story`, of a game
+/// `ExcelOutput/<Table>`, `TextMap/<LANG>` (all parts) and `vendor/<set>`.
+pub type SourceFiles = BTreeMap<String, String>;
 
 /// All data sets of an output folder, by task name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,6 +30,8 @@ pub struct Dataset {
     pub source: String,
     /// SHA-256 over the names and contents of the source's files that were read.
     pub source_sha256: String,
+    /// SHA-256 of each of these files by its name, for a split to be held against.
+    pub source_files: SourceFiles,
     /// Name of the character file without `.toml`, and its SHA-256.
     pub character: String,
     pub character_sha256: String,

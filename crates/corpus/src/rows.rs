@@ -11,6 +11,7 @@ use crate::language::Language;
 use crate::manifest::{self, DataFile, Dataset, Manifest, RowScenes};
 use crate::output::Role;
 use crate::split::{Side, Split};
+use crate::task::Task;
 
 /// A row of a data set.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,7 +46,7 @@ impl Row {
 /// # Errors
 /// The manifest is missing or does not fit the files, or the split does not know a scene.
 pub fn load(path: &Path, split: Option<&Split>) -> Result<Vec<Row>> {
-    let found = find(path)?;
+    let found = find(path, split)?;
     let mut rows = Vec::new();
     for file in &found.files {
         rows.extend(load_file(&found, file, split)?);
@@ -97,17 +98,37 @@ impl Found {
     }
 }
 
-/// Finds the data set and the files that `path` names: the folder of a data set, or a file in it.
-pub(crate) fn find(path: &Path) -> Result<Found> {
-    let absolute = std::path::absolute(path).map_err(|source| Error::Read {
+/// The output folder that a data set's folder, or a file in it, lies in by its name (`OUT/pt/everything/en.jsonl`), if that holds a
+/// manifest. A `manifest.json` anywhere else is nobody's business.
+///
+/// # Errors
+/// The working folder is gone.
+pub fn output_folder(path: &Path) -> Result<Option<PathBuf>> {
+    let absolute = absolute(path)?;
+    let out = absolute.ancestors().take(2).find_map(|folder| {
+        let out = folder.parent()?.parent()?;
+        let is_dataset = |task: &Task| out.join(task.name()) == folder;
+        Task::ALL.iter().any(is_dataset).then_some(out)
+    });
+    Ok(out
+        .filter(|out| out.join(manifest::FILE_NAME).exists())
+        .map(Path::to_owned))
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|source| Error::Read {
         path: path.to_owned(),
         source,
-    })?;
-    for out in absolute.ancestors().skip(1) {
-        let Some(manifest) = Manifest::load(out)? else {
-            continue;
-        };
-        let relative = absolute.strip_prefix(out).unwrap_or(&absolute);
+    })
+}
+
+/// Finds the data set and the files that `path` names: the folder of a data set, or a file in it. With a split, one of the same story.
+pub(crate) fn find(path: &Path, split: Option<&Split>) -> Result<Found> {
+    let absolute = absolute(path)?;
+    if let Some(out) = output_folder(path)?
+        && let Some(manifest) = Manifest::load(&out)?
+    {
+        let relative = absolute.strip_prefix(&out).unwrap_or(&absolute);
         let relative: Vec<_> = relative
             .components()
             .map(|c| c.as_os_str().to_string_lossy())
@@ -121,8 +142,11 @@ pub(crate) fn find(path: &Path) -> Result<Found> {
                 .cloned()
                 .collect();
             if !files.is_empty() {
+                if let Some(split) = split {
+                    split.check_files(path, &dataset.source_files)?;
+                }
                 return Ok(Found {
-                    out: out.to_owned(),
+                    out,
                     task,
                     dataset,
                     files,

@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, shorten};
 use crate::language::Language;
+use crate::manifest::SourceFiles;
 use crate::output;
 
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// How to split.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -97,6 +98,8 @@ pub struct Split {
     pub options: SplitOptions,
     /// The story and the character it was made for.
     pub source_sha256: String,
+    /// The story's files, each with its own hash.
+    pub source_files: SourceFiles,
     pub character_sha256: String,
     pub report: SplitReport,
     pub train: BTreeSet<String>,
@@ -142,6 +145,7 @@ impl Split {
     pub(crate) fn new(
         options: SplitOptions,
         source_sha256: String,
+        source_files: SourceFiles,
         character_sha256: String,
         report: SplitReport,
     ) -> Split {
@@ -149,6 +153,7 @@ impl Split {
             version: VERSION,
             options,
             source_sha256,
+            source_files,
             character_sha256,
             report,
             train: BTreeSet::new(),
@@ -161,7 +166,7 @@ impl Split {
     }
 
     /// # Errors
-    /// The file cannot be read or is no split of this version.
+    /// The file cannot be read, is no split of this version, or has a scene on two sides.
     pub fn load(path: &Path) -> Result<Split> {
         #[derive(Deserialize)]
         struct Versioned {
@@ -188,7 +193,29 @@ impl Split {
                 "is a split of version {version}, not {VERSION}"
             )));
         }
-        serde_json::from_slice(&bytes).map_err(no_split)
+        let split: Split = serde_json::from_slice(&bytes).map_err(no_split)?;
+        match split.on_two_sides() {
+            None => Ok(split),
+            Some((scene, first, second)) => Err(problem(format!(
+                "has scene `{scene}` on {first} and on {second}; take it out of one of them"
+            ))),
+        }
+    }
+
+    /// A scene that an edited file has on two sides, and these.
+    fn on_two_sides(&self) -> Option<(&str, Side, Side)> {
+        let mut seen: BTreeMap<&str, Side> = BTreeMap::new();
+        Side::ALL.into_iter().find_map(|side| {
+            let mut scenes: Box<dyn Iterator<Item = &String>> = match side {
+                Side::Train => Box::new(self.train.iter()),
+                Side::Val => Box::new(self.val.iter()),
+                Side::ValStrict => Box::new(self.val_strict.iter()),
+                Side::ProbeX => Box::new(self.probe_x.keys()),
+                Side::Contaminated => Box::new(self.contaminated.iter()),
+                Side::Filtered => Box::new(self.filtered.keys()),
+            };
+            scenes.find_map(|scene| Some((scene.as_str(), seen.insert(scene, side)?, side)))
+        })
     }
 
     /// Writes `split.json`; one that says the same is left alone, another one is replaced only with `force`.
@@ -246,6 +273,26 @@ impl Split {
         }
     }
 
+    /// A file that has changed since the split was made: one that both know, with another hash.
+    fn changed_file<'f>(&self, files: &'f SourceFiles) -> Option<&'f str> {
+        files
+            .iter()
+            .find(|(name, hash)| self.source_files.get(*name).is_some_and(|old| old != *hash))
+            .map(|(name, _)| name.as_str())
+    }
+
+    /// # Errors
+    /// [`Error::StoryChanged`], with `path` for where the story or what was made of it lies.
+    pub(crate) fn check_files(&self, path: &Path, files: &SourceFiles) -> Result<()> {
+        match self.changed_file(files) {
+            None => Ok(()),
+            Some(file) => Err(Error::StoryChanged {
+                path: path.to_owned(),
+                file: file.to_owned(),
+            }),
+        }
+    }
+
     /// The rule that keeps a filtered scene from training.
     pub fn rule(&self, scene: &str) -> Option<&str> {
         self.filtered.get(scene).map(String::as_str)
@@ -264,6 +311,7 @@ mod tests {
         let mut split = Split::new(
             options,
             String::new(),
+            SourceFiles::new(),
             String::new(),
             SplitReport::default(),
         );
@@ -307,12 +355,40 @@ mod tests {
     }
 
     #[test]
+    fn edited_split_with_a_scene_on_two_sides_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("split.json");
+        let check = |edit: fn(&mut Split), expect: &str| {
+            let mut edited = split(7);
+            edit(&mut edited);
+            edited.save(&path, true).unwrap();
+            let error = Split::load(&path).unwrap_err().to_string();
+            assert!(
+                error.contains("split.json") && error.contains(expect),
+                "{error}"
+            );
+        };
+        check(
+            |s| _ = s.val.insert("t".to_owned()),
+            "scene `t` on train and on val;",
+        );
+        check(
+            |s| _ = s.train.insert("p".to_owned()),
+            "scene `p` on train and on probe-x;",
+        );
+        check(
+            |s| _ = s.filtered.insert("c".to_owned(), "a rule".to_owned()),
+            "scene `c` on contaminated and on filtered;",
+        );
+    }
+
+    #[test]
     fn split_of_another_version_says_how_to_write_it_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("split.json");
         std::fs::write(&path, r#"{"version": 1, "held_out": []}"#).unwrap();
         let error = Split::load(&path).unwrap_err().to_string();
-        assert!(error.contains("version 1, not 2"), "{error}");
+        assert!(error.contains("version 1, not 3"), "{error}");
         assert!(error.contains("corpus split --force"), "{error}");
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::build::BuildRequest;
 use crate::dataset::DatasetPart;
 use crate::error::Result;
-use crate::manifest::{self, Dataset, Manifest, RowScenes, Warning};
+use crate::manifest::{self, Dataset, Manifest, RowScenes, SourceFiles, Warning};
 use crate::output::{self, Pending};
 use crate::stopwatch::Times;
 use crate::task::Task;
@@ -37,6 +37,7 @@ pub struct Staged<'a> {
 pub(crate) struct Built {
     pub task: Task,
     pub source_sha256: String,
+    pub source_files: SourceFiles,
     pub parts: Vec<DatasetPart>,
     pub warnings: Warnings,
 }
@@ -82,6 +83,7 @@ impl Staged<'_> {
         for Built {
             task,
             source_sha256,
+            source_files,
             parts,
             warnings,
         } in self.built
@@ -96,6 +98,7 @@ impl Staged<'_> {
             let mut dataset = Dataset {
                 source: self.request.source.name().to_owned(),
                 source_sha256,
+                source_files,
                 character: self.request.character.origin.id.clone(),
                 character_sha256: self.request.character.origin.sha256.clone(),
                 tokens_file,

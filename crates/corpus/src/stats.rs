@@ -65,7 +65,7 @@ pub struct Bin {
 /// # Errors
 /// As [`rows::load`]; a file of token counts that does not fit.
 pub fn stats(path: &Path, split: Option<&Split>) -> Result<Stats> {
-    let found = rows::find(path)?;
+    let found = rows::find(path, split)?;
     let counts = found.token_counts()?;
     let files = found
         .files
@@ -232,7 +232,7 @@ pub fn passes(sources: &[(&Path, f64)], split: Option<&Split>) -> Result<Passes>
     // Ordered, so that the same mixture gives the same sums to the last bit.
     let mut by_scene: BTreeMap<String, BTreeMap<String, f64>> = BTreeMap::new();
     for (path, weight) in sources {
-        let found = rows::find(path)?;
+        let found = rows::find(path, split)?;
         for file in &found.files {
             let in_file: HashSet<u32> = file
                 .rows
@@ -315,7 +315,7 @@ pub fn peek(
     n_lines: usize,
     seed: u64,
 ) -> Result<Vec<Sampled>> {
-    let found = rows::find(path)?;
+    let found = rows::find(path, split)?;
     let files = found.files.iter().enumerate();
     let files = files.filter(|(_, file)| language.is_none() || file.language == language);
     let mut places: Vec<(usize, usize)> = files

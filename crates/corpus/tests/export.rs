@@ -41,8 +41,8 @@ fn write_corners(out: &Path) {
         r#"{"wiki": [3, 4000000000, 0]}"#,
     )
     .unwrap();
-    let manifest = json!({ "version": 2, "datasets": { "pt/vendor": {
-        "source": "story", "source_sha256": "", "character": "ada", "character_sha256": "",
+    let manifest = json!({ "version": 3, "datasets": { "pt/vendor": {
+        "source": "story", "source_sha256": "", "source_files": {}, "character": "ada", "character_sha256": "",
         "tokens_file": "pt/vendor.json", "tokens_sha256": "", "scenes": ["s", "t"], "warnings": [],
         "files": [{
             "path": "pt/vendor/wiki.jsonl", "key": "wiki", "language": null, "sha256": "", "bytes": 0, "n_rows": 3, "n_tokens": 0,

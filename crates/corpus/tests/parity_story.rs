@@ -63,7 +63,7 @@ fn real_story_builds_for_delfador() {
         options: SplitOptions::default(),
     };
     let split = corpus::make_split(&split_request).unwrap();
-    corpus::check_split(&split_request, &split).unwrap();
+    corpus::check_split(&request, &split).unwrap();
     let rows = corpus::rows::load(&out.path().join("sft/cyrene"), Some(&split)).unwrap();
     let held_out = rows.iter().filter(|r| r.side == Side::Val).count();
     let share = held_out as f64 / rows.len() as f64;

@@ -259,6 +259,80 @@ fn rows_come_back_with_scene_and_side() {
 }
 
 #[test]
+fn task_named_twice_is_built_once() {
+    let setup = Setup::new(STORY);
+    setup.build(&[Task::SftCyrene, Task::PtEverything]).unwrap();
+    let once = setup.read("manifest.json");
+    std::fs::remove_dir_all(setup.out()).unwrap();
+    let twice = [Task::SftCyrene, Task::PtEverything, Task::SftCyrene];
+    let report = setup.build(&twice).unwrap();
+    assert_eq!(report.datasets.len(), 2);
+    assert_eq!(setup.read("manifest.json"), once);
+    assert_eq!(setup.contents("sft/cyrene/en.jsonl").len(), 2);
+}
+
+#[test]
+fn story_that_changed_after_the_split_is_refused() {
+    let setup = Setup::new(STORY);
+    let split = |setup: &Setup| {
+        let root = setup.root();
+        let request = SplitRequest {
+            source: SourceKind::Story,
+            root: &root,
+            vendor: None,
+            character: &setup.character,
+            options: SplitOptions::default(),
+        };
+        corpus::make_split(&request).unwrap()
+    };
+    let old = split(&setup);
+    setup.build(&[Task::PtEverything]).unwrap();
+    let set = setup.out().join("pt/everything");
+    corpus::rows::load(&set, Some(&old)).unwrap();
+    // A line more in a scene that the split knows.
+    std::fs::write(setup.root(), STORY.replace("A small one.", "A large one.")).unwrap();
+    setup.build(&[Task::PtEverything]).unwrap();
+    let said = corpus::rows::load(&set, Some(&old))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        said.contains("another version of the story's `story`"),
+        "{said}"
+    );
+    assert!(said.contains("cyrene corpus split --force"), "{said}");
+    corpus::rows::load(&set, Some(&split(&setup))).unwrap();
+}
+
+#[test]
+fn texts_of_a_story_tie_as_the_rows_show_them() {
+    let line = |text: &str| {
+        format!("{{\"kind\":\"narration\",\"text\":{{\"en\":\"{text}\"}},\"variables\":true}}")
+    };
+    let scene = |n: usize, text: &str| {
+        format!(
+            "{{\"campaign\":\"c\",\"scenario\":\"{n}\",\"scene\":\"s{n}\",\"lines\":[{}]}}\n",
+            line(text)
+        )
+    };
+    let story = [
+        scene(1, "The <i>tide</i> turns, $name|."),
+        scene(2, "The tide turns, Sam."),
+        scene(3, "The tide turns, Tom."),
+    ];
+    let setup = Setup::new(&story.concat());
+    let root = setup.root();
+    let request = SplitRequest {
+        source: SourceKind::Story,
+        root: &root,
+        vendor: None,
+        character: &setup.character,
+        options: SplitOptions::default(),
+    };
+    let report = corpus::make_split(&request).unwrap().report;
+    assert_eq!(report.ties_by_text, 1);
+}
+
+#[test]
 fn folder_without_manifest_is_no_data_set() {
     let setup = Setup::new(STORY);
     let error = corpus::rows::load(&setup.out().join("pt/everything"), None::<&Split>).unwrap_err();

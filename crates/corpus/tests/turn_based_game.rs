@@ -149,9 +149,31 @@ impl Tree {
             character: &character,
             options: SplitOptions::default(),
         };
-        let split = corpus::make_split(&request).unwrap();
-        corpus::check_split(&request, &split).unwrap();
-        split
+        corpus::make_split(&request).unwrap()
+    }
+
+    /// Holds a split against the build of a task.
+    fn check_split(&self, task: Task, split: &Split) -> Result<(), Error> {
+        let character = Character::parse(CHARACTER, Path::new("ada.toml")).unwrap();
+        let request = BuildRequest {
+            source: SourceKind::TurnBasedGame,
+            root: self.folder.path(),
+            character: &character,
+            tasks: &[task],
+            languages: None,
+            out: &self.folder.path().join("out"),
+        };
+        corpus::check_split(&request, split)
+    }
+
+    /// A vendor folder with these pages and no exercise.
+    fn pages(&self, pages: &[(&str, &str)]) {
+        std::fs::create_dir_all(self.folder.path().join("coig")).unwrap();
+        std::fs::create_dir_all(self.folder.path().join("miyoushe")).unwrap();
+        self.put("coig/leetcode_instructions.jsonl", b"");
+        for (name, text) in pages {
+            self.put(&format!("miyoushe/{name}"), text.as_bytes());
+        }
     }
 
     /// The contents of the messages of every English row.
@@ -700,6 +722,134 @@ fn vendor_pages_are_on_a_side_of_the_split() {
         .to_string();
     assert!(error.contains("scene `miyoushe/a.md`"), "{error}");
     assert!(error.contains("--vendor FOLDER"), "{error}");
+}
+
+/// The error of a build beside a split.
+fn refusal(tree: &Tree, task: Task, split: &Split) -> String {
+    tree.check_split(task, split).unwrap_err().to_string()
+}
+
+#[test]
+fn texts_tie_as_the_rows_show_them() {
+    let mut tree = Tree::new();
+    tree.talk(104_001_001, Some(BO), "We sail <b>at</b> dawn, {NICKNAME}.");
+    tree.talk(104_002_001, Some(ADA), "We sail at dawn, {F#Sam}{M#Tom}.");
+    tree.talk(
+        104_003_001,
+        Some(ADA),
+        "At {MCV#1} o'clock\\nthe tide turns.",
+    );
+    tree.talk(104_004_001, Some(ADA), "At 3 o'clock\nthe tide turns.");
+    tree.talk(104_005_001, Some(ADA), "Nobody else says any of this.");
+    tree.write();
+    let mut split = tree.split(None);
+    // In Chinese the player has another name, in English the two first are one text.
+    assert_eq!(split.report.ties_by_text, 2);
+    tree.check_split(Task::PtEverything, &split).unwrap();
+    split.train.remove("talk/104001");
+    split.val.insert("talk/104001".to_owned());
+    let said = refusal(&tree, Task::SftCyrene, &split);
+    assert!(
+        said.contains("`We sail at dawn, Sam.` (en, hash "),
+        "{said}"
+    );
+    assert!(
+        said.contains("stands in talk/104001 (held out) and in talk/104002 (training)"),
+        "{said}"
+    );
+}
+
+#[test]
+fn build_beside_a_split_guards_pages_and_knows_every_scene() {
+    let mut tree = Tree::new();
+    tree.talk(104_001_001, Some(BO), "我们明天黎明时分一起出发去看海。");
+    tree.talk(104_002_001, Some(BO), "Nobody else says any of this.");
+    tree.write();
+    tree.pages(&[
+        ("a.md", "无关的内容"),
+        ("b.md", "我们明天黎明时分一起出发去看海。"),
+    ]);
+    let root = tree.folder.path();
+    let split = tree.split(Some(root));
+    for task in [Task::PtEverything, Task::PtVendor] {
+        tree.check_split(task, &split).unwrap();
+        tree.build(task).unwrap();
+    }
+    // Parted by hand: the page is held against the talks' rows, and the talks against the page's.
+    let mut parted = split.clone();
+    parted.train.remove("miyoushe/b.md");
+    parted.val.insert("miyoushe/b.md".to_owned());
+    for task in [Task::PtEverything, Task::PtVendor] {
+        let said = refusal(&tree, task, &parted);
+        assert!(
+            said.contains("stands in miyoushe/b.md (held out) and in talk/104001 (training)"),
+            "{task}: {said}"
+        );
+    }
+    // A split without pages does not know them.
+    let without = tree.split(None);
+    let said = refusal(&tree, Task::PtVendor, &without);
+    assert!(said.contains("holds scene `miyoushe/a.md`"), "{said}");
+    assert!(said.contains("--vendor FOLDER"), "{said}");
+    // A scene taken out by hand is no longer known.
+    let mut lacking = split.clone();
+    lacking.train.remove("talk/104002");
+    std::fs::remove_dir_all(root.join("out")).unwrap();
+    let said = refusal(&tree, Task::SftEverything, &lacking);
+    assert!(
+        said.contains("holds scene `talk/104002`, which the split does not know"),
+        "{said}"
+    );
+}
+
+#[test]
+fn split_of_an_older_tree_is_refused_by_build_and_by_readers() {
+    let mut tree = Tree::new();
+    tree.talk(104_001_001, Some(BO), "Low tide.");
+    tree.write();
+    tree.pages(&[("a.md", "a")]);
+    let root = tree.folder.path().to_owned();
+    let split = tree.split(Some(&root));
+    let load = |task: Task| corpus::rows::load(&root.join("out").join(task.name()), Some(&split));
+    for task in [Task::SftEverything, Task::PtVendor] {
+        tree.build(task).unwrap();
+        load(task).unwrap();
+    }
+    // 1. a page has changed
+    tree.put("miyoushe/a.md", b"another a");
+    tree.build(Task::PtVendor).unwrap();
+    let expect = "the split was made from another version of the story's `vendor/miyoushe`";
+    for said in [
+        refusal(&tree, Task::PtVendor, &split),
+        load(Task::PtVendor).unwrap_err().to_string(),
+    ] {
+        assert!(
+            said.contains(expect) && said.contains("corpus split --force"),
+            "{said}"
+        );
+    }
+    tree.put("miyoushe/a.md", b"a");
+    tree.build(Task::PtVendor).unwrap();
+    // 2. a talk has changed, in the texts alone
+    let text = tree
+        .texts
+        .values_mut()
+        .find(|t| **t == json!("Low tide."))
+        .unwrap();
+    *text = json!("High tide.");
+    tree.write();
+    load(Task::SftEverything).unwrap();
+    tree.build(Task::SftEverything).unwrap();
+    let said = [
+        refusal(&tree, Task::PtEverything, &split),
+        load(Task::SftEverything).unwrap_err().to_string(),
+    ];
+    for said in said {
+        assert!(
+            said.contains("another version of the story's `TextMap/CHS`"),
+            "{said}"
+        );
+    }
 }
 
 #[test]

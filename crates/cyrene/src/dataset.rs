@@ -180,7 +180,7 @@ pub fn source(path: &Path, split: Option<&Split>, encoding: Encoding<'_>) -> Res
     if !was_built(path)? {
         if split.is_some() {
             misuse!(
-                "{} has no {} above it, so nobody knows which of its rows data.split holds out; build it with `cyrene corpus build`, or take data.split away",
+                "{} is no folder (or file) of a data set with a {} beside it, so nobody knows which of its rows data.split holds out; build it with `cyrene corpus build`, or take data.split away",
                 path.display(),
                 corpus::manifest::FILE_NAME
             );
@@ -199,15 +199,12 @@ pub fn source(path: &Path, split: Option<&Split>, encoding: Encoding<'_>) -> Res
         .collect()
 }
 
-/// Whether a manifest above a path says which scenes its rows come from.
+/// Whether the manifest of a build says which scenes a path's rows come from.
 ///
 /// # Errors
 /// The working folder is gone.
 pub fn was_built(path: &Path) -> Result<bool> {
-    Ok(std::path::absolute(path)?
-        .ancestors()
-        .skip(1)
-        .any(|dir| dir.join(corpus::manifest::FILE_NAME).exists()))
+    Ok(corpus::rows::output_folder(path)?.is_some())
 }
 
 fn encode_built(row: corpus::Row, encoding: Encoding<'_>) -> Result<Row> {
@@ -311,5 +308,37 @@ fn role(role: corpus::Role) -> Role {
         corpus::Role::System => Role::System,
         corpus::Role::User => Role::User,
         corpus::Role::Assistant => Role::Assistant,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn manifest_of_somebody_else_does_not_claim_rows() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = folder.path().join("data/mine");
+        std::fs::create_dir_all(&own).unwrap();
+        let file = own.join("rows.jsonl");
+        std::fs::write(&file, "{\"input_ids\":[1,2],\"labels\":[1,2]}\n").unwrap();
+        for place in ["", "data", "data/mine"] {
+            let manifest = folder.path().join(place).join("manifest.json");
+            std::fs::write(manifest, "{\"name\": \"a web page\"}").unwrap();
+        }
+        let encoding = Encoding {
+            stage: StageKind::Cpt,
+            loss_scale: LossScale::default(),
+            tokenizer: None,
+        };
+        for path in [&own, &file] {
+            assert_eq!(source(path, None, encoding).unwrap().len(), 1);
+        }
+        // A data set's own folder is another matter: its manifest must list the rows.
+        let set = folder.path().join("pt/everything");
+        std::fs::create_dir_all(&set).unwrap();
+        std::fs::copy(&file, set.join("en.jsonl")).unwrap();
+        let error = format!("{:#}", source(&set, None, encoding).unwrap_err());
+        assert!(error.contains("is no manifest of data sets"), "{error}");
     }
 }

@@ -36,7 +36,7 @@ pub struct Exported {
 /// # Errors
 /// As [`rows::load`]; a file that cannot be written.
 pub fn parquet(path: &Path, split: Option<&Split>, out: Option<&Path>) -> Result<Vec<Exported>> {
-    let found = rows::find(path)?;
+    let found = rows::find(path, split)?;
     let counts = found.token_counts()?;
     let files = found
         .files

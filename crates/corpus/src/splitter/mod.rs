@@ -4,12 +4,15 @@
 mod draw;
 
 use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
 
 use rayon::prelude::*;
 
 use crate::components::Components;
 use crate::error::{Error, Result};
 use crate::language::Language;
+use crate::manifest::SourceFiles;
+use crate::rows::Row;
 use crate::similar;
 use crate::split::{Side, Split, SplitOptions, SplitReport};
 
@@ -105,6 +108,7 @@ pub(crate) trait Splittable: Sync {
 /// What a split was made from.
 pub(crate) struct Origin {
     pub source_sha256: String,
+    pub source_files: SourceFiles,
     pub character_sha256: String,
     /// Languages that data sets are built in.
     pub languages: Vec<Language>,
@@ -164,6 +168,7 @@ pub(crate) fn make(
     let mut split = Split::new(
         options,
         origin.source_sha256,
+        origin.source_files,
         origin.character_sha256,
         draw.report,
     );
@@ -186,14 +191,45 @@ pub(crate) fn make(
 }
 
 /// Fails if a text of twelve characters or more of one language stands on the training side and a held-out one.
+/// `root`: where the units come from; `beside`: rows that were built from something else.
 ///
 /// # Errors
-/// [`Error::Leak`] with both scenes, or the texts cannot be read.
-pub(crate) fn guard(source: &impl Splittable, split: &Split) -> Result<()> {
+/// [`Error::Leak`] with both scenes, a scene that the split does not know, or the texts cannot be read.
+pub(crate) fn guard(
+    source: &impl Splittable,
+    root: &Path,
+    split: &Split,
+    beside: &[Row],
+) -> Result<()> {
+    let units = source.units();
+    if let Some(unit) = units.iter().find(|u| split.side(&u.id, None).is_none()) {
+        return Err(Error::UnknownScene {
+            path: root.to_owned(),
+            scene: unit.id.clone(),
+            remedy: "split the story as it is now with `cyrene corpus split --force` (pages of a vendor folder: with --vendor FOLDER)",
+        });
+    }
     Language::ALL.into_par_iter().try_for_each(|language| {
         source.with_texts(language, |texts| {
-            let side = |unit: usize| split.side(&source.units()[unit].id, Some(language));
-            guard_texts(language, source.units(), texts, side)
+            let mut guard = Guard::new(language);
+            for text in texts {
+                let scene = units[text.unit].id.as_str();
+                if let Some(side) = split.side(scene, Some(language)) {
+                    guard.see(side, scene, text)?;
+                }
+            }
+            // Pages without a language are in simplified Chinese.
+            let of_language = |row: &&Row| row.language.unwrap_or(Language::Chs) == language;
+            for row in beside.iter().filter(of_language) {
+                for line in row.messages.iter().flat_map(|m| m.content.split('\n')) {
+                    guard.see(row.side, &row.scene, &UnitText::new(0, line))?;
+                    // A named line is told without the name, too.
+                    if let Some((_, said)) = line.split_once('：') {
+                        guard.see(row.side, &row.scene, &UnitText::new(0, said))?;
+                    }
+                }
+            }
+            Ok(())
         })
     })
 }
@@ -287,9 +323,10 @@ fn moved(source: &impl Splittable, mut places: Vec<Place>) -> Result<(Vec<Place>
         .map(|language| {
             source.with_texts(*language, |texts| {
                 let side = |text: &UnitText<'_>| places[text.unit].side(*language);
-                guard_texts(*language, units, texts, |unit| {
-                    Some(places[unit].side(*language))
-                })?;
+                let mut guard = Guard::new(*language);
+                for text in texts {
+                    guard.see(side(text), &units[text.unit].id, text)?;
+                }
                 let missions: Vec<(usize, &str)> = texts
                     .iter()
                     .filter(|t| side(t) == Side::ValStrict)
@@ -343,37 +380,48 @@ fn moved(source: &impl Splittable, mut places: Vec<Place>) -> Result<(Vec<Place>
     Ok((places, n_left))
 }
 
-fn guard_texts(
+/// Looks for a text of one language on the training side and a held-out one.
+struct Guard<'u> {
     language: Language,
-    units: &[Unit],
-    texts: &[UnitText<'_>],
-    side: impl Fn(usize) -> Option<Side>,
-) -> Result<()> {
-    // Key -> the first text on the training side, and the first that is held out.
-    let mut seen: HashMap<u64, [Option<usize>; 2]> = HashMap::new();
-    for (at, text) in texts.iter().enumerate() {
-        let place = match side(text.unit) {
-            Some(Side::Train) => 0,
-            Some(Side::Val | Side::ValStrict | Side::ProbeX) => 1,
-            Some(Side::Contaminated | Side::Filtered) | None => continue,
-        };
-        let Some(key) = text.key() else { continue };
-        let known = seen.entry(key).or_default();
-        known[place].get_or_insert(at);
-        if let [Some(train), Some(held_out)] = *known {
-            let hash = text
-                .hash
-                .map_or(String::new(), |hash| format!(", hash {hash}"));
-            return Err(Error::Leak {
-                text: text.text.trim().to_owned(),
-                language: language.code(),
-                hash,
-                held_out: units[texts[held_out].unit].id.clone(),
-                train: units[texts[train].unit].id.clone(),
-            });
+    /// Key -> the first scene on the training side, and the first that is held out.
+    seen: HashMap<u64, [Option<&'u str>; 2]>,
+}
+
+impl<'u> Guard<'u> {
+    fn new(language: Language) -> Guard<'u> {
+        Guard {
+            language,
+            seen: HashMap::new(),
         }
     }
-    Ok(())
+
+    /// # Errors
+    /// [`Error::Leak`] if the text was seen on the other side.
+    fn see(&mut self, side: Side, scene: &'u str, text: &UnitText<'_>) -> Result<()> {
+        let place = match side {
+            Side::Train => 0,
+            Side::Val | Side::ValStrict | Side::ProbeX => 1,
+            Side::Contaminated | Side::Filtered => return Ok(()),
+        };
+        let Some(key) = text.key() else {
+            return Ok(());
+        };
+        let known = self.seen.entry(key).or_default();
+        known[place].get_or_insert(scene);
+        let [Some(train), Some(held_out)] = *known else {
+            return Ok(());
+        };
+        let hash = text
+            .hash
+            .map_or(String::new(), |hash| format!(", hash {hash}"));
+        Err(Error::Leak {
+            text: text.text.trim().to_owned(),
+            language: self.language.code(),
+            hash,
+            held_out: held_out.to_owned(),
+            train: train.to_owned(),
+        })
+    }
 }
 
 /// Scenes and lines by side and language.

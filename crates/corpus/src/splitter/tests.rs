@@ -69,6 +69,7 @@ impl Told {
 fn origin() -> Origin {
     Origin {
         source_sha256: String::new(),
+        source_files: SourceFiles::new(),
         character_sha256: String::new(),
         languages: Language::ALL.to_vec(),
     }
@@ -271,6 +272,10 @@ fn held_out_copy_of_training_text_is_contaminated() {
     assert_eq!(split.side(&train, Some(Language::Chs)), Some(Side::Train));
 }
 
+fn check(told: &Told, split: &Split) -> Result<()> {
+    guard(told, Path::new("told"), split, &[])
+}
+
 #[test]
 fn guard_names_both_scenes_and_the_hash_of_a_text_on_two_sides() {
     let mut told = Told::scenes(300);
@@ -283,10 +288,10 @@ fn guard_names_both_scenes_and_the_hash_of_a_text_on_two_sides() {
     split.train = train.difference(&split.val).cloned().collect();
     split.val_strict.clear();
     split.probe_x.clear();
-    guard(&told, &split).unwrap();
+    check(&told, &split).unwrap();
     told.tell(0, Language::Jp, "twelve chars");
     told.tell(1, Language::Jp, "twelve chars");
-    let error = guard(&told, &split).unwrap_err().to_string();
+    let error = check(&told, &split).unwrap_err().to_string();
     assert!(
         error.starts_with(
             "the text `twelve chars` (jp, hash 4711) stands in s001 (held out) and in s000 (training)"
@@ -296,10 +301,10 @@ fn guard_names_both_scenes_and_the_hash_of_a_text_on_two_sides() {
     // The other held-out sides are guarded as well, a probe in its language only.
     split.val.clear();
     split.val_strict.insert("s001".to_owned());
-    guard(&told, &split).unwrap_err();
+    check(&told, &split).unwrap_err();
     split.val_strict.clear();
     split.probe_x.insert("s001".to_owned(), Language::En);
-    guard(&told, &split).unwrap();
+    check(&told, &split).unwrap();
     split.probe_x.insert("s001".to_owned(), Language::Jp);
-    guard(&told, &split).unwrap_err();
+    check(&told, &split).unwrap_err();
 }

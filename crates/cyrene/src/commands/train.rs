@@ -537,7 +537,7 @@ mod tests {
         let split = Split::load(&folder.path().join("split.json")).unwrap();
         let rows = |split| rows(&recipe, folder.path(), split, Some(&tokenizer));
         let error = rows(Some(&split)).err().unwrap().to_string();
-        assert!(error.contains("has no manifest.json above it"), "{error}");
+        assert!(error.contains("with a manifest.json beside it"), "{error}");
         assert!(rows(None).is_ok());
     }
 }

@@ -6,4 +6,4 @@ mod units;
 
 pub(crate) use documents::StoryDocuments;
 pub(crate) use read::read;
-pub(crate) use units::{guard, split};
+pub(crate) use units::{guard, source_files, split};

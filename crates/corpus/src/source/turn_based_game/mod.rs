@@ -14,4 +14,4 @@ pub(crate) use documents::GameDocuments;
 pub(crate) use tables::Tables;
 pub(crate) use text_map::{TextHash, TextMapFiles};
 pub(crate) use texts::Texts;
-pub(crate) use units::{Roots, guard, split};
+pub(crate) use units::{Roots, add_map, guard, split, table_files};

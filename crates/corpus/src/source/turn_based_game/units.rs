@@ -9,15 +9,19 @@ use std::path::Path;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::documents::{text_hash, voice_scene};
+use super::documents::{cleanup_of, text_hash, voice_scene};
 use super::tables::{ChangeRow, Tables, WikiRow};
 use super::talk::TalkOrder;
-use super::text_map::{TextHash, TextMapFiles};
+use super::text_map::{TextHash, TextMap, TextMapFiles};
+use super::texts::Texts;
 use super::vendor;
 use crate::character::{Character, GameRules};
 use crate::error::Result;
 use crate::language::Language;
+use crate::manifest::SourceFiles;
 use crate::output::hex;
+use crate::rows::Row;
+use crate::rules::cleanup::Cleanup;
 use crate::split::{Split, SplitOptions};
 use crate::splitter::{self, Origin, Splittable, TYING_CHARACTERS, Unit, UnitText};
 use crate::task::Task;
@@ -43,23 +47,30 @@ pub(crate) fn split(
         hash.update(name);
         hash.update(table);
     }
-    let maps = Language::ALL
-        .par_iter()
-        .map(|language| Ok(TextMapFiles::read(roots.tree, *language)?.sha256()))
-        .collect::<Result<Vec<_>>>()?;
-    for sha256 in maps {
+    let mut source_files = table_files(&tables);
+    for (language, sha256) in Language::ALL.into_iter().zip(map_hashes(roots.tree)?) {
         hash.update(sha256);
+        add_map(&mut source_files, language, sha256);
     }
-    let pages = vendor_pages(roots)?;
+    let mut pages = Vec::new();
+    for set in vendor::SETS {
+        if let Some(root) = roots.vendor {
+            let (of_set, sha256) = vendor::read(set, root)?;
+            source_files.insert(vendor::source_file(set), hex(&sha256));
+            pages.extend(of_set);
+        }
+    }
     for page in &pages {
         hash.update(&page.scene);
         for line in &page.lines {
             hash.update(line);
         }
     }
+    vendor::name_player(&mut pages, rules);
     let units = Units::new(roots.tree, &tables, rules, pages)?;
     let origin = Origin {
         source_sha256: hex(&hash.finalize()),
+        source_files,
         character_sha256: character.origin.sha256.clone(),
         languages: character.languages(),
     };
@@ -67,26 +78,46 @@ pub(crate) fn split(
 }
 
 /// # Errors
-/// A text of twelve characters or more stands on both sides, or the tree cannot be read.
-pub(crate) fn guard(roots: Roots<'_>, rules: &GameRules, split: &Split) -> Result<()> {
-    let tables = Tables::read(roots.tree, &[Task::PtEverything])?;
-    let units = Units::new(roots.tree, &tables, rules, vendor_pages(roots)?)?;
-    splitter::guard(&units, split)
+/// The split is of another tree, a text of twelve characters or more stands on both sides (of the tree, or of it and the rows beside), or
+/// the tree cannot be read.
+pub(crate) fn guard(tree: &Path, rules: &GameRules, split: &Split, beside: &[Row]) -> Result<()> {
+    let tables = Tables::read(tree, &[Task::PtEverything])?;
+    let mut source_files = table_files(&tables);
+    for (language, sha256) in Language::ALL.into_iter().zip(map_hashes(tree)?) {
+        add_map(&mut source_files, language, sha256);
+    }
+    split.check_files(tree, &source_files)?;
+    let units = Units::new(tree, &tables, rules, Vec::new())?;
+    splitter::guard(&units, tree, split, beside)
 }
 
-fn vendor_pages(roots: Roots<'_>) -> Result<Vec<vendor::Page>> {
-    let mut pages = Vec::new();
-    for set in vendor::SETS {
-        if let Some(root) = roots.vendor {
-            pages.extend(vendor::read(set, root)?.0);
-        }
-    }
-    Ok(pages)
+/// The tables that were read, by the names that a manifest and a split have for them.
+pub(crate) fn table_files(tables: &Tables) -> SourceFiles {
+    let hashes = tables.hashes.iter();
+    hashes
+        .map(|(name, sha256)| (format!("ExcelOutput/{name}"), hex(sha256)))
+        .collect()
+}
+
+/// Adds a language's text map.
+pub(crate) fn add_map(files: &mut SourceFiles, language: Language, sha256: [u8; 32]) {
+    let code = language.code().to_uppercase();
+    files.insert(format!("TextMap/{code}"), hex(&sha256));
+}
+
+/// Of the text maps of all languages, in their order.
+fn map_hashes(tree: &Path) -> Result<Vec<[u8; 32]>> {
+    Language::ALL
+        .par_iter()
+        .map(|language| Ok(TextMapFiles::read(tree, *language)?.sha256()))
+        .collect()
 }
 
 /// The units of a tree and the hashes of their texts.
 struct Units<'a> {
     tree: &'a Path,
+    tables: &'a Tables,
+    rules: &'a GameRules,
     units: Vec<Unit>,
     places: HashMap<String, usize>,
     /// (unit, text), for all units, in their order.
@@ -94,6 +125,32 @@ struct Units<'a> {
     /// (unit, title), until it is known which are long.
     titles: Vec<(usize, TextHash)>,
     pages: Vec<(usize, vendor::Page)>,
+}
+
+/// Texts as the data sets show them: a tag, or the player's name, more or less makes no other text of it.
+struct ShownTexts<'a> {
+    texts: Texts<'a>,
+    cleanup: Cleanup,
+}
+
+impl<'a> ShownTexts<'a> {
+    fn new(
+        tables: &'a Tables,
+        rules: &GameRules,
+        language: Language,
+        map: &'a TextMap<'a>,
+    ) -> ShownTexts<'a> {
+        ShownTexts {
+            texts: Texts::new(language, map, tables),
+            cleanup: cleanup_of(rules, language),
+        }
+    }
+
+    /// `None` if the map lacks it, or a text that is to be joined into it.
+    fn text(&self, hash: TextHash) -> Result<Option<Cow<'a, str>>> {
+        let text = self.texts.lenient(hash)?;
+        Ok(text.map(|text| self.cleanup.run(text)))
+    }
 }
 
 impl Splittable for Units<'_> {
@@ -108,9 +165,10 @@ impl Splittable for Units<'_> {
     ) -> Result<R> {
         let files = TextMapFiles::read(self.tree, language)?;
         let map = files.parse()?;
+        let shown = ShownTexts::new(self.tables, self.rules, language, &map);
         let mut texts: Vec<(usize, TextHash, Cow<'_, str>)> = Vec::with_capacity(self.texts.len());
         for (unit, hash) in &self.texts {
-            if let Some(text) = map.get(*hash)? {
+            if let Some(text) = shown.text(*hash)? {
                 texts.push((*unit, *hash, text));
             }
         }
@@ -122,8 +180,7 @@ impl Splittable for Units<'_> {
                 hash: Some(hash.0),
             })
             .collect();
-        // The pages are in simplified Chinese.
-        if language == Language::Chs {
+        if language == vendor::LANGUAGE {
             for (unit, page) in &self.pages {
                 texts.extend(page.lines.iter().map(|line| UnitText::new(*unit, line)));
             }
@@ -135,12 +192,14 @@ impl Splittable for Units<'_> {
 impl<'a> Units<'a> {
     fn new(
         tree: &'a Path,
-        tables: &Tables,
-        rules: &GameRules,
+        tables: &'a Tables,
+        rules: &'a GameRules,
         pages: Vec<vendor::Page>,
     ) -> Result<Units<'a>> {
         let mut units = Units {
             tree,
+            tables,
+            rules,
             units: Vec::new(),
             places: HashMap::new(),
             texts: Vec::new(),
@@ -234,10 +293,8 @@ impl<'a> Units<'a> {
         }
         units.add_wiki(tables);
         for page in pages {
-            let stratum = page.scene.split('/').next().unwrap_or_default().to_owned();
-            let place = units.add(page.scene.clone(), stratum, 0, []);
-            units.units[place].n_lines = page.lines.len();
-            units.pages.push((place, page));
+            units.units.push(page.unit());
+            units.pages.push((units.units.len() - 1, page));
         }
         units.add_long_titles()?;
         // Stable: the texts of a unit keep their order.
@@ -250,8 +307,9 @@ impl<'a> Units<'a> {
     fn add_long_titles(&mut self) -> Result<()> {
         let files = TextMapFiles::read(self.tree, Language::Chs)?;
         let map = files.parse()?;
+        let shown = ShownTexts::new(self.tables, self.rules, Language::Chs, &map);
         for (unit, hash) in std::mem::take(&mut self.titles) {
-            let title = map.get(hash)?;
+            let title = shown.text(hash)?;
             if title.is_some_and(|t| t.trim().chars().nth(TYING_CHARACTERS - 1).is_some()) {
                 self.texts.push((unit, hash));
             }

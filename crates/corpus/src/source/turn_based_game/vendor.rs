@@ -6,12 +6,22 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::json::{JsonFile, json_error};
+use crate::character::GameRules;
 use crate::dataset::DatasetWriter;
 use crate::error::{Error, Result, shorten};
+use crate::language::Language;
+use crate::manifest::SourceFiles;
+use crate::output::hex;
+use crate::rows::Row;
 use crate::rules::{Shown, paragraph};
+use crate::split::Split;
+use crate::splitter::{self, Splittable, Unit, UnitText};
 
 /// The sets of the vendor folder, by the names of their files.
 pub(crate) const SETS: [&str; 2] = ["miyoushe", "coig"];
+
+/// What the pages are written in.
+pub(crate) const LANGUAGE: Language = Language::Chs;
 
 /// A page or an exercise.
 pub(crate) struct Page {
@@ -39,6 +49,78 @@ pub(crate) fn write(
         out.row(&sentences, &[&page.scene])?;
     }
     Ok(sha256)
+}
+
+/// What a manifest and a split call a set.
+pub(crate) fn source_file(set: &str) -> String {
+    format!("vendor/{set}")
+}
+
+/// Holds the pages against a split and against the rows of the other data sets.
+///
+/// # Errors
+/// As [`read`]; the split does not know a page, or a text of twelve characters or more stands on both sides.
+pub(crate) fn guard(root: &Path, rules: &GameRules, split: &Split, beside: &[Row]) -> Result<()> {
+    let mut source_files = SourceFiles::new();
+    let mut pages = Vec::new();
+    for set in SETS {
+        let (of_set, sha256) = read(set, root)?;
+        source_files.insert(source_file(set), hex(&sha256));
+        pages.extend(of_set);
+    }
+    split.check_files(root, &source_files)?;
+    name_player(&mut pages, rules);
+    let units = pages.iter().map(Page::unit).collect();
+    splitter::guard(&Pages { pages, units }, root, split, beside)
+}
+
+/// Puts the player's name in, as the rows have it.
+pub(crate) fn name_player(pages: &mut [Page], rules: &GameRules) {
+    let nickname = rules.nickname.get_or_any(LANGUAGE).unwrap_or_default();
+    for line in pages.iter_mut().flat_map(|page| &mut page.lines) {
+        *line = line.replace("{NICKNAME}", nickname);
+    }
+}
+
+/// Pages alone, as splitting sees them.
+struct Pages {
+    pages: Vec<Page>,
+    units: Vec<Unit>,
+}
+
+impl Splittable for Pages {
+    fn units(&self) -> &[Unit] {
+        &self.units
+    }
+
+    fn with_texts<R>(
+        &self,
+        language: Language,
+        f: impl FnOnce(&[UnitText<'_>]) -> Result<R>,
+    ) -> Result<R> {
+        let pages = if language == LANGUAGE {
+            &self.pages[..]
+        } else {
+            &[]
+        };
+        let texts = pages.iter().enumerate().flat_map(|(unit, page)| {
+            let lines = page.lines.iter();
+            lines.map(move |line| UnitText::new(unit, line))
+        });
+        f(&texts.collect::<Vec<_>>())
+    }
+}
+
+impl Page {
+    pub fn unit(&self) -> Unit {
+        Unit {
+            id: self.scene.clone(),
+            stratum: self.scene.split('/').next().unwrap_or_default().to_owned(),
+            mission: None,
+            n_own_lines: 0,
+            n_lines: self.lines.len(),
+        }
+    }
 }
 
 /// Reads one set, and the SHA-256 of its files.

@@ -4,9 +4,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use anyhow::{Context, Result};
-use corpus::{
-    BuildReport, BuildRequest, Character, Language, Progress, SourceKind, Split, SplitRequest, Task,
-};
+use corpus::{BuildReport, BuildRequest, Character, Language, Progress, SourceKind, Split, Task};
 use text::{Tokenizer, WordPattern};
 
 use super::as_misuse;
@@ -38,22 +36,14 @@ pub fn run(args: &CorpusBuild, ui: &Ui) -> Result<()> {
     )
 }
 
-/// Refuses to build beside a split that has a text on two sides.
+/// Refuses to build beside a split that is of another story or has a text on two sides.
 fn guard(request: &BuildRequest<'_>) -> Result<()> {
     let path = request.out.join("split.json");
-    // The vendor folder is no story; `corpus split --vendor` guards its pages with the tree's texts.
-    if !path.exists() || request.tasks == [Task::PtVendor] {
+    if !path.exists() {
         return Ok(());
     }
     let split = Split::load(&path)?;
-    let story = SplitRequest {
-        source: request.source,
-        root: request.root,
-        vendor: None,
-        character: request.character,
-        options: split.options,
-    };
-    corpus::check_split(&story, &split).with_context(|| format!("checking {}", path.display()))
+    corpus::check_split(request, &split).with_context(|| format!("checking {}", path.display()))
 }
 
 /// The tokenizer that counts as the arguments say.

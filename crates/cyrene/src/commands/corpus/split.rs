@@ -40,8 +40,9 @@ pub fn run(args: &CorpusSplit, ui: &Ui) -> Result<()> {
         },
     };
     let split = corpus::make_split(&request)?;
-    split.save(&args.out, args.force)?;
+    // What can fail comes first: a command that fails leaves no split behind.
     let tokens = tokens_beside(&args.out, &split)?;
+    split.save(&args.out, args.force)?;
     ui.result(
         &serde_json::json!({
             "out": args.out,
