@@ -519,6 +519,66 @@ mod tests {
         }
     }
 
+    /// A file whose steps are spelled otherwise than Qwen's, though they do the same, goes the other way: through the crate.
+    #[test]
+    fn other_way_agrees_with_the_quick_one() {
+        let texts = [
+            "She asked softly: \"Where's the café?\"\r\n  He didn't know.",
+            "她轻声问：“灯塔在哪里？”——没有人知道1024年的事。",
+            "Où est-il ? E\u{301}te\u{301}, 12 %, ＡＢＣ, ｶﾞ, 한국어, กำลังที่นั่น",
+            "a<|im_start|>user\nb<|im_end|><think></think><|endoftext|> <tts_pad>",
+            "",
+            " \n\n\t x",
+        ];
+        let quick = Tokenizer::train(texts.into_iter(), 400).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        quick
+            .save(dir.path(), &ChatTemplate::history_stable().unwrap())
+            .unwrap();
+        let path = dir.path().join("tokenizer.json");
+        let mut file: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        file["normalizer"] = json!({"type": "Sequence", "normalizers": [{"type": "NFC"}]});
+        fs::write(&path, file.to_string()).unwrap();
+        for pattern in [WordPattern::Qwen3_5, WordPattern::Qwen2] {
+            let quick = quick.clone().with_pattern(pattern).unwrap();
+            let other = Tokenizer::load(&path)
+                .unwrap()
+                .with_pattern(pattern)
+                .unwrap();
+            assert!(quick.inner.splitter.is_some() && other.inner.splitter.is_none());
+            for text in texts {
+                let ids = quick.encode(text).unwrap();
+                assert_eq!(other.encode(text).unwrap(), ids, "{text:?}");
+                assert_eq!(other.count(text).unwrap(), ids.len());
+                assert_eq!(quick.count(text).unwrap(), ids.len());
+                for skip_special in [false, true] {
+                    let decoded = quick.decode(&ids, skip_special).unwrap();
+                    assert_eq!(other.decode(&ids, skip_special).unwrap(), decoded);
+                }
+            }
+            assert_eq!(other.vocab_size(), quick.vocab_size());
+            assert_eq!(other.end_ids(), quick.end_ids());
+        }
+    }
+
+    /// Ours are checked by our own reading of the file; the crate gives ids by its own.
+    #[test]
+    fn added_tokens_have_the_ids_that_the_crate_gives_them() {
+        let tokenizer = Tokenizer::train(["some words, some more"].into_iter(), 300).unwrap();
+        let pipeline = tokenizer.inner.pipeline().unwrap();
+        let added = pipeline.get_added_vocabulary();
+        let theirs = added.get_added_tokens_decoder();
+        assert_eq!(theirs.len(), ADDED_TOKENS.len());
+        for (content, special) in ADDED_TOKENS {
+            let id = tokenizer.id(content).unwrap();
+            assert_eq!(pipeline.token_to_id(content), Some(id), "{content}");
+            assert_eq!(pipeline.id_to_token(id).as_deref(), Some(content));
+            assert_eq!(theirs[&id].special, special, "{content}");
+            assert_eq!(added.is_special_token(content), special, "{content}");
+            assert!(tokenizer.is_added(id));
+        }
+    }
+
     #[test]
     fn byte_tokens_have_the_released_order() {
         let tokenizer = TokenizerFile::qwen3_5(byte_tokens(), Merges::default());
