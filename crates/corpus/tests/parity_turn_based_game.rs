@@ -126,6 +126,28 @@ fn small_tree_gives_the_expected_files() {
         assert!(rows.iter().any(|r| r.side == Side::Val), "{task}");
         assert!(rows.iter().any(|r| r.side == Side::Train), "{task}");
     }
+
+    // Split with its pages, tree and vendor folder may be built beside the split, each after the other.
+    golden.build("vendor", &[Task::PtVendor]);
+    let vendor = golden.path("vendor");
+    let split = corpus::make_split(&SplitRequest {
+        vendor: Some(&vendor),
+        ..request
+    })
+    .unwrap();
+    for (root, task) in [("tree", Task::SftEverything), ("vendor", Task::PtVendor)] {
+        let request = BuildRequest {
+            source: SourceKind::TurnBasedGame,
+            root: &golden.path(root),
+            character: &character,
+            tasks: &[task],
+            languages: None,
+            out: &golden.path("out"),
+        };
+        corpus::check_split(&request, &split).unwrap();
+        let path = golden.path("out").join(task.name());
+        corpus::rows::load(&path, Some(&split)).unwrap();
+    }
 }
 
 #[test]

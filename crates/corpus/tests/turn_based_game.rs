@@ -768,6 +768,7 @@ fn build_beside_a_split_guards_pages_and_knows_every_scene() {
     tree.pages(&[
         ("a.md", "无关的内容"),
         ("b.md", "我们明天黎明时分一起出发去看海。"),
+        ("c.md", "我们明天黎明时分一起出发去看海。"),
     ]);
     let root = tree.folder.path();
     let split = tree.split(Some(root));
@@ -775,19 +776,32 @@ fn build_beside_a_split_guards_pages_and_knows_every_scene() {
         tree.check_split(task, &split).unwrap();
         tree.build(task).unwrap();
     }
-    // Parted by hand: the page is held against the talks' rows, and the talks against the page's.
-    let mut parted = split.clone();
-    parted.train.remove("miyoushe/b.md");
-    parted.val.insert("miyoushe/b.md".to_owned());
+    // Parted by hand: the talks are held against the page that was built before, and pages against each other.
+    let part = |pages: &[&str]| {
+        let mut parted = split.clone();
+        for page in pages {
+            parted.train.remove(*page);
+            parted.val.insert((*page).to_owned());
+        }
+        parted
+    };
+    let said = refusal(&tree, Task::PtEverything, &part(&["miyoushe/b.md"]));
+    assert!(
+        said.contains("stands in miyoushe/b.md (held out) and in talk/104001 (training)"),
+        "{said}"
+    );
+    let said = refusal(&tree, Task::PtVendor, &part(&["miyoushe/b.md"]));
+    assert!(
+        said.contains("stands in miyoushe/b.md (held out) and in miyoushe/c.md (training)"),
+        "{said}"
+    );
+    let talk_too = part(&["miyoushe/b.md", "miyoushe/c.md", "talk/104001"]);
     for task in [Task::PtEverything, Task::PtVendor] {
-        let said = refusal(&tree, task, &parted);
-        assert!(
-            said.contains("stands in miyoushe/b.md (held out) and in talk/104001 (training)"),
-            "{task}: {said}"
-        );
+        tree.check_split(task, &talk_too).unwrap();
     }
-    // A split without pages does not know them.
+    // A split without pages does not know them; the story may be built beside them all the same.
     let without = tree.split(None);
+    tree.check_split(Task::PtEverything, &without).unwrap();
     let said = refusal(&tree, Task::PtVendor, &without);
     assert!(said.contains("holds scene `miyoushe/a.md`"), "{said}");
     assert!(said.contains("--vendor FOLDER"), "{said}");

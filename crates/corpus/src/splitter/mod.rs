@@ -191,7 +191,7 @@ pub(crate) fn make(
 }
 
 /// Fails if a text of twelve characters or more of one language stands on the training side and a held-out one.
-/// `root`: where the units come from; `beside`: rows that were built from something else.
+/// `root`: where the units come from; `pages`: rows that were made of wiki pages before, of which the split may know none.
 ///
 /// # Errors
 /// [`Error::Leak`] with both scenes, a scene that the split does not know, or the texts cannot be read.
@@ -199,7 +199,7 @@ pub(crate) fn guard(
     source: &impl Splittable,
     root: &Path,
     split: &Split,
-    beside: &[Row],
+    pages: &[Row],
 ) -> Result<()> {
     let units = source.units();
     if let Some(unit) = units.iter().find(|u| split.side(&u.id, None).is_none()) {
@@ -218,15 +218,13 @@ pub(crate) fn guard(
                     guard.see(side, scene, text)?;
                 }
             }
-            // Pages without a language are in simplified Chinese.
-            let of_language = |row: &&Row| row.language.unwrap_or(Language::Chs) == language;
-            for row in beside.iter().filter(of_language) {
+            // The pages are in simplified Chinese.
+            for row in pages.iter().filter(|_| language == Language::Chs) {
+                let Some(side) = split.side(&row.scene, None) else {
+                    continue;
+                };
                 for line in row.messages.iter().flat_map(|m| m.content.split('\n')) {
-                    guard.see(row.side, &row.scene, &UnitText::new(0, line))?;
-                    // A named line is told without the name, too.
-                    if let Some((_, said)) = line.split_once('：') {
-                        guard.see(row.side, &row.scene, &UnitText::new(0, said))?;
-                    }
+                    guard.meet(side, &row.scene, &UnitText::new(0, line))?;
                 }
             }
             Ok(())
@@ -398,17 +396,39 @@ impl<'u> Guard<'u> {
     /// # Errors
     /// [`Error::Leak`] if the text was seen on the other side.
     fn see(&mut self, side: Side, scene: &'u str, text: &UnitText<'_>) -> Result<()> {
-        let place = match side {
-            Side::Train => 0,
-            Side::Val | Side::ValStrict | Side::ProbeX => 1,
-            Side::Contaminated | Side::Filtered => return Ok(()),
-        };
-        let Some(key) = text.key() else {
+        let (Some(place), Some(key)) = (Self::place(side), text.key()) else {
             return Ok(());
         };
         let known = self.seen.entry(key).or_default();
         known[place].get_or_insert(scene);
-        let [Some(train), Some(held_out)] = *known else {
+        let known = *known;
+        self.check(known, text)
+    }
+
+    /// As [`Guard::see`], of a text that is held against those seen and not against others like it.
+    ///
+    /// # Errors
+    /// [`Error::Leak`] if the text was seen on the other side.
+    fn meet(&self, side: Side, scene: &'u str, text: &UnitText<'_>) -> Result<()> {
+        let (Some(place), Some(key)) = (Self::place(side), text.key()) else {
+            return Ok(());
+        };
+        let mut known = self.seen.get(&key).copied().unwrap_or_default();
+        known[place] = Some(scene);
+        self.check(known, text)
+    }
+
+    /// In `seen`; `None` on neither side.
+    fn place(side: Side) -> Option<usize> {
+        match side {
+            Side::Train => Some(0),
+            Side::Val | Side::ValStrict | Side::ProbeX => Some(1),
+            Side::Contaminated | Side::Filtered => None,
+        }
+    }
+
+    fn check(&self, known: [Option<&str>; 2], text: &UnitText<'_>) -> Result<()> {
+        let [Some(train), Some(held_out)] = known else {
             return Ok(());
         };
         let hash = text

@@ -78,9 +78,9 @@ pub(crate) fn split(
 }
 
 /// # Errors
-/// The split is of another tree, a text of twelve characters or more stands on both sides (of the tree, or of it and the rows beside), or
+/// The split is of another tree, a text of twelve characters or more stands on both sides (of the tree, or of it and the pages), or
 /// the tree cannot be read.
-pub(crate) fn guard(tree: &Path, rules: &GameRules, split: &Split, beside: &[Row]) -> Result<()> {
+pub(crate) fn guard(tree: &Path, rules: &GameRules, split: &Split, pages: &[Row]) -> Result<()> {
     let tables = Tables::read(tree, &[Task::PtEverything])?;
     let mut source_files = table_files(&tables);
     for (language, sha256) in Language::ALL.into_iter().zip(map_hashes(tree)?) {
@@ -88,7 +88,7 @@ pub(crate) fn guard(tree: &Path, rules: &GameRules, split: &Split, beside: &[Row
     }
     split.check_files(tree, &source_files)?;
     let units = Units::new(tree, &tables, rules, Vec::new())?;
-    splitter::guard(&units, tree, split, beside)
+    splitter::guard(&units, tree, split, pages)
 }
 
 /// The tables that were read, by the names that a manifest and a split have for them.

@@ -12,13 +12,14 @@ use crate::error::{Error, Result, shorten};
 use crate::language::Language;
 use crate::manifest::SourceFiles;
 use crate::output::hex;
-use crate::rows::Row;
 use crate::rules::{Shown, paragraph};
 use crate::split::Split;
 use crate::splitter::{self, Splittable, Unit, UnitText};
 
 /// The sets of the vendor folder, by the names of their files.
-pub(crate) const SETS: [&str; 2] = ["miyoushe", "coig"];
+pub(crate) const SETS: [&str; 2] = [PAGES, "coig"];
+/// The set of wiki pages.
+pub(crate) const PAGES: &str = "miyoushe";
 
 /// What the pages are written in.
 pub(crate) const LANGUAGE: Language = Language::Chs;
@@ -56,11 +57,11 @@ pub(crate) fn source_file(set: &str) -> String {
     format!("vendor/{set}")
 }
 
-/// Holds the pages against a split and against the rows of the other data sets.
+/// Holds the pages against a split.
 ///
 /// # Errors
 /// As [`read`]; the split does not know a page, or a text of twelve characters or more stands on both sides.
-pub(crate) fn guard(root: &Path, rules: &GameRules, split: &Split, beside: &[Row]) -> Result<()> {
+pub(crate) fn guard(root: &Path, rules: &GameRules, split: &Split) -> Result<()> {
     let mut source_files = SourceFiles::new();
     let mut pages = Vec::new();
     for set in SETS {
@@ -71,7 +72,7 @@ pub(crate) fn guard(root: &Path, rules: &GameRules, split: &Split, beside: &[Row
     split.check_files(root, &source_files)?;
     name_player(&mut pages, rules);
     let units = pages.iter().map(Page::unit).collect();
-    splitter::guard(&Pages { pages, units }, root, split, beside)
+    splitter::guard(&Pages { pages, units }, root, split, &[])
 }
 
 /// Puts the player's name in, as the rows have it.
@@ -131,7 +132,7 @@ pub(crate) fn read(set: &str, root: &Path) -> Result<(Vec<Page>, [u8; 32])> {
     let mut hash = Sha256::new();
     let mut pages = Vec::new();
     let folder = root.join(set);
-    if set == "miyoushe" {
+    if set == PAGES {
         for path in plain_files(&folder)? {
             let name = path
                 .file_name()
