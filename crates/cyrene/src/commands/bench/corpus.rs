@@ -34,7 +34,7 @@ struct Line {
     tokens: u64,
     lines_per_s: f64,
     tokens_per_s: f64,
-    /// Most main memory of the process, whatever it was for.
+    /// Most main memory of the process up to the end of the first run; what a run leaves behind is no part of the next.
     peak_bytes: u64,
     stages_s: Stages,
     peer_seconds: Option<f64>,
@@ -67,14 +67,15 @@ pub fn run(args: BenchCorpus, ui: &Ui) -> Result<()> {
     // 1. as `corpus build` does it
     let peak = Peak::watch();
     let mut seconds = f64::INFINITY;
+    let mut peak_bytes = None;
     for run in 1..=runs {
         let start = Instant::now();
         build::quietly(&request, || build::tokenizer(&args), &|_| {})?;
         let took = start.elapsed().as_secs_f64();
         ui.note(format_args!("run {run}: {took:.3} s"));
         seconds = seconds.min(took);
+        peak_bytes.get_or_insert_with(|| peak.bytes());
     }
-    let peak_bytes = peak.bytes();
 
     // 2. once more, stage by stage
     let start = Instant::now();
@@ -98,7 +99,7 @@ pub fn run(args: BenchCorpus, ui: &Ui) -> Result<()> {
         tokens,
         lines_per_s: lines as f64 / seconds,
         tokens_per_s: tokens as f64 / seconds,
-        peak_bytes,
+        peak_bytes: peak_bytes.unwrap_or_default(),
         stages_s: Stages {
             load_tokenizer: s(load_tokenizer),
             read_tables: s(times.tables),
