@@ -164,6 +164,44 @@ fn missing_tokenizer_is_named_and_nothing_is_written() {
     assert_eq!(setup.files(""), [""; 0]);
 }
 
+/// The account of the data sets beside a split is made first: where that fails, no split is left that nobody was told of.
+#[test]
+fn failed_split_leaves_no_file_and_a_build_beside_an_old_one_is_refused() {
+    let setup = Setup::new(&story(40));
+    setup.succeeds();
+    let split = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cyrene"));
+        let (root, character) = (setup.text("story.jsonl"), setup.text("ada.toml"));
+        let out = setup.text("out/split.json");
+        let args = ["--root", &root, "--character", &character, "--out", &out];
+        let command = command.args(["corpus", "split", "--source", "story"]);
+        command.args(args).output().unwrap()
+    };
+    let manifest = setup.path("out/manifest.json");
+    let good = std::fs::read(&manifest).unwrap();
+    std::fs::write(&manifest, "{}").unwrap();
+    let output = split();
+    assert_eq!(output.status.code(), Some(1));
+    let said = stderr(&output);
+    assert!(said.contains("is no manifest of data sets"), "{said}");
+    assert_eq!(setup.files("split.json"), [""; 0]);
+
+    std::fs::write(&manifest, good).unwrap();
+    let output = split();
+    assert!(output.status.success(), "{}", stderr(&output));
+    setup.succeeds();
+    let changed = story(40).replace("Line 3 of scene 7", "Line three of scene 7");
+    std::fs::write(setup.path("story.jsonl"), changed).unwrap();
+    let output = setup.build();
+    assert_eq!(output.status.code(), Some(1));
+    let said = stderr(&output);
+    assert!(
+        said.contains("another version of the story's `story`"),
+        "{said}"
+    );
+    assert!(said.contains("cyrene corpus split --force"), "{said}");
+}
+
 #[test]
 fn bench_says_what_a_build_of_the_story_does() {
     let setup = Setup::new(&story(20));
