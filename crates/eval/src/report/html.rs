@@ -6,12 +6,18 @@ use super::look::{STYLE, escape, thousands};
 use super::{Baseline, Report, StageReport};
 use crate::metric::loss_gap::{Gap, Loss, RED_FLAG};
 
+/// Bars of text and boxes, not a picture: letters keep their size on a narrow screen.
+const BARS: &str = "
+.bars { display: grid; grid-template-columns: max-content 1fr; gap: .35rem .9rem; margin: .6rem 0 1rem; max-width: 44rem; }
+.bars dd { margin: 0; display: flex; align-items: center; gap: .5rem; } .bars span { height: 1.1em; border-radius: 3px; }
+";
+
 /// The whole page.
 pub(super) fn page(report: &Report) -> String {
     let mut out = String::new();
     let _ = write!(
         out,
-        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>Evaluation of {name}</title><style>{STYLE}</style></head><body>\
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>Evaluation of {name}</title><style>{STYLE}{BARS}</style></head><body>\
          <h1>Evaluation of {name}</h1><p class=\"soft\">{params} parameters · {version} · split {split}</p><p>{note}</p>",
         name = escape(&report.model),
         params = thousands(report.n_params),
@@ -158,24 +164,18 @@ fn bars(out: &mut String, stage: &StageReport) {
     ));
     rows.sort_by(|a, b| a.1.total_cmp(&b.1));
     let longest = rows.iter().map(|row| row.1).fold(f64::EPSILON, f64::max);
-    let height = 30 * rows.len() + 14;
-    let _ = write!(
-        out,
-        "<p class=\"soft\">Held-out bits a byte; shorter is better.</p><svg viewBox=\"0 0 720 {height}\" role=\"img\" aria-label=\"held-out bits a byte\">"
+    out.push_str(
+        "<p class=\"soft\">Held-out bits a byte; shorter is better.</p><dl class=\"bars\">",
     );
-    for (at, (name, bits, colour)) in rows.iter().enumerate() {
-        let y = 8 + 30 * at;
+    for (name, bits, colour) in rows {
         let _ = write!(
             out,
-            "<text x=\"8\" y=\"{}\">{}</text><rect x=\"190\" y=\"{y}\" width=\"{:.1}\" height=\"20\" rx=\"3\" style=\"fill:var({colour})\"/><text x=\"{:.1}\" y=\"{}\">{bits:.3}</text>",
-            y + 15,
-            escape(name),
-            440.0 * bits / longest,
-            198.0 + 440.0 * bits / longest,
-            y + 15,
+            "<dt>{}</dt><dd><span style=\"width:{:.1}%;background:var({colour})\"></span>{bits:.3}</dd>",
+            escape(&name),
+            80.0 * bits / longest,
         );
     }
-    out.push_str("</svg>");
+    out.push_str("</dl>");
 }
 
 #[cfg(test)]
