@@ -261,9 +261,9 @@ impl Run {
         self.point_to_corpus(&mut recipe, "pt/everything");
         let inputs = json!({ "recipe": recipe });
         self.stage(4, "cpt", inputs, |run, dir| {
-            let summary = train::train(&recipe, dir, dir, run.device, false, &run.ui)?;
-            write_persona(run, &summary.result)?;
-            Ok(serde_json::to_value(&summary)?)
+            let trained = train::train(&recipe, dir, dir, run.device, false, &run.ui)?;
+            write_persona(run, &trained.summary.result)?;
+            Ok(serde_json::to_value(&trained)?)
         })
     }
 
@@ -273,13 +273,13 @@ impl Run {
         self.point_to_corpus(&mut recipe, "sft/cyrene");
         let inputs = json!({ "recipe": recipe });
         self.stage(5, "sft", inputs, |run, dir| {
-            let summary = train::train(&recipe, dir, dir, run.device, false, &run.ui)?;
+            let trained = train::train(&recipe, dir, dir, run.device, false, &run.ui)?;
             let merged = dir.join("model");
-            if summary.result != merged {
-                merge::merge(&dir.join(&recipe.base), &summary.result, &merged)?;
+            if trained.summary.result != merged {
+                merge::merge(&dir.join(&recipe.base), &trained.summary.result, &merged)?;
             }
             write_persona(run, &merged)?;
-            Ok(serde_json::to_value(&summary)?)
+            Ok(serde_json::to_value(&trained)?)
         })
     }
 

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use corpus::split::{Side, Split};
-use corpus::stats::Passes;
 use kernel::Device;
 use model::Model;
 use text::Tokenizer;
@@ -36,9 +35,21 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         .clone()
         .unwrap_or_else(|| Path::new("runs").join(name));
     let folder = args.recipe.parent().unwrap_or(Path::new(""));
-    let summary = train(&recipe, folder, &out, device, args.force, ui)?;
-    ui.result(&summary, || describe(&summary))
+    let trained = train(&recipe, folder, &out, device, args.force, ui)?;
+    ui.result(&trained, || describe(&trained.summary))
 }
+
+/// What a finished run has to say, as `--json` prints it.
+#[derive(Debug, serde::Serialize)]
+pub struct Trained {
+    #[serde(flatten)]
+    pub summary: Summary,
+    /// Where every token of the sources is; None if one of them was not built by `corpus build`.
+    pub sources: Option<SourceAccount>,
+}
+
+/// Name of the file in the run's folder that holds [`Trained::sources`].
+const ACCOUNT: &str = "account.json";
 
 /// Runs `recipe`, whose paths are relative to `folder`, into `out`.
 ///
@@ -51,7 +62,7 @@ pub fn train(
     device: Device,
     force: bool,
     ui: &Ui,
-) -> Result<Summary> {
+) -> Result<Trained> {
     // 1. the data, in ids
     let base = base_folder(&recipe.base, folder)?;
     let tokenizer = base
@@ -106,24 +117,24 @@ pub fn train(
         .to_device(device)?;
 
     // 3. train, then put beside the weights what belongs to them
-    if let Some(account) = &account {
-        write_whole(
-            &out.join("account.json"),
-            &serde_json::to_vec_pretty(account)?,
-        )?;
-    }
     let mut drawing = Drawing {
         ui: *ui,
         bar: None,
-        passes: account.map(|account| account.passes),
+        account,
+        account_path: out.join(ACCOUNT),
+        account_written: Ok(()),
     };
     let (_, summary) = train::run(model, &job, &mut drawing)?;
+    drawing.account_written?;
     if let Some(bar) = drawing.bar {
         bar.finish();
     }
     write_whole(&out.join("recipe.toml"), resolved.as_bytes())?;
     load::copy_companions(&base, &summary.result)?;
-    Ok(summary)
+    Ok(Trained {
+        summary,
+        sources: drawing.account,
+    })
 }
 
 /// The split that a recipe names.
@@ -266,11 +277,29 @@ pub fn base_folder(base: &str, folder: &Path) -> Result<PathBuf> {
 struct Drawing {
     ui: Ui,
     bar: Option<Bar>,
-    passes: Option<Passes>,
+    account: Option<SourceAccount>,
+    account_path: PathBuf,
+    account_written: Result<()>,
+}
+
+impl Drawing {
+    /// Writes the account, or takes away that of an earlier job in the same folder.
+    fn write_account(&self) -> Result<()> {
+        let path = &self.account_path;
+        match &self.account {
+            Some(account) => write_whole(path, &serde_json::to_vec_pretty(account)?),
+            None if path.exists() => {
+                std::fs::remove_file(path).with_context(|| format!("removing {}", path.display()))
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 impl Progress for Drawing {
     fn started(&mut self, start: &Start) {
+        // Only now: the job has passed every check, so what is said of its data holds.
+        self.account_written = self.write_account();
         let account = &start.account;
         self.ui.note(format_args!(
             "{} documents, {} trained tokens an epoch in {} rows, {} held out; {} of {} steps to go, {} values trained",
@@ -282,9 +311,9 @@ impl Progress for Drawing {
             start.total_steps,
             start.trainable,
         ));
-        if let Some(passes) = &self.passes {
+        if let Some(sources) = &self.account {
             let epochs = account.tokens as f64 / account.tokens_per_epoch.max(1) as f64;
-            for line in account::passes(passes, epochs).lines() {
+            for line in account::passes(&sources.passes, epochs).lines() {
                 self.ui.note(line);
             }
         }
