@@ -11,6 +11,7 @@ use text::{ChatTemplate, Tokenizer};
 
 use crate::cli::{DTypeArg, ModelArgs};
 use crate::stage::write_whole;
+use crate::trained::TrainedRows;
 use crate::ui::Misuse;
 use crate::{env, misuse};
 
@@ -136,14 +137,18 @@ pub fn speech(dir: &Path) -> Result<(Tokenizer, ChatTemplate)> {
     ))
 }
 
-/// Copies what a model's folder holds beside weights and configuration: tokenizer, template, generation settings, persona.
+/// Copies what a model's folder holds beside weights and configuration: tokenizer, template, generation settings, persona, the record of
+/// what it was trained on.
 ///
 /// # Errors
 /// Names the file that cannot be copied.
 pub fn copy_companions(from: &Path, to: &Path) -> Result<()> {
     model::checkpoint::copy_companions(from, to)?;
-    match Persona::read(from)? {
-        Some(persona) => persona.write(to),
+    if let Some(persona) = Persona::read(from)? {
+        persona.write(to)?;
+    }
+    match TrainedRows::read(from)? {
+        Some(rows) => rows.write(to),
         None => Ok(()),
     }
 }

@@ -13,6 +13,7 @@ mod recipe;
 mod sizes;
 mod speak;
 mod stage;
+mod trained;
 mod ui;
 
 use std::process::ExitCode;

@@ -241,6 +241,23 @@ impl Plan {
         &self.account
     }
 
+    /// For each training document whether the first `n_steps` steps train on every label of it; false for one without labels, of a
+    /// source of weight 0, or behind those steps.
+    pub fn is_trained(&self, n_steps: u64) -> Vec<bool> {
+        let mut is_seen = vec![false; self.pieces.pieces.len()];
+        for step in self.steps.iter().take(n_steps as usize) {
+            for row in &self.epochs[step.epoch_idx][step.rows.clone()] {
+                for piece_idx in &row.pieces {
+                    is_seen[*piece_idx] = true;
+                }
+            }
+        }
+        let of_document = self.pieces.of_document.iter();
+        of_document
+            .map(|pieces| !pieces.is_empty() && pieces.clone().all(|idx| is_seen[idx]))
+            .collect()
+    }
+
     /// The training documents, cut to row length.
     pub fn pieces(&self) -> &Pieces {
         &self.pieces

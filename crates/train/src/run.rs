@@ -34,6 +34,9 @@ pub struct Summary {
     pub best: Option<Best>,
     /// Seconds of training, over all starts.
     pub seconds: f64,
+    /// For each of [`Job::train`] whether the weights of `result` were trained on all its labels.
+    #[serde(skip)]
+    pub is_trained: Vec<bool>,
     /// `model/` or `adapter/` in the job's folder.
     pub result: PathBuf,
 }
@@ -311,7 +314,9 @@ impl<'a> Run<'a> {
 
     fn finish(mut self) -> Result<(Model, Summary)> {
         let best = self.state.best.filter(|best| best.step < self.state.step);
+        let mut n_steps = self.state.step;
         if let (ResultKind::Best, Some(best)) = (self.job.run.result, best) {
+            n_steps = best.step;
             let folder = self.checkpoints.folder(best.step);
             checkpoint::read_weights(&folder, &mut self.trainer.model)?;
         }
@@ -330,6 +335,7 @@ impl<'a> Run<'a> {
             steps: self.state.step,
             account: *self.plan.account(),
             seconds: self.elapsed_s(),
+            is_trained: self.plan.is_trained(n_steps),
             train: self.state.last_train,
             validation: self.state.last_validation,
             best: self.state.best,

@@ -64,7 +64,7 @@ impl Validator {
                 continue;
             }
             let probe_rows = if sets.is_empty() {
-                let probe = probe_documents(job, &set.documents);
+                let probe = probe_documents(job, plan, &set.documents);
                 plan.pieces().pack(&plan.pieces().of(&probe), &job.data)?
             } else {
                 Vec::new()
@@ -231,10 +231,11 @@ fn bytes_of<'a>(documents: impl Iterator<Item = &'a Document>) -> Option<u64> {
 }
 
 /// For every held-out document a training document of the same language with the nearest number of labels, each taken once; ties are broken
-/// by seed. Fewer where a language has fewer.
-fn probe_documents(job: &Job, held_out: &[Document]) -> Vec<usize> {
+/// by seed. Fewer where a language has fewer. Only documents that the run trains on.
+fn probe_documents(job: &Job, plan: &Plan, held_out: &[Document]) -> Vec<usize> {
+    let is_trained = plan.is_trained(plan.total_steps());
     let mut order: Vec<usize> = (0..job.train.len())
-        .filter(|document| job.source_weight(job.train[*document].source) > 0.0)
+        .filter(|document| is_trained[*document])
         .collect();
     Rng::new(derive(job.seed, Purpose::Probe, 0, 0)).shuffle(&mut order);
     // By language: (labels, place in the shuffled order) -> document.
@@ -242,11 +243,9 @@ fn probe_documents(job: &Job, held_out: &[Document]) -> Vec<usize> {
     for (place, document_idx) in order.into_iter().enumerate() {
         let document = &job.train[document_idx];
         let labels = n_targets(&document.encoded);
-        if labels > 0 {
-            free.entry(document.language.as_deref())
-                .or_default()
-                .insert((labels, place), document_idx);
-        }
+        free.entry(document.language.as_deref())
+            .or_default()
+            .insert((labels, place), document_idx);
     }
     let mut probe = Vec::new();
     for document in held_out {

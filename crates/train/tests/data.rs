@@ -114,6 +114,34 @@ fn split_documents_predict_what_they_would_whole() {
     assert_eq!(got, expect);
 }
 
+fn is_trained(job: &Job) -> Vec<bool> {
+    let plan = plan(job);
+    plan.is_trained(plan.total_steps())
+}
+
+#[test]
+fn trained_documents_are_those_of_which_the_steps_saw_every_label() {
+    // Each a row of its own.
+    let mut job = job_on((0..6).map(|i| document(i, 20, "en")).collect());
+    job.train[1].encoded.labels.fill(-100);
+    job.train[2].source = 1;
+    job.source_weights = vec![1.0, 0.0];
+    assert_eq!(is_trained(&job), [true, false, false, true, true, true]);
+    // What comes behind the last step is not trained on.
+    job.run.steps = Some(2);
+    let short = plan(&job);
+    let seen: Vec<bool> = times_seen(&job, &short, 0)
+        .iter()
+        .map(|times| *times > 0)
+        .collect();
+    assert_eq!(short.is_trained(2), seen);
+    assert_eq!(seen.iter().filter(|is_seen| **is_seen).count(), 2);
+    // Nor is a document of which a part comes behind it.
+    let long = plan(&job_on(vec![document(1, 60, "en")]));
+    assert_eq!(long.is_trained(long.total_steps()), [true]);
+    assert_eq!(long.is_trained(1), [false]);
+}
+
 #[test]
 fn last_batch_is_a_step_of_its_own() {
     let mut job = job_on((0..7).map(|i| document(i, 20, "en")).collect());

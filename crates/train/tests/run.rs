@@ -179,7 +179,7 @@ fn probe_is_matched_to_the_held_out_documents() {
     job.train[1].source = 1;
     job.source_weights = vec![1.0, 0.0];
     job.validation[0].documents = vec![document(70, 20, "en"), document(71, 11, "en")];
-    job.run.steps = Some(1);
+    job.run.epochs = 1;
     let model = tiny_model();
     let nll: f64 = job.train[3..]
         .iter()

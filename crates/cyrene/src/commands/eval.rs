@@ -1,5 +1,6 @@
 //! `cyrene eval`: the losses of a model on both sides of a split, what counting models reach on the same rows, and replies to held-out turns.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -20,7 +21,8 @@ use crate::cli::Eval;
 use crate::dataset::{self, Encoding, Row};
 use crate::load::Persona;
 use crate::recipe::StageKind;
-use crate::stage::hash_path;
+use crate::stage::{hash_bytes, hash_path};
+use crate::trained::TrainedRows;
 use crate::ui::Ui;
 use crate::{load, misuse, speak};
 
@@ -47,6 +49,7 @@ pub fn run(args: &Eval, ui: &Ui) -> Result<()> {
     let report = evaluate(
         &Evaluation {
             folder: &args.model.model,
+            trained: TrainedRows::read(args.model.adapter.as_ref().unwrap_or(&args.model.model))?,
             split: &args.split,
             out: &out,
             n_replies: args.replies,
@@ -64,6 +67,8 @@ pub fn run(args: &Eval, ui: &Ui) -> Result<()> {
 pub struct Evaluation<'a> {
     /// Folder of the model: tokenizer, template, persona.
     pub folder: &'a Path,
+    /// What the model, or its adapter, was trained on.
+    pub trained: Option<TrainedRows>,
     /// `split.json`, with the data sets beside it.
     pub split: &'a Path,
     pub out: &'a Path,
@@ -116,7 +121,7 @@ pub fn evaluate(
         stages.push(stage(
             name,
             &rows,
-            evaluation.seed,
+            evaluation,
             &model,
             base.as_ref(),
             tokenizer.vocab_size(),
@@ -209,13 +214,13 @@ fn data_set(corpus: &Path, kind: &str) -> Result<Option<PathBuf>> {
 fn stage(
     name: &'static str,
     rows: &[Row],
-    seed: u64,
+    evaluation: &Evaluation<'_>,
     model: &Model,
     base: Option<&Model>,
     vocab_size: usize,
     ui: &Ui,
 ) -> Result<StageReport> {
-    let samples = samples(rows, seed);
+    let (samples, probe_not_recorded) = samples(rows, evaluation.trained.as_ref(), evaluation.seed);
     for side in [Side::Train, Side::Val] {
         if !samples
             .iter()
@@ -249,6 +254,7 @@ fn stage(
         .and_then(|base| Some((1.0 + gaps.first()?.gap) / (1.0 + base.first()?.gap) - 1.0));
     Ok(StageReport {
         stage: name,
+        probe_not_recorded,
         baselines: baselines(name, rows, vocab_size),
         gaps,
         sides,
@@ -288,44 +294,45 @@ fn baselines(name: &str, rows: &[Row], vocab_size: usize) -> Vec<Baseline> {
     baselines
 }
 
-/// Every held-out row, and of each language as many train rows, drawn by seed.
-fn samples(rows: &[Row], seed: u64) -> Vec<Sample> {
+/// Every held-out row, and of each language as many train rows, drawn by seed from those that were trained on. Languages of which
+/// `trained` has no row take any of the train side; they are named.
+fn samples(rows: &[Row], trained: Option<&TrainedRows>, seed: u64) -> (Vec<Sample>, Vec<String>) {
     let mut out: Vec<Sample> = rows
         .iter()
         .filter(|row| row.side.is_held_out())
         .filter_map(sample)
         .collect();
-    let mut wanted: std::collections::BTreeMap<String, usize> = Default::default();
+    let mut wanted: BTreeMap<String, usize> = BTreeMap::new();
     for sample in out.iter().filter(|sample| sample.side == Side::Val) {
         *wanted.entry(sample.language.clone()).or_default() += 1;
     }
-    let mut train: Vec<&Row> = rows
-        .iter()
-        .filter(|row| row.side == SplitSide::Train)
-        .collect();
-    train.sort_by_cached_key(|row| {
-        crate::stage::hash_bytes(
-            format!(
-                "{seed} {} {:?}",
-                row.scene.as_deref().unwrap_or(""),
-                row.language
-            )
-            .as_bytes(),
-        )
-    });
-    for row in train {
-        let Some(candidate) = sample(row) else {
-            continue;
-        };
-        if let Some(left) = wanted
-            .get_mut(&candidate.language)
-            .filter(|left| **left > 0)
-        {
-            *left -= 1;
-            out.push(candidate);
+    // By language: the train side, and the part of it that was trained on.
+    let mut side: BTreeMap<String, (Vec<&Row>, Vec<&Row>)> = BTreeMap::new();
+    for row in rows.iter().filter(|row| row.side == SplitSide::Train) {
+        let language = row.language.clone().unwrap_or_default();
+        let (all, known) = side.entry(language).or_default();
+        all.push(row);
+        if trained.is_some_and(|trained| trained.contains(&row.encoded.input_ids)) {
+            known.push(row);
         }
     }
-    out
+    let mut not_recorded = Vec::new();
+    for (language, n) in wanted {
+        let Some((all, known)) = side.remove(&language) else {
+            continue;
+        };
+        let mut candidates = known;
+        if candidates.is_empty() {
+            candidates = all;
+            not_recorded.push(language);
+        }
+        candidates.sort_by_cached_key(|row| {
+            let scene = row.scene.as_deref().unwrap_or("");
+            hash_bytes(format!("{seed} {scene} {:?}", row.language).as_bytes())
+        });
+        out.extend(candidates.into_iter().filter_map(sample).take(n));
+    }
+    (out, not_recorded)
 }
 
 /// None for rows on neither side.
@@ -360,11 +367,9 @@ fn held_out_prompts(rows: &[Row], n: usize, seed: u64) -> Vec<Prompt> {
         .filter(|row| row.side == SplitSide::Val)
         .collect();
     rows.sort_by_cached_key(|row| {
-        crate::stage::hash_bytes(
-            format!("{seed} {}", row.scene.as_deref().unwrap_or("")).as_bytes(),
-        )
+        hash_bytes(format!("{seed} {}", row.scene.as_deref().unwrap_or("")).as_bytes())
     });
-    let mut taken: std::collections::BTreeMap<String, usize> = Default::default();
+    let mut taken: BTreeMap<String, usize> = Default::default();
     let mut prompts = Vec::new();
     for row in rows {
         let language = row.language.clone().unwrap_or_default();
@@ -433,4 +438,54 @@ pub fn describe(report: &Report, out: &Path) -> String {
     }
     text.push_str(&out.join("report.html").display().to_string());
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use text::labels::Encoded;
+
+    fn row(id: u32, language: &str, side: SplitSide) -> Row {
+        Row {
+            encoded: Encoded {
+                input_ids: vec![id; 4],
+                labels: vec![id as i32; 4],
+            },
+            language: Some(language.to_owned()),
+            scene: Some(format!("s{id}")),
+            side,
+            bytes: 4,
+            text: String::new(),
+            messages: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn train_probe_is_drawn_from_rows_that_were_trained_on() {
+        let mut rows: Vec<Row> = (0..20).map(|id| row(id, "en", SplitSide::Train)).collect();
+        rows.extend((20..30).map(|id| row(id, "chs", SplitSide::Train)));
+        rows.extend((30..33).map(|id| row(id, "en", SplitSide::Val)));
+        rows.extend((40..42).map(|id| row(id, "chs", SplitSide::Val)));
+        let probe = |trained: Option<&TrainedRows>| -> (Vec<u32>, Vec<String>) {
+            let (samples, not_recorded) = samples(&rows, trained, 7);
+            let probe = samples.iter().filter(|s| s.side == Side::Train);
+            let mut ids: Vec<u32> = probe.map(|s| s.encoded.input_ids[0]).collect();
+            ids.sort_unstable();
+            (ids, not_recorded)
+        };
+        let mut trained = TrainedRows::default();
+        for id in [3, 5, 7, 9] {
+            trained.insert(&[id; 4]);
+        }
+        // Three of the four English ones; of Chinese nothing is known.
+        let (ids, not_recorded) = probe(Some(&trained));
+        assert_eq!(ids.len(), 5);
+        assert!(ids[..3].iter().all(|id| [3, 5, 7, 9].contains(id)));
+        assert!(ids[3..].iter().all(|id| (20..30).contains(id)));
+        assert_eq!(not_recorded, ["chs"]);
+        // Without a record: any of the train side, and it is said.
+        let (ids, not_recorded) = probe(None);
+        assert_eq!(ids.len(), 5);
+        assert_eq!(not_recorded, ["chs", "en"]);
+    }
 }

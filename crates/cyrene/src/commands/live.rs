@@ -15,6 +15,7 @@ use crate::cli::{DTypeArg, Live, ModelArgs, StageName};
 use crate::load::{self, Persona};
 use crate::recipe::{Recipe, Source};
 use crate::stage::{Stage, hash_path, write_whole};
+use crate::trained::TrainedRows;
 use crate::ui::Ui;
 use crate::{misuse, sizes};
 
@@ -292,6 +293,7 @@ impl Run {
                 let folder = run.dir.join("sft/model");
                 let evaluation = eval_command::Evaluation {
                     folder: &folder,
+                    trained: TrainedRows::read(&folder)?,
                     split: &run.dir.join("corpus/split.json"),
                     out: dir,
                     n_replies: 4,

@@ -7,6 +7,7 @@ use kernel::DType;
 use model::Model;
 
 use crate::cli::Merge;
+use crate::trained::TrainedRows;
 use crate::ui::{Ui, size};
 use crate::{load, misuse};
 
@@ -41,7 +42,12 @@ pub fn merge(base: &Path, adapter: &Path, out: &Path) -> Result<()> {
     model
         .save(out, None)
         .with_context(|| format!("writing {}", out.display()))?;
-    load::copy_companions(base, out)
+    load::copy_companions(base, out)?;
+    // The adapter's record has the base's rows too.
+    match TrainedRows::read(adapter)? {
+        Some(rows) => rows.write(out),
+        None => Ok(()),
+    }
 }
 
 /// Sum of the sizes of a folder's files.

@@ -19,6 +19,7 @@ use crate::cli::Train as Args;
 use crate::dataset::{self, Encoding, Row};
 use crate::recipe::Recipe;
 use crate::stage::{hash_bytes, write_whole};
+use crate::trained::TrainedRows;
 use crate::ui::{Bar, Ui};
 use crate::{interrupt, load, misuse};
 
@@ -131,6 +132,16 @@ pub fn train(
     }
     write_whole(&out.join("recipe.toml"), resolved.as_bytes())?;
     load::copy_companions(&base, &summary.result)?;
+    let mut rows = TrainedRows::read(&base)?.unwrap_or_default();
+    for (document, _) in job
+        .train
+        .iter()
+        .zip(&summary.is_trained)
+        .filter(|(_, is_trained)| **is_trained)
+    {
+        rows.insert(&document.encoded.input_ids);
+    }
+    rows.write(&summary.result)?;
     Ok(Trained {
         summary,
         sources: drawing.account,

@@ -49,7 +49,7 @@ pub struct Gap {
     pub language: String,
     pub train_probe: Loss,
     pub held_out: Loss,
-    /// held-out / train probe - 1, in nats a token.
+    /// held-out / train probe - 1, in nats a token; NaN (in JSON: null) without a train probe.
     pub gap: f64,
     /// 95 % interval of `gap`: bootstrap over scenes.
     pub gap_low: f64,
@@ -80,7 +80,10 @@ pub fn by_language(samples: &[Sample], scores: &[Score]) -> Vec<Gap> {
 fn line(name: &str, samples: &[Sample], scores: &[Score], keep: impl Fn(&Sample) -> bool) -> Gap {
     let train_probe = Loss::of(samples, scores, |s| keep(s) && s.side == Side::Train);
     let held_out = Loss::of(samples, scores, |s| keep(s) && s.side == Side::Val);
-    let gap = held_out.nats_per_token / train_probe.nats_per_token - 1.0;
+    let gap = match train_probe.tokens {
+        0 => f64::NAN,
+        _ => held_out.nats_per_token / train_probe.nats_per_token - 1.0,
+    };
     let (gap_low, gap_high) = bootstrap(samples, scores, &keep);
     Gap {
         language: name.to_owned(),

@@ -87,17 +87,28 @@ fn section(out: &mut String, stage: &StageReport) {
             .iter()
             .flatten()
             .find(|base| base.language == gap.language);
+        let (gap_cell, interval) = match gap.gap.is_nan() {
+            true => ("–".to_owned(), "–".to_owned()),
+            false => (
+                format!("{:+.1} %", 100.0 * gap.gap),
+                format!(
+                    "{:+.1} … {:+.1} %",
+                    100.0 * gap.gap_low,
+                    100.0 * gap.gap_high
+                ),
+            ),
+        };
         let _ = write!(
             out,
-            "<tr><td>{}</td><td>{:.3}</td><td>{:.3}</td><td>{:.3}</td><td class=\"{}\">{:+.1} %</td><td>{:+.1} … {:+.1} %</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+            "<tr><td>{}</td><td>{:.3}</td><td>{:.3}</td><td>{}</td><td class=\"{}\">{gap_cell}</td><td>{interval}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
             escape(&gap.language),
             gap.held_out.nats_per_token,
             gap.held_out.bits_per_byte,
-            gap.train_probe.nats_per_token,
+            match gap.train_probe.tokens {
+                0 => "–".to_owned(),
+                _ => format!("{:.3}", gap.train_probe.nats_per_token),
+            },
             if gap.red_flag { "red" } else { "ok" },
-            100.0 * gap.gap,
-            100.0 * gap.gap_low,
-            100.0 * gap.gap_high,
             before.map_or("–".into(), |base: &Gap| format!(
                 "{:.3}",
                 base.held_out.nats_per_token
@@ -107,6 +118,13 @@ fn section(out: &mut String, stage: &StageReport) {
         );
     }
     out.push_str("</table></div>");
+    if !stage.probe_not_recorded.is_empty() {
+        let _ = write!(
+            out,
+            "<p class=\"soft\">Train probe in {}: rows of the split's train side, which this model may not have been trained on: no record beside its weights (trained_rows.json) has any of them.</p>",
+            escape(&stage.probe_not_recorded.join(", "))
+        );
+    }
     if let Some(added) = stage.gap_over_base {
         let _ = write!(
             out,

@@ -34,6 +34,9 @@ pub struct Report {
 pub struct StageReport {
     /// `pt` or `sft`.
     pub stage: &'static str,
+    /// Languages whose train probe is drawn from the train side of the split, for want of a record that the model was trained on any row
+    /// of it; the others' are rows that it was trained on.
+    pub probe_not_recorded: Vec<String>,
     /// The evaluated model: `all` first, then by language.
     pub gaps: Vec<Gap>,
     /// The model before training on the same rows, if one was given.

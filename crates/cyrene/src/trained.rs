@@ -1,0 +1,94 @@
+//! Which rows a model was trained on, kept beside its weights, so that evaluation can draw from them what it compares held-out rows with.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::misuse;
+use crate::stage::{hash_bytes, write_whole};
+
+/// Name of the file in a model's or adapter's folder.
+pub const FILE: &str = "trained_rows.json";
+const VERSION: u32 = 1;
+
+/// Rows by the hash of their token ids, over all stages of training.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrainedRows {
+    version: u32,
+    /// The first 16 hexadecimal digits of the SHA-256 of the ids, each in four bytes, lowest first.
+    rows: BTreeSet<String>,
+}
+
+impl Default for TrainedRows {
+    fn default() -> Self {
+        TrainedRows {
+            version: VERSION,
+            rows: BTreeSet::new(),
+        }
+    }
+}
+
+impl TrainedRows {
+    /// What `folder` says; None if it says nothing: nobody knows what its model was trained on.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is of another version.
+    pub fn read(folder: &Path) -> Result<Option<TrainedRows>> {
+        let path = folder.join(FILE);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let reading = || format!("reading {}", path.display());
+        let bytes = std::fs::read(&path).with_context(reading)?;
+        let rows: TrainedRows = serde_json::from_slice(&bytes).with_context(reading)?;
+        if rows.version != VERSION {
+            misuse!(
+                "{} is of version {}, and {VERSION} is known; remove it to evaluate without it",
+                path.display(),
+                rows.version
+            );
+        }
+        Ok(Some(rows))
+    }
+
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        write_whole(&folder.join(FILE), &serde_json::to_vec(self)?)
+    }
+
+    pub fn insert(&mut self, input_ids: &[u32]) {
+        self.rows.insert(key(input_ids));
+    }
+
+    pub fn contains(&self, input_ids: &[u32]) -> bool {
+        self.rows.contains(&key(input_ids))
+    }
+}
+
+fn key(input_ids: &[u32]) -> String {
+    let bytes: Vec<u8> = input_ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+    hash_bytes(&bytes)[..16].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_known_again_by_their_ids() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(TrainedRows::read(dir.path()).unwrap(), None);
+        let mut rows = TrainedRows::default();
+        rows.insert(&[1, 2, 3]);
+        rows.write(dir.path()).unwrap();
+        let read = TrainedRows::read(dir.path()).unwrap().unwrap();
+        assert!(read.contains(&[1, 2, 3]));
+        assert!(!read.contains(&[1, 2]) && !read.contains(&[513, 3]));
+        std::fs::write(dir.path().join(FILE), "{\"version\":2,\"rows\":[]}").unwrap();
+        let error = TrainedRows::read(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("version 2"), "{error}");
+    }
+}
