@@ -331,8 +331,13 @@ pub struct CorpusEncode {
     pub stage: TrainStage,
     #[arg(long)]
     pub tokenizer: PathBuf,
-    /// Which tokens of a conversation carry loss
-    #[arg(long, value_enum, default_value = "ignore-empty-think")]
+    /// What of a conversation carries loss: each answer (ignore-empty-think), its think block too (default), the last answer (last-round)
+    #[arg(
+        long,
+        value_enum,
+        default_value = "ignore-empty-think",
+        hide_possible_values = true
+    )]
     pub loss_scale: LossScale,
     /// JSON lines
     pub file: PathBuf,
@@ -358,6 +363,7 @@ pub struct CorpusStats {
 pub struct CorpusPeek {
     /// A data set, a file of it, or any JSON lines that `train` reads
     pub path: PathBuf,
+    /// How rows are encoded
     #[arg(long, value_enum)]
     pub stage: TrainStage,
     /// Folder, tokenizer.json or tokenizer.json.gz
@@ -366,6 +372,7 @@ pub struct CorpusPeek {
     /// Rows to draw
     #[arg(short = 'n', long = "rows", default_value_t = 4)]
     pub rows: usize,
+    /// The same seed draws the same rows
     #[arg(long, default_value_t = 7)]
     pub seed: u64,
     /// e.g. en
@@ -374,15 +381,23 @@ pub struct CorpusPeek {
     /// split.json: say the side of each row
     #[arg(long)]
     pub split: Option<PathBuf>,
-    /// Which tokens of a conversation carry loss
-    #[arg(long, value_enum, default_value = "ignore-empty-think")]
+    /// What of a conversation carries loss: each answer (ignore-empty-think), its think block too (default), the last answer (last-round)
+    #[arg(
+        long,
+        value_enum,
+        default_value = "ignore-empty-think",
+        hide_possible_values = true
+    )]
     pub loss_scale: LossScale,
-    /// A bar between tokens
+    /// Show where each token ends
     #[arg(long)]
     pub tokens: bool,
     /// Brackets instead of colours, as without a terminal or with NO_COLOR
     #[arg(long)]
     pub no_color: bool,
+    /// Also write the sample as a page
+    #[arg(long)]
+    pub html: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

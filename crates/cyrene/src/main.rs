@@ -6,6 +6,7 @@ mod commands;
 mod dataset;
 mod env;
 mod figure;
+mod frame;
 mod interrupt;
 mod jsonl;
 mod load;

@@ -344,6 +344,62 @@ fn peek_draws_the_same_rows_for_the_same_seed_and_language() {
 }
 
 #[test]
+fn peeked_page_has_the_rows_and_their_mask() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("peek.html");
+    let args = [
+        "corpus",
+        "peek",
+        &of("corpus/sft/cyrene"),
+        "--stage",
+        "sft",
+        "--tokenizer",
+        &of("fetch/model"),
+        "--json",
+        "--html",
+        path.to_str().unwrap(),
+    ];
+    let rows = json_lines(&succeeds(&args));
+    let page = std::fs::read_to_string(path).unwrap();
+    let options = roxmltree::ParsingOptions {
+        allow_dtd: true,
+        ..Default::default()
+    };
+    let xml = roxmltree::Document::parse_with_options(&page, options).unwrap();
+    let class = |node: &roxmltree::Node<'_, '_>| node.attribute("class").unwrap_or("").to_owned();
+    let shown: Vec<_> = xml
+        .descendants()
+        .filter(|node| class(node) == "row")
+        .collect();
+    assert_eq!(shown.len(), rows.len());
+    for (shown, row) in shown.iter().zip(&rows) {
+        let shown: Vec<(String, String)> = shown
+            .children()
+            .map(|span| {
+                let texts = span.descendants().filter(|n| n.is_text());
+                (class(&span), texts.filter_map(|n| n.text()).collect())
+            })
+            .collect();
+        let spans = row["spans"].as_array().unwrap().iter().map(|span| {
+            let kind = span["kind"].as_str().unwrap();
+            let trained = if span["trained"] == true {
+                " trained"
+            } else {
+                ""
+            };
+            let text = span["text"].as_str().unwrap().replace('\n', "↵\n");
+            (format!("{kind}{trained}"), text)
+        });
+        assert_eq!(shown, spans.collect::<Vec<_>>());
+        let last = shown.last().unwrap();
+        assert_eq!(
+            (last.0.as_str(), last.1.as_str()),
+            ("mark trained", "<|im_end|>↵\n")
+        );
+    }
+}
+
+#[test]
 fn peek_reads_any_rows_that_train_reads() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("rows.jsonl");

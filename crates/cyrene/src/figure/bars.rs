@@ -16,8 +16,16 @@ pub struct Bar {
     pub note: String,
 }
 
-/// Bars from the top down. With more than one name there is a legend; a bar beyond the line that `limit` draws is red.
-pub fn bars(name: &str, title: &str, names: &[String], rows: &[Bar], limit: Option<f64>) -> Figure {
+/// Bars from the top down. With more than one name there is a legend; a bar beyond the line that `limit` draws is red. `unit` says what
+/// the lengths and the numbers count.
+pub fn bars(
+    name: &str,
+    title: &str,
+    names: &[String],
+    rows: &[Bar],
+    limit: Option<f64>,
+    unit: &str,
+) -> Figure {
     let mut canvas = Canvas::default();
     let length = |bar: &Bar| bar.values.iter().sum::<f64>();
     let longest = rows
@@ -82,7 +90,8 @@ pub fn bars(name: &str, title: &str, names: &[String], rows: &[Bar], limit: Opti
         canvas.line("limit", (x, top - 4.0), (x, bottom));
         canvas.text("soft", Anchor::Middle, x, 11.0, &format!("{limit}"));
     }
-    let mut height = bottom + 4.0;
+    canvas.text("soft", Anchor::End, WIDTH - 8.0, bottom + 12.0, unit);
+    let mut height = bottom + 18.0;
     if names.len() > 1 {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         height += canvas.legend(&names, kind_colour, height);
@@ -91,5 +100,6 @@ pub fn bars(name: &str, title: &str, names: &[String], rows: &[Bar], limit: Opti
         .iter()
         .map(|bar| format!("{}: {}", bar.label, bar.note))
         .collect();
-    canvas.finish(name, title, format!("Bars. {}.", listed.join("; ")), height)
+    let description = format!("Bars, {unit}. {}.", listed.join("; "));
+    canvas.finish(name, title, description, height)
 }

@@ -13,8 +13,8 @@ pub use panels::panels;
 
 use eval::report::look::escape;
 
-/// Width of every picture in its own units; a phone shows it at 0.8, a desk at 1.3 pixels a unit.
-const WIDTH: f64 = 420.0;
+/// Width of every picture in its own units; a phone shows it at 0.9, a desk at 1.4 pixels a unit.
+const WIDTH: f64 = 380.0;
 
 /// What a picture's parts look like; the colours stand in pairs of dark and light, so that neighbours of a stack differ
 /// in brightness too.
@@ -161,10 +161,11 @@ mod tests {
                 &["x".to_owned(), "y & z".to_owned()],
                 &rows,
                 Some(4.0),
+                "u",
             ),
             columns("d", "T", &[], "tokens", &[]),
             panels("e", "T", &[], "tokens", &[]),
-            bars("f", "T", &[], &[], None),
+            bars("f", "T", &[], &[], None, "u"),
         ]
     }
 

@@ -24,6 +24,8 @@ pub fn panels(name: &str, title: &str, edges: &[String], unit: &str, series: &[S
     let step = panel / n_bins.max(1) as f64;
     let widest = edges.iter().map(|edge| width(edge)).fold(0.0, f64::max) + 8.0;
     let every = (widest / step).ceil().max(1.0) as usize;
+    // A panel's names end where its columns end: the next panel's begin there.
+    let n_named = (panel / step - widest / step / 2.0).max(0.0) as usize;
     let mut bottom = 0.0;
     for (idx, one) in series.iter().enumerate() {
         let left = LEFT + (panel + GAP) * (idx % N_COLUMNS) as f64;
@@ -69,13 +71,12 @@ pub fn panels(name: &str, title: &str, edges: &[String], unit: &str, series: &[S
         // 3. the borders' names under the lowest panels
         if idx + N_COLUMNS >= series.len() {
             for (at, edge) in edges.iter().enumerate().step_by(every) {
-                canvas.text(
-                    "soft",
-                    Anchor::Middle,
-                    left + step * at as f64,
-                    base + 14.0,
-                    edge,
-                );
+                let anchor = match at {
+                    0 => Anchor::Start,
+                    _ if at > n_named => Anchor::End,
+                    _ => Anchor::Middle,
+                };
+                canvas.text("soft", anchor, left + step * at as f64, base + 14.0, edge);
             }
         }
         bottom = f64::max(bottom, base);

@@ -14,7 +14,7 @@ th { color: var(--soft); font-weight: 600; font-size: .86rem; }
 .red { color: var(--red); font-weight: 600; } .ok { color: var(--green); font-weight: 600; }
 .verdict { padding: .7rem 1rem; border-left: 4px solid var(--green); background: var(--card); } .verdict.flag { border-color: var(--red); }
 .reply { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .6rem .9rem; margin: .7rem 0; white-space: pre-wrap; overflow-wrap: anywhere; }
-.reply .who { color: var(--soft); font-size: .84rem; } svg { width: 100%; height: auto; background: var(--card); } svg text { fill: var(--ink); font: 13px system-ui, sans-serif; }
+.reply .who { color: var(--soft); font-size: .84rem; }
 ";
 
 /// `1,234,567`.

@@ -221,6 +221,7 @@ fn sides_picture(stats: &Stats, slug: &str) -> Option<Picture> {
             &names,
             &bars,
             None,
+            &format!("tokens by side; share of {}, %", names[0]),
         ),
         caption: format!(
             "Tokens by the side of the split; beside each bar the share of {}. A row with lines on several sides is a row on each. Scenes: {}.",
@@ -252,7 +253,7 @@ fn holes_picture(stats: &Stats, slug: &str) -> Option<Picture> {
         });
     }
     Some(Picture {
-        figure: figure::bars(&format!("{slug}-holes"), "Holes", &kinds, &bars, None),
+        figure: figure::bars(&format!("{slug}-holes"), "Holes", &kinds, &bars, None, "holes"),
         caption: "What a language lacks and other languages have: untranslated texts, names, values of variables.".to_owned(),
         table,
     })
@@ -280,6 +281,7 @@ fn filtered_picture(stats: &Stats, slug: &str) -> Option<Picture> {
             &[],
             &bars,
             None,
+            "tokens",
         ),
         caption: "Tokens that the rules left out, all languages together.".to_owned(),
         table,
@@ -306,7 +308,14 @@ fn speakers_picture(stats: &Stats, slug: &str) -> Option<Picture> {
         .map(bar)
         .collect();
     Some(Picture {
-        figure: figure::bars(&format!("{slug}-speakers"), "Who answers", &[], &bars, None),
+        figure: figure::bars(
+            &format!("{slug}-speakers"),
+            "Who answers",
+            &[],
+            &bars,
+            None,
+            "rows",
+        ),
         caption: format!(
             "Rows by the name that the assistant speaks under; a name in another language is another name. {} names in all.",
             thousands(stats.speakers.len() as u64)
@@ -324,7 +333,7 @@ fn of_passes(passes: &Passes) -> Section {
         table.rows.push(cells);
         let note = if language.most > MANY_PASSES {
             format!(
-                "{}, at most {} – too many",
+                "{}, at most {}: too many",
                 tenths(language.mean),
                 tenths(language.most)
             )
@@ -348,6 +357,7 @@ fn of_passes(passes: &Passes) -> Section {
             &[],
             &bars,
             Some(MANY_PASSES),
+            "passes, on average",
         ),
         caption: format!(
             "How often one epoch of the recipe shows a scene in one language, on average over its scenes. Above {MANY_PASSES} (the dashed line) text begins to be learnt by heart."
@@ -365,7 +375,7 @@ fn of_passes(passes: &Passes) -> Section {
         });
     }
     let all = Picture {
-        figure: figure::bars("passes-scenes", "Passes over a scene in all languages", &[], &bars, None),
+        figure: figure::bars("passes-scenes", "Passes over a scene in all languages", &[], &bars, None, "scenes by passes"),
         caption: "Scenes by how often they are shown in all languages together; translations of a scene teach the same events.".to_owned(),
         table,
     };

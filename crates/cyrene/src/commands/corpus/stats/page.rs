@@ -1,28 +1,24 @@
-//! The page of `corpus stats`: one file of HTML that is XML too, with every picture inside, no script, nothing fetched.
+//! The page of `corpus stats`: every picture beside its numbers.
 
 use std::fmt::Write;
 
-use eval::report::look;
-
 use super::figures::{Section, Table};
-use crate::figure::{self, plain};
+use crate::figure::plain;
+use crate::frame;
 
 const STYLE: &str = "
 body { max-width: 78rem; } h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; } nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; } nav a { color: var(--blue); }
 .pair { display: grid; gap: .8rem 1.6rem; align-items: start; } .pair > * { min-width: 0; } @media (min-width: 60rem) { .pair { grid-template-columns: 34rem minmax(0, 1fr); } }
-figure { margin: 0; } figure svg { display: block; max-width: 34rem; border-radius: 6px; } figcaption { color: var(--soft); font-size: .88rem; margin-top: .4rem; max-width: 34rem; }
-.scroll table { font-size: .88rem; font-variant-numeric: tabular-nums; } .scroll td:first-child, .scroll th[scope=row] { white-space: normal; min-width: 6.5rem; text-align: left; color: var(--ink); font-weight: 400; font-size: inherit; }
-.scroll { max-height: 36rem; overflow-y: auto; } .scroll:focus-visible { outline: 2px solid var(--blue); }
+figure { margin: 0; } figure svg { display: block; width: 100%; height: auto; max-width: 34rem; border-radius: 6px; } figcaption { color: var(--soft); font-size: .88rem; margin-top: .4rem; max-width: 34rem; }
+.scroll { max-height: 36rem; overflow-y: auto; } .scroll:focus-visible { outline: 2px solid var(--blue); } .scroll table { font-variant-numeric: tabular-nums; }
+.scroll th[scope=col] { white-space: normal; vertical-align: bottom; position: sticky; top: 0; z-index: 1; background: var(--card); }
+.scroll th[scope=row] { position: sticky; left: 0; background: var(--card); color: var(--ink); font-weight: 400; font-size: .94rem; white-space: normal; overflow-wrap: break-word; max-width: 14rem; }
+@media (max-width: 30rem) { .scroll th, .scroll td, .scroll th[scope=row] { padding: .38rem .3rem; font-size: .84rem; } }
 ";
 
 /// The whole page.
 pub fn page(sections: &[Section]) -> String {
-    let mut out = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"/><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/><title>Data sets</title>\
-         <style>{}{}{STYLE}</style></head><body><h1>Data sets</h1><nav aria-label=\"Data sets\">",
-        look::STYLE,
-        figure::STYLE
-    );
+    let mut out = "<nav aria-label=\"Data sets\">".to_owned();
     for (at, section) in sections.iter().enumerate() {
         let _ = write!(out, "<a href=\"#s{at}\">{}</a>", plain(&section.title));
     }
@@ -50,12 +46,8 @@ pub fn page(sections: &[Section]) -> String {
         }
         out.push_str("</section>");
     }
-    let _ = writeln!(
-        out,
-        "</main><p class=\"soft\">cyrene {}</p></body></html>",
-        env!("CARGO_PKG_VERSION")
-    );
-    out
+    out.push_str("</main>");
+    frame::page("Data sets", STYLE, &out)
 }
 
 /// A table that scrolls by itself, by keyboard too, so that the page never does sideways.

@@ -1,20 +1,24 @@
 //! `cyrene corpus peek`: a random sample as training sees it: who speaks, what carries loss, where a turn ends.
 
+mod page;
+
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::io::IsTerminal;
 
 use anyhow::Result;
 use corpus::Language;
-use corpus::split::{Side, Split};
+use corpus::split::Split;
 use serde::Serialize;
 use text::Tokenizer;
 use text::labels::{Encoded, IGNORE};
 
+use self::page::Shown;
 use super::as_misuse;
 use super::encode::encoding;
 use crate::cli::CorpusPeek as Args;
 use crate::dataset::{self, Sampled};
+use crate::stage::write_whole;
 use crate::ui::Ui;
 use crate::{env, misuse};
 
@@ -115,6 +119,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let between = if args.tokens { "│" } else { "" };
     let (mut n_tokens, mut n_trained) = (0, 0);
     let mut kinds = BTreeSet::new();
+    let mut shown = Vec::new();
     for (at, one) in sample.iter().enumerate() {
         let encoded = &one.row.encoded;
         n_tokens += encoded.input_ids.len();
@@ -124,16 +129,37 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         if ui.json() {
             ui.line(&json(one, &spans).to_string())?;
         } else {
-            let title = format!("{}/{} {}", at + 1, sample.len(), title(one));
+            let title = format!("{}/{} {}: {}", at + 1, sample.len(), place(one), facts(one));
             ui.line(&format!(
                 "{}\n{}\n",
                 painted(&title, "1", style),
                 paint(&spans, style, between)
             ))?;
         }
+        if args.html.is_some() {
+            shown.push(Shown {
+                title: format!("{} row {}", name(one), one.row_number),
+                facts: facts(one),
+                spans,
+            });
+        }
+    }
+    let share = 100.0 * n_trained as f64 / n_tokens.max(1) as f64;
+    let rows = if sample.len() == 1 { "row" } else { "rows" };
+    let counts = format!(
+        "{} {rows}, {n_tokens} tokens, {n_trained} trained ({share:.1} %)",
+        sample.len()
+    );
+    if let Some(path) = &args.html {
+        let drawn = format!(
+            "{counts}; drawn with seed {} from {}",
+            args.seed,
+            args.path.display()
+        );
+        write_whole(path, page::page(&shown, &drawn, args.tokens).as_bytes())?;
     }
     if !ui.json() {
-        ui.line(&foot(sample.len(), n_tokens, n_trained, &kinds, style))?;
+        ui.line(&format!("{counts}\n{}", legend(&kinds, style)))?;
     }
     Ok(())
 }
@@ -153,37 +179,31 @@ fn json(one: &Sampled, spans: &[Span]) -> serde_json::Value {
     })
 }
 
-fn title(one: &Sampled) -> String {
-    let mut title = format!("{} row {}", one.path.display(), one.row_number);
-    let side = one.side.map(Side::name);
-    for (name, value) in [
-        ("", one.row.language.as_deref()),
-        ("scene ", one.row.scene.as_deref()),
-        ("side ", side),
-    ] {
-        if let Some(value) = value {
-            let _ = write!(title, ", {name}{value}");
-        }
-    }
-    let _ = write!(
-        title,
-        ": {} tokens, {} trained",
-        one.row.encoded.input_ids.len(),
-        one.row.encoded.n_trained()
-    );
-    title
+/// `en.jsonl`: a page that is passed on need not say where it was made.
+fn name(one: &Sampled) -> String {
+    let name = one.path.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
 }
 
-/// The counts, and what the colours (of the kinds that were seen) or brackets mean.
-fn foot(
-    n_rows: usize,
-    n_tokens: usize,
-    n_trained: usize,
-    kinds: &BTreeSet<Kind>,
-    style: Style,
-) -> String {
-    let share = 100.0 * n_trained as f64 / n_tokens.max(1) as f64;
-    let legend = match style {
+/// `corpora/sft/cyrene/en.jsonl row 3`.
+fn place(one: &Sampled) -> String {
+    format!("{} row {}", one.path.display(), one.row_number)
+}
+
+/// `en, scene harbour/2, side train, 60 tokens, 12 trained`.
+fn facts(one: &Sampled) -> String {
+    let mut known = Vec::new();
+    known.extend(one.row.language.clone());
+    known.extend(one.row.scene.as_ref().map(|scene| format!("scene {scene}")));
+    known.extend(one.side.map(|side| format!("side {}", side.name())));
+    known.push(format!("{} tokens", one.row.encoded.input_ids.len()));
+    known.push(format!("{} trained", one.row.encoded.n_trained()));
+    known.join(", ")
+}
+
+/// What the colours (of the kinds that were seen) or brackets mean.
+fn legend(kinds: &BTreeSet<Kind>, style: Style) -> String {
+    match style {
         Style::Colour => {
             let shown = |trained| -> String {
                 let names = kinds.iter().map(|kind| {
@@ -201,8 +221,7 @@ fn foot(
         Style::Brackets => {
             "⟦ ⟧ holds what is trained; the rest is read only; ↵ is a line feed".to_owned()
         }
-    };
-    format!("{n_rows} rows, {n_tokens} tokens, {n_trained} trained ({share:.1} %)\n{legend}")
+    }
 }
 
 /// Cuts a row where the speaker or the loss changes, or (`every_token`) behind every token.
