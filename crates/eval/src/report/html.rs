@@ -76,11 +76,11 @@ pub(super) fn page(report: &Report) -> String {
 fn section(out: &mut String, stage: &StageReport) {
     let title = match stage.stage {
         "pt" => "Story text",
-        _ => "Conversations (her lines only)",
+        _ => "Conversations (the character's lines only)",
     };
     let _ = write!(out, "<h2>{title}</h2>");
     bars(out, stage);
-    out.push_str("<div class=\"scroll\"><table><tr><th>language</th><th>held-out nats/token</th><th>bits/byte</th><th>train probe</th><th>gap</th><th>95 %</th><th>before training</th><th>rows</th><th>tokens</th></tr>");
+    out.push_str("<div class=\"scroll\"><table><tr><th>language</th><th>held-out nats/token</th><th>train probe</th><th>gap</th><th>95 %</th><th>bits/byte</th><th>before training</th><th>rows</th><th>tokens</th></tr>");
     for gap in &stage.gaps {
         let before = stage
             .base
@@ -100,15 +100,15 @@ fn section(out: &mut String, stage: &StageReport) {
         };
         let _ = write!(
             out,
-            "<tr><td>{}</td><td>{:.3}</td><td>{:.3}</td><td>{}</td><td class=\"{}\">{gap_cell}</td><td>{interval}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+            "<tr><td>{}</td><td>{:.3}</td><td>{}</td><td class=\"{}\">{gap_cell}</td><td>{interval}</td><td>{:.3}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
             escape(&gap.language),
             gap.held_out.nats_per_token,
-            gap.held_out.bits_per_byte,
             match gap.train_probe.tokens {
                 0 => "–".to_owned(),
                 _ => format!("{:.3}", gap.train_probe.nats_per_token),
             },
             if gap.red_flag { "red" } else { "ok" },
+            gap.held_out.bits_per_byte,
             before.map_or("–".into(), |base: &Gap| format!(
                 "{:.3}",
                 base.held_out.nats_per_token

@@ -10,7 +10,8 @@ h1 { font-size: 1.5rem; margin: 0 0 .3rem; } h2 { font-size: 1.1rem; margin: 2.2
 p { margin: .4rem 0; } .soft { color: var(--soft); }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; background: var(--card); }
 th, td { padding: .38rem .5rem; font-size: .94rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; } th:first-child, td:first-child { text-align: left; }
-th { color: var(--soft); font-weight: 600; font-size: .86rem; }
+th { color: var(--soft); font-weight: 600; font-size: .86rem; white-space: normal; vertical-align: bottom; } th:first-child, td:first-child { position: sticky; left: 0; background: var(--card); }
+@media (max-width: 30rem) { th, td { padding: .38rem .3rem; font-size: .84rem; } }
 .red { color: var(--red); font-weight: 600; } .ok { color: var(--green); font-weight: 600; }
 .verdict { padding: .7rem 1rem; border-left: 4px solid var(--green); background: var(--card); } .verdict.flag { border-color: var(--red); }
 .reply { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .6rem .9rem; margin: .7rem 0; white-space: pre-wrap; overflow-wrap: anywhere; }

@@ -163,9 +163,10 @@ fn tails(stats: &Stats, slug: &str) -> Picture {
         let counts = series
             .iter()
             .map(|one| one.values.get(at).copied().unwrap_or(0));
-        table
-            .rows
-            .push(row(&format!("{} to {}", pair[0], pair[1]), counts));
+        table.rows.push(row(
+            &format!("{}\u{a0}to\u{a0}{}", pair[0], pair[1]),
+            counts,
+        ));
     }
     Picture {
         figure: figure::panels(&format!("{slug}-tails"), "Length of rows, language by language", &edges, "tokens", &series),

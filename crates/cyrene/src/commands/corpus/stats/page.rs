@@ -11,9 +11,8 @@ body { max-width: 78rem; } h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; } nav {
 .pair { display: grid; gap: .8rem 1.6rem; align-items: start; } .pair > * { min-width: 0; } @media (min-width: 60rem) { .pair { grid-template-columns: 34rem minmax(0, 1fr); } }
 figure { margin: 0; } figure svg { display: block; width: 100%; height: auto; max-width: 34rem; border-radius: 6px; } figcaption { color: var(--soft); font-size: .88rem; margin-top: .4rem; max-width: 34rem; }
 .scroll { max-height: 36rem; overflow-y: auto; } .scroll:focus-visible { outline: 2px solid var(--blue); } .scroll table { font-variant-numeric: tabular-nums; }
-.scroll th[scope=col] { white-space: normal; vertical-align: bottom; position: sticky; top: 0; z-index: 1; background: var(--card); }
-.scroll th[scope=row] { position: sticky; left: 0; background: var(--card); color: var(--ink); font-weight: 400; font-size: .94rem; white-space: normal; overflow-wrap: break-word; max-width: 14rem; }
-@media (max-width: 30rem) { .scroll th, .scroll td, .scroll th[scope=row] { padding: .38rem .3rem; font-size: .84rem; } }
+.scroll th[scope=col] { position: sticky; top: 0; z-index: 1; background: var(--card); }
+.scroll th[scope=row] { color: var(--ink); font-weight: 400; font-size: .94rem; white-space: normal; overflow-wrap: break-word; max-width: 14rem; } @media (max-width: 30rem) { .scroll th[scope=row] { font-size: .84rem; } }
 ";
 
 /// The whole page.
