@@ -65,24 +65,32 @@ impl AdamW {
         assert_eq!(weights.len(), self.m.len(), "one moment a weight");
         assert_eq!(weights.len(), gradients.len(), "one gradient a weight");
         self.steps += 1;
+        let update = adamw::Update {
+            lr: lr as f32,
+            beta1: self.config.betas[0] as f32,
+            beta2: self.config.betas[1] as f32,
+            eps: self.config.eps as f32,
+            weight_decay: self.config.weight_decay as f32,
+            step: self.steps,
+            grad_scale,
+            seed: 0,
+        };
         let moments = self.m.iter_mut().zip(&mut self.v);
+        let tensors = weights.into_iter().zip(gradients).zip(moments);
         // A tensor's number seeds its rounding, where it is stored as bf16: no two tensors share a pattern.
-        let scalars = self.weight_decay.iter().zip(0..);
-        for (((weight, gradient), (m, v)), (weight_decay, seed)) in
-            weights.into_iter().zip(gradients).zip(moments).zip(scalars)
-        {
-            let update = adamw::Update {
-                lr: lr as f32,
-                beta1: self.config.betas[0] as f32,
-                beta2: self.config.betas[1] as f32,
-                eps: self.config.eps as f32,
+        let own = self.weight_decay.iter().zip(0..);
+        let mut parts: Vec<adamw::Part> = tensors
+            .zip(own)
+            .map(|(((w, grad), (m, v)), (weight_decay, seed))| adamw::Part {
+                w,
+                m,
+                v,
+                grad,
                 weight_decay: *weight_decay,
-                step: self.steps,
-                grad_scale,
                 seed,
-            };
-            adamw::step(weight, m, v, gradient, &update)?;
-        }
+            })
+            .collect();
+        adamw::step_all(&mut parts, &update)?;
         Ok(())
     }
 }

@@ -11,6 +11,7 @@ mod blas;
 mod buffer;
 mod choices;
 mod module;
+mod table;
 mod timer;
 mod upload;
 
@@ -29,6 +30,7 @@ pub(crate) use buffer::Buffer;
 pub use module::SOURCES;
 pub(crate) use module::{Args, Grid, sources};
 pub use module::{Compiled, Source, architecture, compile, compile_verbose, load_nvrtc};
+pub(crate) use table::Table;
 pub use timer::Timer;
 
 /// Handle to an opened GPU; cheap to copy, valid until the process ends. One thread at a time may call ops on it.

@@ -259,6 +259,16 @@ __device__ __forceinline__ void add_groups(float* partials, const Eight& x, u32 
     }
 }
 
+// ---- one launch over many tensors
+
+// Whose block this is, where tensor i of `n` has the blocks from firsts[i] on, in rising order: the last that begins at or before
+// it, so one of no blocks has none. Every lane of the warp must call it.
+__device__ __forceinline__ u32 tensor_of_block(const u32* firsts, u32 n) {
+    u32 begun = 0;
+    for (u32 i = threadIdx.x % 32; i < n; i += 32) begun += firsts[i] <= blockIdx.x;
+    return (u32)warp_sum((float)begun) - 1;
+}
+
 // ---- asynchronous copies to shared memory (sm_80 and later)
 
 __device__ __forceinline__ u32 shared_address(const void* pointer) {

@@ -1,6 +1,8 @@
 // AdamW, a thread an element or one for eight. Every operation is rounded by itself, never fused, so that the results are the
 // CPU's bit for bit.
 
+// Steps over many tensors go in one launch, over a table of them.
+
 // The scalars of adamw.rs, combined on the host.
 struct Scalars {
     float grad_scale, to_m, beta2, to_v, root_correction, eps, keep, step_size;
@@ -44,12 +46,9 @@ __device__ __forceinline__ void store8_by_chance(View t, u64 i, const Eight& x, 
     *(uint4*)((bf16*)t.data + i) = make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-// `key` is that of (seed, step); without a bf16 tensor among w, m and v no random bits are made.
-extern "C" __global__ void __launch_bounds__(256) adamw_step(View w, View m, View v, View grad, u64 n, u64 key, float grad_scale, float to_m,
-                                                             float beta2, float to_v, float root_correction, float eps, float keep, float step_size) {
-    Scalars s = {grad_scale, to_m, beta2, to_v, root_correction, eps, keep, step_size};
-    u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n) return;
+// Element i, and eight from i on, a multiple of 8. `key` is that of (seed, step); without a bf16 tensor among w, m and v no random
+// bits are made.
+__device__ __forceinline__ void step_one(View w, View m, View v, View grad, u64 i, u64 key, const Scalars& s) {
     float w_new = load(w, i), m_new = load(m, i), v_new = load(v, i);
     step(w_new, m_new, v_new, load(grad, i), s);
     u64 random = w.is_bf16 | m.is_bf16 | v.is_bf16 ? random_bits(key, i) : 0;
@@ -57,13 +56,7 @@ extern "C" __global__ void __launch_bounds__(256) adamw_step(View w, View m, Vie
     store_by_chance(m, i, m_new, (u32)(random >> 16) & 0xffffu);
     store_by_chance(v, i, v_new, (u32)(random >> 32) & 0xffffu);
 }
-
-// n is a multiple of 8.
-extern "C" __global__ void __launch_bounds__(256) adamw_step_8(View w, View m, View v, View grad, u64 n, u64 key, float grad_scale, float to_m,
-                                                               float beta2, float to_v, float root_correction, float eps, float keep, float step_size) {
-    Scalars s = {grad_scale, to_m, beta2, to_v, root_correction, eps, keep, step_size};
-    u64 i = 8 * ((u64)blockIdx.x * blockDim.x + threadIdx.x);
-    if (i >= n) return;
+__device__ __forceinline__ void step_eight(View w, View m, View v, View grad, u64 i, u64 key, const Scalars& s) {
     Eight w8 = load8(w, i), m8 = load8(m, i), v8 = load8(v, i), grad8 = load8(grad, i);
 #pragma unroll
     for (int j = 0; j < 8; j++) step(w8.v[j], m8.v[j], v8.v[j], grad8.v[j], s);
@@ -75,4 +68,47 @@ extern "C" __global__ void __launch_bounds__(256) adamw_step_8(View w, View m, V
     store8_by_chance(w, i, w8, random, 0);
     store8_by_chance(m, i, m8, random, 16);
     store8_by_chance(v, i, v8, random, 32);
+}
+
+extern "C" __global__ void __launch_bounds__(256) adamw_step(View w, View m, View v, View grad, u64 n, u64 key, float grad_scale, float to_m,
+                                                             float beta2, float to_v, float root_correction, float eps, float keep, float step_size) {
+    Scalars s = {grad_scale, to_m, beta2, to_v, root_correction, eps, keep, step_size};
+    u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) step_one(w, m, v, grad, i, key, s);
+}
+
+// n is a multiple of 8.
+extern "C" __global__ void __launch_bounds__(256) adamw_step_8(View w, View m, View v, View grad, u64 n, u64 key, float grad_scale, float to_m,
+                                                               float beta2, float to_v, float root_correction, float eps, float keep, float step_size) {
+    Scalars s = {grad_scale, to_m, beta2, to_v, root_correction, eps, keep, step_size};
+    u64 i = 8 * ((u64)blockIdx.x * blockDim.x + threadIdx.x);
+    if (i < n) step_eight(w, m, v, grad, i, key, s);
+}
+
+// A tensor of the table, 56 bytes; bit k of `narrow` says whether w, m, v, grad is bf16.
+struct Part {
+    void *w, *m, *v, *grad;
+    u64 n, key;
+    float keep;
+    u32 narrow;
+};
+
+// A block 4 * 256 * 8 elements.
+extern "C" __global__ void __launch_bounds__(256, 3) adamw_step_all(const u32* firsts, const Part* parts, u32 n_parts, float grad_scale, float to_m,
+                                                                    float beta2, float to_v, float root_correction, float eps, float step_size) {
+    u32 which = tensor_of_block(firsts, n_parts);
+    const Part& part = parts[which];
+    Scalars s = {grad_scale, to_m, beta2, to_v, root_correction, eps, part.keep, step_size};
+    u32 narrow = part.narrow;
+    View w = {part.w, narrow & 1, 0}, m = {part.m, narrow >> 1 & 1, 0}, v = {part.v, narrow >> 2 & 1, 0}, grad = {part.grad, narrow >> 3 & 1, 0};
+    u64 n = part.n, key = part.key, first = 8192 * (u64)(blockIdx.x - firsts[which]) + 8 * threadIdx.x;
+#pragma unroll 1
+    for (int turn = 0; turn < 4; turn++) {
+        u64 i = first + 2048 * turn;
+        if (i + 8 <= n) {
+            step_eight(w, m, v, grad, i, key, s);
+        } else {
+            for (; i < n; i++) step_one(w, m, v, grad, i, key, s);
+        }
+    }
 }

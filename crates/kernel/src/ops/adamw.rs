@@ -1,4 +1,4 @@
-//! AdamW with decoupled weight decay, one tensor a call.
+//! AdamW with decoupled weight decay, one tensor a call or many.
 //!
 //! With g = grad_scale · grad: w -= lr weight_decay w; m += (1 - beta1) (g - m); v = beta2 v + (1 - beta2) g²;
 //! w -= lr / (1 - beta1^step) · m / (sqrt(v) / sqrt(1 - beta2^step) + eps).
@@ -46,6 +46,57 @@ pub fn step(
         Device::Cuda(cuda) => cuda::step(cuda, w, m, v, grad, update)?,
     }
     Ok(())
+}
+
+/// A tensor of [`step_all`], as the arguments of [`step`]; of [`Update`], what is its own.
+#[derive(Debug)]
+pub struct Part<'a> {
+    pub w: &'a mut Tensor,
+    pub m: &'a mut Tensor,
+    pub v: &'a mut Tensor,
+    pub grad: &'a Tensor,
+    pub weight_decay: f32,
+    pub seed: u64,
+}
+
+/// [`step`] for each part with its own decay and seed in place of the update's: the same bits, on a GPU in one launch, which is
+/// what many small tensors need.
+///
+/// # Errors
+/// [`crate::Error::Shape`] where shapes of a part differ.
+pub fn step_all(parts: &mut [Part], update: &Update) -> Result<()> {
+    const OP: &str = "adamw::step_all";
+    let Some(first) = parts.first() else {
+        return Ok(());
+    };
+    let mut all = Vec::with_capacity(4 * parts.len());
+    for part in &*parts {
+        for (arg, tensor) in [("m", &*part.m), ("v", &*part.v), ("grad", part.grad)] {
+            check::shape(OP, arg, tensor, part.w.shape())?;
+            all.push((arg, tensor));
+        }
+        all.push(("w", &*part.w));
+    }
+    match check::device(OP, first.w, &all)? {
+        Device::Cpu => {
+            for part in parts {
+                let update = part.update(update);
+                cpu::step(part.w, part.m, part.v, part.grad, &update);
+            }
+        }
+        Device::Cuda(cuda) => cuda::step_all(cuda, parts, update)?,
+    }
+    Ok(())
+}
+
+impl Part<'_> {
+    fn update(&self, shared: &Update) -> Update {
+        Update {
+            weight_decay: self.weight_decay,
+            seed: self.seed,
+            ..*shared
+        }
+    }
 }
 
 /// The scalars as torch has them: combined in f64, used in f32.
@@ -134,10 +185,10 @@ mod cpu {
 }
 
 mod cuda {
-    use super::{Scalars, Update};
+    use super::{Part, Scalars, Update};
     use crate::cuda::sources::ADAMW;
-    use crate::cuda::{Args, Cuda, Grid};
-    use crate::{Result, Tensor, random};
+    use crate::cuda::{Args, Cuda, Grid, Table};
+    use crate::{DType, Result, Tensor, random};
 
     const THREADS: u32 = 256;
 
@@ -167,6 +218,42 @@ mod cuda {
             return cuda.launch(&ADAMW, "adamw_step_8", Grid::each(n / 8, THREADS), args);
         }
         cuda.launch(&ADAMW, "adamw_step", Grid::each(n, THREADS), args)
+    }
+
+    /// Elements of a block of `adamw_step_all`.
+    const BLOCK: usize = 8192;
+
+    pub(super) fn step_all(cuda: Cuda, parts: &mut [Part], update: &Update) -> Result<()> {
+        let mut table = Table::new(parts.len());
+        for part in parts {
+            let update = part.update(update);
+            let n = part.w.numel();
+            let tensors = [&*part.w, part.m, part.v, part.grad];
+            let narrow = tensors.iter().enumerate().fold(0, |bits, (k, tensor)| {
+                bits | u32::from(tensor.dtype() == DType::Bf16) << k
+            });
+            table.push(n.div_ceil(BLOCK), |to| {
+                for tensor in tensors {
+                    to.u64(tensor.device_pointer());
+                }
+                to.u64(n as u64)
+                    .u64(random::key(update.seed, update.step))
+                    .f32(Scalars::of(&update).keep)
+                    .u32(narrow);
+            });
+        }
+        let scalars = Scalars::of(update);
+        let grid = Grid::line(table.n_blocks(), THREADS);
+        let args = table.upload(cuda, Args::new())?;
+        let args = args
+            .f32(update.grad_scale)
+            .f32(scalars.to_m)
+            .f32(update.beta2)
+            .f32(scalars.to_v)
+            .f32(scalars.root_correction)
+            .f32(update.eps)
+            .f32(scalars.step_size);
+        cuda.launch(&ADAMW, "adamw_step_all", grid, args)
     }
 }
 
@@ -222,6 +309,42 @@ mod tests {
             assert_close("w", &w, &w_want, tolerance);
             assert_close("m", &m, &m_want, 1e-6);
             assert_close("v", &v, &v_want, 1e-6);
+        }
+    }
+
+    #[test]
+    fn all_at_once_equals_one_by_one() {
+        let shapes: [&[usize]; 3] = [&[5, 7], &[0], &[64]];
+        let state = |dtype| {
+            shapes.map(|shape| {
+                let zeros = || Tensor::zeros(shape, dtype);
+                (tensor(shape, 1, dtype), zeros(), zeros())
+            })
+        };
+        for (dtype, _) in STORAGES {
+            let grads = shapes.map(|shape| tensor(shape, 2, DType::F32));
+            let update = |seed| Update { seed, ..UPDATE };
+            let (mut one_by_one, mut at_once) = (state(dtype), state(dtype));
+            for ((w, m, v), (grad, seed)) in one_by_one.iter_mut().zip(grads.iter().zip(0..)) {
+                step(w, m, v, grad, &update(seed)).unwrap();
+            }
+            let parts = at_once.iter_mut().zip(grads.iter().zip(0..));
+            let mut parts: Vec<Part> = parts
+                .map(|((w, m, v), (grad, seed))| Part {
+                    w,
+                    m,
+                    v,
+                    grad,
+                    weight_decay: UPDATE.weight_decay,
+                    seed,
+                })
+                .collect();
+            step_all(&mut parts, &UPDATE).unwrap();
+            for (one, all) in one_by_one.iter().zip(&at_once) {
+                for (one, all) in [(&one.0, &all.0), (&one.1, &all.1), (&one.2, &all.2)] {
+                    assert_eq!(one.to_f32_vec(), all.to_f32_vec());
+                }
+            }
         }
     }
 

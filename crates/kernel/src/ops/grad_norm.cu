@@ -1,13 +1,22 @@
-// Sums of squares in two steps: a partial sum in f32 for each block of a tensor's elements, then all of them in f64, in an order
-// that depends on their number alone.
+// Sums of squares in two steps: a partial sum in f32 for each block of a tensor's elements, in one launch for all tensors, then all
+// of them in f64, in an order that depends on their number alone.
 
 static const int THREADS = 256;
 // Vectors of eight that a thread squares.
 static const int VECTORS = 8;
 
-// partials[b] = Σ grad² over elements b * 8 * VECTORS * THREADS on.
-extern "C" __global__ void __launch_bounds__(THREADS) grad_norm_partial(float* partials, View grad, u64 n) {
-    u64 n_vectors = n / 8, first = (u64)blockIdx.x * VECTORS * THREADS + threadIdx.x;
+// A tensor of the table, 24 bytes.
+struct Part {
+    const void* data;
+    u64 n;
+    u32 is_bf16, unused;
+};
+
+// partials[b] = Σ grad² over the block's elements of its tensor: those from (b - firsts[tensor]) * 8 * VECTORS * THREADS on.
+extern "C" __global__ void __launch_bounds__(THREADS) grad_norm_partial(float* partials, const u32* firsts, const Part* parts, u32 n_parts) {
+    u32 which = tensor_of_block(firsts, n_parts), block = blockIdx.x - firsts[which];
+    View grad = {(void*)parts[which].data, parts[which].is_bf16, 0};
+    u64 n = parts[which].n, n_vectors = n / 8, first = (u64)block * VECTORS * THREADS + threadIdx.x;
     float sum = 0.0f;
 #pragma unroll
     for (int a = 0; a < VECTORS; a++) {
@@ -20,7 +29,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) grad_norm_partial(float* p
     }
     // The last block has the elements that fill no vector.
     u64 rest = 8 * n_vectors + threadIdx.x;
-    if (blockIdx.x == gridDim.x - 1 && rest < n) {
+    if ((u64)(block + 1) * 8 * VECTORS * THREADS >= n && rest < n) {
         float x = load(grad, rest);
         sum += x * x;
     }

@@ -57,8 +57,8 @@ mod cpu {
 
 mod cuda {
     use crate::cuda::sources::GRAD_NORM;
-    use crate::cuda::{Args, Cuda, Grid};
-    use crate::{Result, Tensor};
+    use crate::cuda::{Args, Cuda, Grid, Table};
+    use crate::{DType, Result, Tensor};
 
     const THREADS: u32 = 256;
     /// Elements whose squares one block sums in f32.
@@ -69,14 +69,18 @@ mod cuda {
         // The norm, then the partial sums.
         let norm = cuda.scratch(4 * (1 + n_blocks))?;
         let partials = norm + 4;
-        let mut at = partials;
+        let mut table = Table::new(grads.len());
         for grad in grads {
             let n = grad.numel();
-            let args = Args::new().pointer(at).view(grad).u64(n as u64);
-            let grid = Grid::line(n.div_ceil(BLOCK), THREADS);
-            cuda.launch(&GRAD_NORM, "grad_norm_partial", grid, args)?;
-            at += 4 * n.div_ceil(BLOCK) as u64;
+            table.push(n.div_ceil(BLOCK), |part| {
+                part.u64(grad.device_pointer()).u64(n as u64);
+                part.u32(u32::from(grad.dtype() == DType::Bf16)).u32(0);
+            });
         }
+        let args = Args::new().pointer(partials);
+        let args = table.upload(cuda, args)?;
+        let grid = Grid::line(n_blocks, THREADS);
+        cuda.launch(&GRAD_NORM, "grad_norm_partial", grid, args)?;
         let args = Args::new().pointer(norm).pointer(partials);
         let args = args.u64(n_blocks as u64);
         cuda.launch(&GRAD_NORM, "grad_norm_total", Grid::line(1, 1024), args)?;

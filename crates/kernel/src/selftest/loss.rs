@@ -248,6 +248,53 @@ pub(super) fn adamw(check: &mut Check) -> Result<()> {
             )?;
         }
     }
+    // Many tensors at once: of no elements, of less than a block, of several.
+    for kind in kinds {
+        let sizes = [1, 8, 0, 1021, 8192, 20_000, 0];
+        let tensors = |check: &mut Check, dtype, low, high| {
+            sizes.map(|n| check.range(&[n], dtype, low, high))
+        };
+        let w = tensors(check, kind[0], -1.0, 1.0);
+        let m = tensors(check, kind[1], -0.1, 0.1);
+        let v = tensors(check, kind[2], 0.0, 0.01);
+        let grads = tensors(check, kind[3], -1.0, 1.0);
+        let of = |name, tensors: [Tensor; 7]| tensors.map(|tensor| (name, tensor));
+        let outputs = [of("w", w), of("m", m), of("v", v)];
+        let [w_type, m_type, v_type, grad_type] = kind;
+        check.both(
+            &format!("all at once, w {w_type}, m {m_type}, v {v_type}, gradient {grad_type}"),
+            EXACT,
+            outputs.into_iter().flatten().collect(),
+            &grads.each_ref(),
+            |out, ins| {
+                let (w, rest) = out.split_at_mut(sizes.len());
+                let (m, v) = rest.split_at_mut(sizes.len());
+                let moments = w.iter_mut().zip(m.iter_mut().zip(v));
+                let parts = moments.zip(ins.iter().zip(0..));
+                let mut parts: Vec<adamw::Part> = parts
+                    .map(|((w, (m, v)), (grad, seed))| adamw::Part {
+                        w,
+                        m,
+                        v,
+                        grad,
+                        weight_decay: 0.1 * (seed % 2) as f32,
+                        seed,
+                    })
+                    .collect();
+                let update = adamw::Update {
+                    lr: 1e-4,
+                    beta1: 0.9,
+                    beta2: 0.95,
+                    eps: 1e-8,
+                    weight_decay: 0.0,
+                    step: 17,
+                    grad_scale: 0.37,
+                    seed: 0,
+                };
+                adamw::step_all(&mut parts, &update)
+            },
+        )?;
+    }
     Ok(())
 }
 
