@@ -1,14 +1,15 @@
 //! Inverted dropout: each element is zero with some chance, the others are scaled up so that the mean stays.
 //!
-//! An element's fate depends on (seed, stream, index) alone, so the backward pass is the same call on the gradient.
+//! An element's fate depends on (seed, stream, index) alone, so the backward pass is the same call on the gradient. Four
+//! neighbours share one random number, 15 of its 64 bits each: making the numbers is what dropout costs on a GPU.
 
 use super::check;
-use crate::{Device, Result, Tensor};
+use crate::{Device, Result, Tensor, random};
 
 /// What is dropped.
 #[derive(Debug, Clone, Copy)]
 pub struct Dropout {
-    /// Share of elements that become zero, 0 or more and less than 1.
+    /// Share of elements that become zero, 0 or more and less than 1; rounded to a multiple of 2^-15.
     pub rate: f32,
     /// Of a pass.
     pub seed: u64,
@@ -45,58 +46,77 @@ pub fn forward_residual(y: &mut Tensor, x: &Tensor, dropout: &Dropout) -> Result
 }
 
 impl Dropout {
-    /// Elements whose upper 52 random bits, as a number, are below this are dropped: those whose uniform number is below the rate.
-    fn threshold(&self) -> u64 {
-        // (k + 1/2) / 2^52 < rate, exactly.
-        (f64::from(self.rate) * (1u64 << 52) as f64 - 0.5).ceil() as u64
+    /// Elements whose 15 random bits, as a number, are below this are dropped: not all of them, whatever the rate.
+    pub(super) fn threshold(&self) -> u32 {
+        (f64::from(self.rate) * 32768.0).round().min(32767.0) as u32
     }
 
-    fn keep_scale(&self) -> f32 {
-        1.0 / (1.0 - self.rate)
+    /// One over the share that is kept, so that the mean stays exactly.
+    pub(super) fn keep_scale(&self) -> f32 {
+        32768.0 / (32768 - self.threshold()) as f32
+    }
+
+    /// What the elements of one stream and seed have in common.
+    pub(super) fn key(&self) -> u64 {
+        random::key(self.seed, self.stream)
     }
 }
 
-mod cpu {
+pub(super) mod cpu {
     use super::Dropout;
     use crate::cpu::{In, Out, for_rows};
     use crate::{Tensor, random};
 
     pub(super) fn forward(y: &mut Tensor, x: &Tensor, dropout: &Dropout) {
-        let drop = drop(dropout);
         for_rows(
             [Out::assign(y, 1)],
             [In::new(x, 1)],
             #[inline(always)]
             |first, [y], [x]| {
-                for (index, (y, x)) in (first as u64..).zip(y.iter_mut().zip(x)) {
-                    *y = drop(index, *x);
-                }
+                y.copy_from_slice(x);
+                apply(y, first as u64, dropout);
             },
         );
     }
 
     pub(super) fn forward_residual(y: &mut Tensor, x: &Tensor, dropout: &Dropout) {
-        let drop = drop(dropout);
         for_rows(
             [Out::update(y, 1)],
             [In::new(x, 1)],
             #[inline(always)]
             |first, [y], [x]| {
-                for (index, (y, x)) in (first as u64..).zip(y.iter_mut().zip(x)) {
-                    *y += drop(index, *x);
+                let mut dropped = [0.0; 256];
+                let pieces = y.chunks_mut(256).zip(x.chunks(256));
+                for (at, (y, x)) in (first as u64..).step_by(256).zip(pieces) {
+                    let dropped = &mut dropped[..x.len()];
+                    dropped.copy_from_slice(x);
+                    apply(dropped, at, dropout);
+                    for (y, dropped) in y.iter_mut().zip(dropped) {
+                        *y += *dropped;
+                    }
                 }
             },
         );
     }
 
+    /// Drops among values of which the first is element `first` of its tensor.
     #[inline(always)]
-    fn drop(dropout: &Dropout) -> impl Fn(u64, f32) -> f32 + Sync {
-        let key = random::key(dropout.seed, dropout.stream);
-        let (threshold, scale) = (dropout.threshold(), dropout.keep_scale());
-        #[inline(always)]
-        move |index, x| match random::bits_of(key, index) >> 12 < threshold {
-            true => 0.0,
-            false => x * scale,
+    pub(in crate::ops) fn apply(values: &mut [f32], first: u64, dropout: &Dropout) {
+        let (key, threshold, scale) = (dropout.key(), dropout.threshold(), dropout.keep_scale());
+        let drop = |value: &mut f32, bits: u64| {
+            let kept = (bits & 0x7fff) as u32 >= threshold;
+            *value = if kept { *value * scale } else { 0.0 };
+        };
+        let n_before = (first.wrapping_neg() % 4).min(values.len() as u64);
+        let (before, fours) = values.split_at_mut(n_before as usize);
+        for (i, value) in (first..).zip(before) {
+            drop(value, random::bits_of(key, i / 4) >> (16 * (i % 4)));
+        }
+        for (four, values) in ((first + n_before) / 4..).zip(fours.chunks_mut(4)) {
+            let bits = random::bits_of(key, four);
+            for (j, value) in values.iter_mut().enumerate() {
+                drop(value, bits >> (16 * j));
+            }
         }
     }
 }
@@ -105,7 +125,7 @@ mod cuda {
     use super::Dropout;
     use crate::cuda::sources::DROPOUT;
     use crate::cuda::{Args, Cuda, Grid};
-    use crate::{Result, Tensor, random};
+    use crate::{Result, Tensor};
 
     const THREADS: u32 = 256;
 
@@ -141,8 +161,8 @@ mod cuda {
             .view_mut(y)
             .view(x)
             .u64(n as u64)
-            .u64(random::key(dropout.seed, dropout.stream))
-            .u64(dropout.threshold())
+            .u64(dropout.key())
+            .u32(dropout.threshold() as usize)
             .f32(dropout.keep_scale());
         if n.is_multiple_of(8) {
             return cuda.launch(&DROPOUT, eight, Grid::each(n / 8, THREADS), args);
@@ -164,21 +184,35 @@ mod tests {
     };
 
     #[test]
-    fn forward_drops_where_the_uniform_number_is_below_the_rate() {
-        for rate in [0.0, 0.05, 0.3, 0.999] {
+    fn forward_drops_where_an_element_s_bits_are_below_the_rate() {
+        for rate in [0.0, 0.05, 0.3, 0.999, 0.999_999] {
             let dropout = Dropout { rate, ..DROPOUT };
             let x = tensor(&[70_001], 1, DType::F32);
             let mut y = Tensor::poison(&[70_001], DType::F32);
             forward(&mut y, &x, &dropout).unwrap();
-            for (i, (y, x)) in (0..).zip(y.f32s().iter().zip(x.f32s())) {
-                let dropped = random::uniform(17, 5, i) < f64::from(rate);
-                let want = if dropped {
+            let below = (f64::from(rate) * 32768.0).round().min(32767.0);
+            let scale = (32768.0 / (32768.0 - below)) as f32;
+            for (i, (y, x)) in (0u64..).zip(y.f32s().iter().zip(x.f32s())) {
+                let bits = random::bits(17, 5, i / 4) >> (16 * (i % 4)) & 0x7fff;
+                let want = if (bits as f64) < below {
                     0.0
                 } else {
-                    x * (1.0 / (1.0 - rate))
+                    x * scale
                 };
                 assert_eq!(*y, want, "{i}");
             }
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_tensor_is_dropped_as_in_the_whole() {
+        let x = tensor(&[64], 1, DType::F32);
+        let mut whole = x.f32s().to_vec();
+        cpu::apply(&mut whole, 0, &DROPOUT);
+        for (first, len) in [(0, 64), (1, 2), (3, 17), (5, 0), (62, 2)] {
+            let mut part = x.f32s()[first..first + len].to_vec();
+            cpu::apply(&mut part, first as u64, &DROPOUT);
+            assert_eq!(part, whole[first..first + len]);
         }
     }
 
