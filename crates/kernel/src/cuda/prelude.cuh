@@ -308,6 +308,12 @@ __device__ __forceinline__ void load_matrix4(u32 (&words)[4], const void* row) {
                  : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
                  : "r"(shared_address(row)));
 }
+// An 8x8 matrix, of which a lane holds row `group`, columns 2 pair + {0,1}, transposed within the warp.
+__device__ __forceinline__ u32 transpose8(u32 word) {
+    u32 transposed;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(word));
+    return transposed;
+}
 __device__ __forceinline__ void load_matrix4_transposed(u32 (&words)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])

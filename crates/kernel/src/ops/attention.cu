@@ -32,12 +32,6 @@ __device__ __forceinline__ void matrices_transposed(u32 (&words)[4], u32 address
                  : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
                  : "r"(address));
 }
-// An 8x8 matrix held as above, transposed within the warp.
-__device__ __forceinline__ u32 transpose8(u32 word) {
-    u32 transposed;
-    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(word));
-    return transposed;
-}
 // Two warps meet at barrier `id`: one only says that it was there, the other waits for it.
 __device__ __forceinline__ void pair_arrive(int id) { asm volatile("bar.arrive %0, 64;" ::"r"(id) : "memory"); }
 __device__ __forceinline__ void pair_wait(int id) { asm volatile("bar.sync %0, 64;" ::"r"(id) : "memory"); }

@@ -223,12 +223,6 @@ template <u32 N> __device__ __forceinline__ void put_sums(u8* to, const float (&
 }
 __device__ __forceinline__ float4 get_sums(const u8* from, u32 n) { return *(const float4*)(from + (n * 32 + threadIdx.x % 32) * 16); }
 
-// Element (row, 2 pair + {0, 1}) of an 8 x 8 matrix of bf16, before and after transposition.
-__device__ __forceinline__ u32 transpose_8x8(u32 x) {
-    u32 y;
-    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
-    return y;
-}
 // 16 bf16 of row `group`, of which a lane holds 2 pair + {0, 1} in `low` and those 8 further in `high`, to 32 bytes at `row`.
 __device__ __forceinline__ void store_row16(bf16* row, u32 low, u32 high, u32 pair, bool valid) {
     bool odd = pair & 1;
@@ -241,7 +235,7 @@ __device__ __forceinline__ void store_tokens(bf16* to, u64 pitch, u32 count, con
 #pragma unroll
     for (u32 n = 0; n < 8; n++) {
         u32 token = 8 * n + lane.group;
-        u32 low = transpose_8x8(a[n / 2].words[n % 2 * 2]), high = transpose_8x8(a[n / 2].words[n % 2 * 2 + 1]);
+        u32 low = transpose8(a[n / 2].words[n % 2 * 2]), high = transpose8(a[n / 2].words[n % 2 * 2 + 1]);
         store_row16(to + token * pitch, low, high, lane.pair, token < count);
     }
 }
