@@ -50,6 +50,7 @@ pub(crate) mod sources {
         GRAD_NORM "grad_norm",
         L2_NORM "l2_norm",
         LINEAR_CROSS_ENTROPY "linear_cross_entropy",
+        LOW_RANK "low_rank",
         RMS_NORM "rms_norm",
         ROPE "rope",
         ROWS "rows",

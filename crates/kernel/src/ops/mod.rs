@@ -29,6 +29,7 @@ pub mod gated_rms_norm;
 pub mod grad_norm;
 pub mod l2_norm;
 pub mod linear_cross_entropy;
+pub mod low_rank;
 pub mod matmul;
 pub mod quantize_fp8;
 pub mod rms_norm;

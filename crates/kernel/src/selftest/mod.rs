@@ -6,6 +6,7 @@ mod check;
 mod copy;
 mod delta;
 mod loss;
+mod low_rank;
 mod matmul;
 mod rows;
 
@@ -53,6 +54,7 @@ const CASES: &[Case] = &[
     ("grad_norm", loss::grad_norm),
     ("adamw", loss::adamw),
     ("dropout", loss::dropout),
+    ("low_rank", low_rank::run),
     ("attention", attention::run),
     ("gated_delta_rule", delta::rule),
     ("gated_delta_step", delta::step),

@@ -1,0 +1,887 @@
+//! A low-rank update beside a linear layer: y = scale · dropout(x) Aᵀ Bᵀ, in two steps with u = dropout(x) Aᵀ between them.
+//!
+//! d_u = scale · d_y B, d_b += scale · d_yᵀ u; d_a += d_uᵀ dropout(x), d_x = dropout(d_u A) with the same elements dropped.
+//! dropout(x) is never stored: it is made again from the seed where it is needed.
+//! On a GPU the update costs one reading of x and d_y and one writing of y and d_x where x and u are bf16 and all widths fit
+//! (features a multiple of 8, an even rank); A and B are rounded to bf16 then, and products are summed in f32.
+// T tokens, I in features, O out features, R rank.
+
+use super::check;
+use super::dropout::Dropout;
+use crate::{Device, Result, Tensor};
+
+/// u_tr = dropout(x_ti) a_riᵀ, assigned. Shapes: u_tr [T,R], x_ti [..., I], leading dimensions flattened to T; a_ri [R,I] f32.
+///
+/// # Errors
+/// [`crate::Error::Shape`] where shapes disagree, [`crate::Error::DType`] where a_ri is not f32.
+pub fn down_forward(
+    u_tr: &mut Tensor,
+    x_ti: &Tensor,
+    a_ri: &Tensor,
+    dropout: Option<&Dropout>,
+) -> Result<()> {
+    const OP: &str = "low_rank::down_forward";
+    let dims = Dims::new(OP, ("u_tr", u_tr), ("x_ti", x_ti), ("a_ri", a_ri))?;
+    match check::device(OP, u_tr, &[("x_ti", x_ti), ("a_ri", a_ri)])? {
+        Device::Cpu => cpu::down_forward(u_tr, x_ti, a_ri, dims, dropout),
+        Device::Cuda(cuda) => cuda::down_forward(cuda, u_tr, x_ti, a_ri, dims, dropout)?,
+    }
+    Ok(())
+}
+
+/// y_to = scale · u_tr b_orᵀ, assigned. Shapes: y_to [..., O], u_tr [T,R], b_or [O,R] f32.
+///
+/// # Errors
+/// As [`down_forward`].
+pub fn up_forward(y_to: &mut Tensor, u_tr: &Tensor, b_or: &Tensor, scale: f32) -> Result<()> {
+    up_forward_as("low_rank::up_forward", y_to, u_tr, b_or, scale, false)
+}
+
+/// y_to += scale · u_tr b_orᵀ. Shapes as in [`up_forward`].
+///
+/// # Errors
+/// As [`down_forward`].
+pub fn up_forward_residual(
+    y_to: &mut Tensor,
+    u_tr: &Tensor,
+    b_or: &Tensor,
+    scale: f32,
+) -> Result<()> {
+    const OP: &str = "low_rank::up_forward_residual";
+    up_forward_as(OP, y_to, u_tr, b_or, scale, true)
+}
+
+/// d_u_tr = scale · d_y_to b_or, assigned; d_b_or += scale · d_y_toᵀ u_tr. Shapes as in [`up_forward`], d_b_or f32.
+///
+/// # Errors
+/// As [`down_forward`].
+pub fn up_backward(
+    d_u_tr: &mut Tensor,
+    d_b_or: Option<&mut Tensor>,
+    d_y_to: &Tensor,
+    u_tr: &Tensor,
+    b_or: &Tensor,
+    scale: f32,
+) -> Result<()> {
+    const OP: &str = "low_rank::up_backward";
+    let dims = Dims::new_up(OP, ("d_y_to", d_y_to), ("u_tr", u_tr), b_or)?;
+    check::shape(OP, "d_u_tr", d_u_tr, u_tr.shape())?;
+    let mut others = vec![("d_y_to", d_y_to), ("u_tr", u_tr), ("b_or", b_or)];
+    if let Some(d_b_or) = &d_b_or {
+        check::shape(OP, "d_b_or", d_b_or, b_or.shape())?;
+        check::f32(OP, "d_b_or", d_b_or)?;
+        others.push(("d_b_or", d_b_or));
+    }
+    match check::device(OP, d_u_tr, &others)? {
+        Device::Cpu => cpu::up_backward(d_u_tr, d_b_or, d_y_to, u_tr, b_or, dims, scale),
+        Device::Cuda(cuda) => {
+            cuda::up_backward(cuda, d_u_tr, d_b_or, d_y_to, u_tr, b_or, dims, scale)?;
+        }
+    }
+    Ok(())
+}
+
+/// d_x_ti = dropout(d_u_tr a_ri), assigned; d_a_ri += d_u_trᵀ dropout(x_ti). Shapes as in [`down_forward`], d_a_ri f32; the same
+/// `dropout` drops the same elements.
+///
+/// # Errors
+/// As [`down_forward`].
+pub fn down_backward(
+    d_x_ti: &mut Tensor,
+    d_a_ri: Option<&mut Tensor>,
+    d_u_tr: &Tensor,
+    x_ti: &Tensor,
+    a_ri: &Tensor,
+    dropout: Option<&Dropout>,
+) -> Result<()> {
+    const OP: &str = "low_rank::down_backward";
+    down_backward_as(OP, d_x_ti, d_a_ri, d_u_tr, x_ti, a_ri, dropout, false)
+}
+
+/// As [`down_backward`], with d_x_ti added to.
+///
+/// # Errors
+/// As [`down_forward`].
+pub fn down_backward_residual(
+    d_x_ti: &mut Tensor,
+    d_a_ri: Option<&mut Tensor>,
+    d_u_tr: &Tensor,
+    x_ti: &Tensor,
+    a_ri: &Tensor,
+    dropout: Option<&Dropout>,
+) -> Result<()> {
+    const OP: &str = "low_rank::down_backward_residual";
+    down_backward_as(OP, d_x_ti, d_a_ri, d_u_tr, x_ti, a_ri, dropout, true)
+}
+
+fn up_forward_as(
+    op: &'static str,
+    y_to: &mut Tensor,
+    u_tr: &Tensor,
+    b_or: &Tensor,
+    scale: f32,
+    adds: bool,
+) -> Result<()> {
+    let dims = Dims::new_up(op, ("y_to", y_to), ("u_tr", u_tr), b_or)?;
+    match check::device(op, y_to, &[("u_tr", u_tr), ("b_or", b_or)])? {
+        Device::Cpu => cpu::up_forward(y_to, u_tr, b_or, dims, scale, adds),
+        Device::Cuda(cuda) => cuda::up_forward(cuda, y_to, u_tr, b_or, dims, scale, adds)?,
+    }
+    Ok(())
+}
+
+fn down_backward_as(
+    op: &'static str,
+    d_x_ti: &mut Tensor,
+    d_a_ri: Option<&mut Tensor>,
+    d_u_tr: &Tensor,
+    x_ti: &Tensor,
+    a_ri: &Tensor,
+    dropout: Option<&Dropout>,
+    adds: bool,
+) -> Result<()> {
+    let dims = Dims::new(op, ("d_u_tr", d_u_tr), ("x_ti", x_ti), ("a_ri", a_ri))?;
+    check::numel(op, "d_x_ti", d_x_ti, x_ti.numel())?;
+    let mut others = vec![("d_u_tr", d_u_tr), ("x_ti", x_ti), ("a_ri", a_ri)];
+    if let Some(d_a_ri) = &d_a_ri {
+        check::shape(op, "d_a_ri", d_a_ri, a_ri.shape())?;
+        check::f32(op, "d_a_ri", d_a_ri)?;
+        others.push(("d_a_ri", d_a_ri));
+    }
+    match check::device(op, d_x_ti, &others)? {
+        Device::Cpu => cpu::down_backward(d_x_ti, d_a_ri, d_u_tr, x_ti, a_ri, dims, dropout, adds),
+        Device::Cuda(cuda) => {
+            cuda::down_backward(
+                cuda, d_x_ti, d_a_ri, d_u_tr, x_ti, a_ri, dims, dropout, adds,
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// T rows between a wide side (I or O features) and a narrow one of rank R.
+#[derive(Debug, Clone, Copy)]
+struct Dims {
+    t: usize,
+    wide: usize,
+    rank: usize,
+}
+
+impl Dims {
+    /// From tensors (with their argument names) that lie as u_tr, x_ti and a_ri do.
+    fn new(
+        op: &'static str,
+        (u_arg, u_tr): (&'static str, &Tensor),
+        (x_arg, x_ti): (&'static str, &Tensor),
+        (a_arg, a_ri): (&'static str, &Tensor),
+    ) -> Result<Dims> {
+        let [rank, wide] = check::dims(op, a_arg, a_ri, "[R,I]")?;
+        check::f32(op, a_arg, a_ri)?;
+        let t = check::rows(op, x_arg, x_ti, wide)?;
+        check::shape(op, u_arg, u_tr, &[t, rank])?;
+        Ok(Dims { t, wide, rank })
+    }
+
+    /// From tensors that lie as y_to, u_tr and b_or do.
+    fn new_up(
+        op: &'static str,
+        (y_arg, y_to): (&'static str, &Tensor),
+        (u_arg, u_tr): (&'static str, &Tensor),
+        b_or: &Tensor,
+    ) -> Result<Dims> {
+        let [wide, rank] = check::dims(op, "b_or", b_or, "[O,R]")?;
+        check::f32(op, "b_or", b_or)?;
+        let t = check::rows(op, y_arg, y_to, wide)?;
+        check::shape(op, u_arg, u_tr, &[t, rank])?;
+        Ok(Dims { t, wide, rank })
+    }
+}
+
+/// The products of `matmul`, over blocks of rows whose dropped inputs fit into scratch.
+mod cpu {
+    use rayon::prelude::*;
+
+    use super::{Dims, Dropout};
+    use crate::Tensor;
+    use crate::cpu::{View, ViewMut, simd, with_scratch};
+    use crate::ops::dropout;
+    use crate::ops::matmul::{self, Write, cpu as products};
+
+    /// Rows whose dropped inputs are held together; few in tests, so that small shapes cross a border.
+    const ROW_BLOCK: usize = if cfg!(test) { 16 } else { 256 };
+
+    pub(super) fn down_forward(
+        u: &mut Tensor,
+        x: &Tensor,
+        a: &Tensor,
+        dims: Dims,
+        dropout: Option<&Dropout>,
+    ) {
+        let (mut u, x, a) = (ViewMut::of(u), View::of(x), View::of(a));
+        let Dims { wide, rank, .. } = dims;
+        for_dropped(x, dims, dropout, |rows, x| {
+            let u = u.slice(rows.start * rank..rows.end * rank);
+            let dims = product(rows.len(), wide, rank);
+            products::forward(u, x, a, dims, 1.0, Write::Assign);
+        });
+    }
+
+    pub(super) fn up_forward(
+        y: &mut Tensor,
+        u: &Tensor,
+        b: &Tensor,
+        dims: Dims,
+        scale: f32,
+        adds: bool,
+    ) {
+        let (y, u, b) = (ViewMut::of(y), View::of(u), View::of(b));
+        let dims = product(dims.t, dims.rank, dims.wide);
+        products::forward(y, u, b, dims, scale, write(adds));
+    }
+
+    pub(super) fn up_backward(
+        d_u: &mut Tensor,
+        d_b: Option<&mut Tensor>,
+        d_y: &Tensor,
+        u: &Tensor,
+        b: &Tensor,
+        dims: Dims,
+        scale: f32,
+    ) {
+        let (d_y, b) = (View::of(d_y), View::of(b));
+        let dims = product(dims.t, dims.rank, dims.wide);
+        if let Some(d_b) = d_b {
+            products::backward_weight(d_b.f32s_mut(), d_y, View::of(u), dims, scale);
+        }
+        let d_u = ViewMut::of(d_u);
+        products::backward_input(d_u, d_y, b, dims, scale, Write::Assign);
+    }
+
+    pub(super) fn down_backward(
+        d_x: &mut Tensor,
+        d_a: Option<&mut Tensor>,
+        d_u: &Tensor,
+        x: &Tensor,
+        a: &Tensor,
+        dims: Dims,
+        dropout: Option<&Dropout>,
+        adds: bool,
+    ) {
+        let (mut d_x, d_u, a) = (ViewMut::of(d_x), View::of(d_u), View::of(a));
+        let Dims { t, wide, rank } = dims;
+        if let Some(d_a) = d_a {
+            for_dropped(View::of(x), dims, dropout, |rows, x| {
+                let d_u = d_u.slice(rows.start * rank..rows.end * rank);
+                let dims = product(rows.len(), wide, rank);
+                products::backward_weight(d_a.f32s_mut(), d_u, x, dims, 1.0);
+            });
+        }
+        let Some(dropout) = dropout else {
+            let dims = product(t, wide, rank);
+            return products::backward_input(d_x, d_u, a, dims, 1.0, write(adds));
+        };
+        for start in (0..t).step_by(ROW_BLOCK) {
+            let rows = start..(start + ROW_BLOCK).min(t);
+            let d_u = d_u.slice(rows.start * rank..rows.end * rank);
+            let n = rows.len() * wide;
+            with_scratch(n, |d_dropped| {
+                let dims = product(rows.len(), wide, rank);
+                let whole = ViewMut::F32(d_dropped);
+                products::backward_input(whole, d_u, a, dims, 1.0, Write::Assign);
+                let first = rows.start * wide;
+                d_x.slice(first..first + n)
+                    .chunks(wide)
+                    .into_par_iter()
+                    .zip(d_dropped.par_chunks_mut(wide))
+                    .enumerate()
+                    .for_each(|(row, (mut d_x, d_dropped))| {
+                        simd(
+                            #[inline(always)]
+                            || {
+                                let first = (first + row * wide) as u64;
+                                dropout::cpu::apply(d_dropped, first, dropout);
+                                match adds {
+                                    true => d_x.add(d_dropped),
+                                    false => d_x.store(d_dropped),
+                                }
+                            },
+                        );
+                    });
+            });
+        }
+    }
+
+    /// Blocks of rows of dropout(x), all of x at once where nothing is dropped.
+    fn for_dropped(
+        x: View,
+        dims: Dims,
+        dropout: Option<&Dropout>,
+        mut body: impl FnMut(std::ops::Range<usize>, View),
+    ) {
+        let Dims { t, wide, .. } = dims;
+        let Some(dropout) = dropout else {
+            return body(0..t, x);
+        };
+        for start in (0..t).step_by(ROW_BLOCK) {
+            let rows = start..(start + ROW_BLOCK).min(t);
+            with_scratch(rows.len() * wide, |dropped| {
+                let chunks = dropped.par_chunks_mut(wide).zip(rows.clone());
+                chunks.for_each(|(dropped, row)| {
+                    let row = row * wide..(row + 1) * wide;
+                    simd(
+                        #[inline(always)]
+                        || {
+                            x.slice(row.clone()).read_into(dropped);
+                            dropout::cpu::apply(dropped, row.start as u64, dropout);
+                        },
+                    );
+                });
+                body(rows, View::F32(dropped));
+            });
+        }
+    }
+
+    fn product(t: usize, i: usize, o: usize) -> matmul::Dims {
+        matmul::Dims { t, i, o }
+    }
+
+    fn write(adds: bool) -> Write {
+        match adds {
+            true => Write::Add,
+            false => Write::Assign,
+        }
+    }
+}
+
+mod cuda {
+    use super::{Dims, Dropout};
+    use crate::cuda::sources::LOW_RANK;
+    use crate::cuda::{Args, Cuda, Grid};
+    use crate::{DType, Result, Tensor};
+
+    const THREADS: u32 = 256;
+    /// Ranks that one kernel takes; more go in slices.
+    const SLICE: usize = 64;
+    /// Warps of a block, side by side over the wide dimension.
+    const WARPS: usize = 8;
+    /// Blocks that a multiprocessor holds at once, by registers.
+    const BLOCKS_EACH: usize = 2;
+
+    pub(super) fn down_forward(
+        cuda: Cuda,
+        u: &mut Tensor,
+        x: &Tensor,
+        a: &Tensor,
+        dims: Dims,
+        dropout: Option<&Dropout>,
+    ) -> Result<()> {
+        const KERNELS: [&str; 4] = [
+            "low_rank_down_forward_1",
+            "low_rank_down_forward_2",
+            "low_rank_down_forward_3",
+            "low_rank_down_forward_4",
+        ];
+        let Dims { t, wide, rank } = dims;
+        let drops = Drops::of(dropout);
+        if !(fits(dims, u) && x.dtype() == DType::Bf16) {
+            return narrow(cuda, u, x, a, dims, [wide, 1], 1.0, drops);
+        }
+        for slice in slices(rank) {
+            let args = Args::new()
+                .pointer(slice.of_columns(u))
+                .tensor(x)
+                .pointer(slice.of_rows(a, wide))
+                .u64(drops.key)
+                .u32(t)
+                .u32(wide)
+                .u32(slice.len)
+                .u32(rank)
+                .u32(drops.threshold as usize)
+                .f32(drops.scale);
+            // Two warps over each other where registers allow: each reads A once more.
+            let halves = if slice.tiles() <= 2 { 2 } else { 1 };
+            let grid = Grid::line(t.div_ceil(32 * halves), THREADS * halves as u32);
+            cuda.launch(&LOW_RANK, KERNELS[slice.tiles() - 1], grid, args)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn up_forward(
+        cuda: Cuda,
+        y: &mut Tensor,
+        u: &Tensor,
+        b: &Tensor,
+        dims: Dims,
+        scale: f32,
+        adds: bool,
+    ) -> Result<()> {
+        const ASSIGNING: [&str; 4] = [
+            "low_rank_up_forward_1",
+            "low_rank_up_forward_2",
+            "low_rank_up_forward_3",
+            "low_rank_up_forward_4",
+        ];
+        const ADDING: [&str; 4] = [
+            "low_rank_up_forward_residual_1",
+            "low_rank_up_forward_residual_2",
+            "low_rank_up_forward_residual_3",
+            "low_rank_up_forward_residual_4",
+        ];
+        const ROWS: usize = 128;
+        let Dims { t, wide, rank } = dims;
+        if !fits(dims, u) {
+            let at = [1, rank];
+            return broad(cuda, y, u, b, dims, at, adds, scale, Drops::of(None));
+        }
+        for slice in slices(rank) {
+            let kernels = if adds || slice.start > 0 {
+                ADDING
+            } else {
+                ASSIGNING
+            };
+            let args = Args::new()
+                .view_mut(y)
+                .pointer(slice.of_columns(u))
+                .pointer(slice.of_columns(b))
+                .u32(t)
+                .u32(wide)
+                .u32(slice.len)
+                .u32(rank)
+                .f32(scale);
+            let grid = grid(wide.div_ceil(64 * WARPS), t.div_ceil(ROWS));
+            cuda.launch(&LOW_RANK, kernels[slice.tiles() - 1], grid, args)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn up_backward(
+        cuda: Cuda,
+        d_u: &mut Tensor,
+        d_b: Option<&mut Tensor>,
+        d_y: &Tensor,
+        u: &Tensor,
+        b: &Tensor,
+        dims: Dims,
+        scale: f32,
+    ) -> Result<()> {
+        const FROM_BF16: [&str; 4] = [
+            "low_rank_up_backward_bf16_1",
+            "low_rank_up_backward_bf16_2",
+            "low_rank_up_backward_bf16_3",
+            "low_rank_up_backward_bf16_4",
+        ];
+        const FROM_F32: [&str; 4] = [
+            "low_rank_up_backward_f32_1",
+            "low_rank_up_backward_f32_2",
+            "low_rank_up_backward_f32_3",
+            "low_rank_up_backward_f32_4",
+        ];
+        let Dims { t, wide, rank } = dims;
+        if !(fits(dims, u) && d_u.dtype() == DType::Bf16) {
+            let none = Drops::of(None);
+            if let Some(d_b) = d_b {
+                weight(cuda, d_b, d_y, u, [t, wide, rank], scale, none)?;
+            }
+            return narrow(cuda, d_u, d_y, b, dims, [1, rank], scale, none);
+        }
+        let kernels = match d_y.dtype() {
+            DType::Bf16 => FROM_BF16,
+            DType::F32 => FROM_F32,
+        };
+        for slice in slices(rank) {
+            let parts = Parts::new(cuda, dims, slice);
+            let u_bytes = (4 * parts.across * t * slice.width()).next_multiple_of(256);
+            let b_bytes = 4 * parts.down * slice.width() * wide;
+            let partial_u = cuda.scratch(u_bytes + b_bytes)?;
+            let partial_b = partial_u + u_bytes as u64;
+            let args = Args::new()
+                .pointer(partial_u)
+                .pointer(partial_b)
+                .tensor(d_y)
+                .pointer(slice.of_columns(u))
+                .pointer(slice.of_columns(b))
+                .u32(t)
+                .u32(wide)
+                .u32(slice.len)
+                .u32(rank)
+                .u32(parts.rows_each);
+            let kernel = kernels[slice.tiles() - 1];
+            cuda.launch(&LOW_RANK, kernel, parts.grid(), args)?;
+
+            let u_blocks = (t * slice.width()).div_ceil(2 * THREADS as usize);
+            let b_blocks = match d_b {
+                Some(_) => wide.div_ceil(32) * slice.width() / 8,
+                None => 0,
+            };
+            let args = Args::new()
+                .pointer(slice.of_columns(d_u))
+                .pointer(d_b.as_deref().map_or(0, |d_b| slice.of_columns(d_b)))
+                .pointer(partial_u)
+                .pointer(partial_b)
+                .u32(parts.across)
+                .u32(parts.down)
+                .u32(u_blocks)
+                .u32(t)
+                .u32(wide)
+                .u32(slice.width())
+                .u32(slice.len)
+                .u32(rank)
+                .f32(scale);
+            let grid = Grid::line(u_blocks + b_blocks, THREADS);
+            cuda.launch(&LOW_RANK, "low_rank_up_backward_sum", grid, args)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn down_backward(
+        cuda: Cuda,
+        d_x: &mut Tensor,
+        d_a: Option<&mut Tensor>,
+        d_u: &Tensor,
+        x: &Tensor,
+        a: &Tensor,
+        dims: Dims,
+        dropout: Option<&Dropout>,
+        adds: bool,
+    ) -> Result<()> {
+        const ASSIGNING: [&str; 4] = [
+            "low_rank_down_backward_1",
+            "low_rank_down_backward_2",
+            "low_rank_down_backward_3",
+            "low_rank_down_backward_4",
+        ];
+        const ADDING: [&str; 4] = [
+            "low_rank_down_backward_residual_1",
+            "low_rank_down_backward_residual_2",
+            "low_rank_down_backward_residual_3",
+            "low_rank_down_backward_residual_4",
+        ];
+        let Dims { t, wide, rank } = dims;
+        let drops = Drops::of(dropout);
+        if !(fits(dims, d_u) && x.dtype() == DType::Bf16) {
+            if let Some(d_a) = d_a {
+                weight(cuda, d_a, d_u, x, [t, rank, wide], 1.0, drops)?;
+            }
+            return broad(cuda, d_x, d_u, a, dims, [wide, 1], adds, 1.0, drops);
+        }
+        for slice in slices(rank) {
+            let parts = Parts::new(cuda, dims, slice);
+            let partials = cuda.scratch(4 * parts.down * slice.width() * wide)?;
+            let kernels = if adds || slice.start > 0 {
+                ADDING
+            } else {
+                ASSIGNING
+            };
+            let args = Args::new()
+                .view_mut(d_x)
+                .pointer(partials)
+                .pointer(slice.of_columns(d_u))
+                .tensor(x)
+                .pointer(slice.of_rows(a, wide))
+                .u64(drops.key)
+                .u32(t)
+                .u32(wide)
+                .u32(slice.len)
+                .u32(rank)
+                .u32(parts.rows_each)
+                .u32(drops.threshold as usize)
+                .f32(drops.scale);
+            let kernel = kernels[slice.tiles() - 1];
+            cuda.launch(&LOW_RANK, kernel, parts.grid(), args)?;
+
+            let Some(d_a) = &d_a else { continue };
+            let args = Args::new()
+                .pointer(slice.of_rows(d_a, wide))
+                .pointer(partials)
+                .u32(parts.down)
+                .u32(wide)
+                .u32(slice.width())
+                .u32(slice.len)
+                .f32(drops.scale);
+            let grid = Grid::each(slice.len * wide, THREADS);
+            cuda.launch(&LOW_RANK, "low_rank_down_backward_sum", grid, args)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the fast kernels take a bf16 `u` of these sizes: whole vectors of eight features, words of two ranks.
+    fn fits(dims: Dims, u: &Tensor) -> bool {
+        u.dtype() == DType::Bf16 && dims.wide.is_multiple_of(8) && dims.rank.is_multiple_of(2)
+    }
+
+    /// Ranks `start` to `start + len`.
+    #[derive(Clone, Copy)]
+    struct Slice {
+        start: usize,
+        len: usize,
+    }
+
+    fn slices(rank: usize) -> impl Iterator<Item = Slice> {
+        (0..rank).step_by(SLICE).map(move |start| Slice {
+            start,
+            len: SLICE.min(rank - start),
+        })
+    }
+
+    impl Slice {
+        /// Tiles of 16 ranks.
+        fn tiles(self) -> usize {
+            self.len.div_ceil(16)
+        }
+
+        fn width(self) -> usize {
+            16 * self.tiles()
+        }
+
+        /// Of [T,R] or [O,R].
+        fn of_columns(self, tensor: &Tensor) -> u64 {
+            tensor.device_pointer() + (self.start * tensor.dtype().size()) as u64
+        }
+
+        /// Of [R,I] f32.
+        fn of_rows(self, tensor: &Tensor, wide: usize) -> u64 {
+            tensor.device_pointer() + (self.start * wide * tensor.dtype().size()) as u64
+        }
+    }
+
+    /// How a backward pass is cut into blocks: as many as run at once, each over all the rows it can have.
+    struct Parts {
+        across: usize,
+        down: usize,
+        rows_each: usize,
+    }
+
+    impl Parts {
+        fn new(cuda: Cuda, dims: Dims, slice: Slice) -> Parts {
+            // A warp has 64 columns, or 32 where ranks take the registers.
+            let columns = if slice.tiles() == 1 { 64 } else { 32 };
+            let across = dims.wide.div_ceil(columns * WARPS);
+            let at_once = cuda.n_multiprocessors() as usize * BLOCKS_EACH;
+            let down = (at_once / across).max(1);
+            let rows_each = dims.t.div_ceil(down).next_multiple_of(16);
+            Parts {
+                across,
+                down: dims.t.div_ceil(rows_each),
+                rows_each,
+            }
+        }
+
+        fn grid(&self) -> Grid {
+            grid(self.across, self.down)
+        }
+    }
+
+    fn grid(across: usize, down: usize) -> Grid {
+        Grid {
+            blocks: [across as u32, down as u32, 1],
+            threads: THREADS,
+            shared_bytes: 0,
+        }
+    }
+
+    /// A dropout as kernels get it; threshold 0: nothing is dropped.
+    #[derive(Clone, Copy)]
+    struct Drops {
+        key: u64,
+        threshold: u32,
+        scale: f32,
+    }
+
+    impl Drops {
+        fn of(dropout: Option<&Dropout>) -> Drops {
+            match dropout {
+                Some(dropout) => Drops {
+                    key: dropout.key(),
+                    threshold: dropout.threshold(),
+                    scale: dropout.keep_scale(),
+                },
+                None => Drops {
+                    key: 0,
+                    threshold: 0,
+                    scale: 1.0,
+                },
+            }
+        }
+
+        fn args(self, args: Args) -> Args {
+            args.u64(self.key)
+                .u32(self.threshold as usize)
+                .f32(self.scale)
+        }
+    }
+
+    /// out [T,R] = alpha dropout(x) wᵀ, with w's element (r, c) at r · by_row + c · by_column.
+    fn narrow(
+        cuda: Cuda,
+        out: &mut Tensor,
+        x: &Tensor,
+        w: &Tensor,
+        dims: Dims,
+        [by_row, by_column]: [usize; 2],
+        alpha: f32,
+        drops: Drops,
+    ) -> Result<()> {
+        let args = Args::new().view_mut(out).view(x).view(w);
+        let args = args
+            .u32(dims.rank)
+            .u32(dims.wide)
+            .u32(by_row)
+            .u32(by_column)
+            .f32(alpha);
+        let grid = grid(dims.t, dims.rank.div_ceil(8));
+        cuda.launch(&LOW_RANK, "low_rank_any_narrow", grid, drops.args(args))
+    }
+
+    /// out [T,wide] = or += dropout(alpha u w), with w's element (r, c) at r · by_row + c · by_column.
+    fn broad(
+        cuda: Cuda,
+        out: &mut Tensor,
+        u: &Tensor,
+        w: &Tensor,
+        dims: Dims,
+        [by_row, by_column]: [usize; 2],
+        adds: bool,
+        alpha: f32,
+        drops: Drops,
+    ) -> Result<()> {
+        let n = dims.t * dims.wide;
+        let args = Args::new().view_mut(out).view(u).view(w);
+        let args = args
+            .u64(n as u64)
+            .u32(dims.rank)
+            .u32(dims.wide)
+            .u32(by_row)
+            .u32(by_column)
+            .u32(usize::from(adds))
+            .f32(alpha);
+        let grid = Grid::each(n, THREADS);
+        cuda.launch(&LOW_RANK, "low_rank_any_wide", grid, drops.args(args))
+    }
+
+    /// d_w [P,Q] += alpha pᵀ dropout(q) over T rows.
+    fn weight(
+        cuda: Cuda,
+        d_w: &mut Tensor,
+        p: &Tensor,
+        q: &Tensor,
+        [t, p_width, q_width]: [usize; 3],
+        alpha: f32,
+        drops: Drops,
+    ) -> Result<()> {
+        let args = Args::new().tensor_mut(d_w).view(p).view(q);
+        let args = args.u32(t).u32(p_width).u32(q_width).f32(alpha);
+        let grid = Grid::each(p_width * q_width, THREADS);
+        cuda.launch(&LOW_RANK, "low_rank_any_weight", grid, drops.args(args))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{STORAGES, assert_close, f64s, plus, tensor};
+    use crate::ops::{dropout, matmul};
+    use crate::{DType, Error};
+
+    /// Fewer rows than a block of them, several blocks, nothing a multiple of a vector.
+    const SHAPES: [(usize, usize, usize, usize); 3] =
+        [(1, 5, 3, 1), (9, 40, 7, 3), (50, 33, 64, 16)];
+    const SCALE: f32 = 2.5;
+
+    fn dropouts() -> [Option<Dropout>; 2] {
+        let some = Dropout {
+            rate: 0.3,
+            seed: 4,
+            stream: 9,
+        };
+        [None, Some(some)]
+    }
+
+    fn dropped(x: &Tensor, drops: Option<&Dropout>) -> Tensor {
+        let mut dropped = x.to_dtype(DType::F32);
+        if let Some(drops) = drops {
+            dropout::forward(&mut dropped, x, drops).unwrap();
+        }
+        dropped
+    }
+
+    fn zeros(shape: &[usize]) -> Tensor {
+        Tensor::zeros(shape, DType::F32)
+    }
+
+    #[test]
+    fn forward_agrees_with_dropout_and_products() {
+        for (dtype, tolerance) in STORAGES {
+            for (t, i, o, r) in SHAPES {
+                for drops in dropouts() {
+                    let x = tensor(&[t, i], 1, dtype);
+                    let a = tensor(&[r, i], 2, DType::F32);
+                    let b = tensor(&[o, r], 3, DType::F32);
+                    let mut want = zeros(&[t, r]);
+                    matmul::forward(&mut want, &dropped(&x, drops.as_ref()), &a).unwrap();
+                    let mut u = Tensor::poison(&[t, r], dtype);
+                    down_forward(&mut u, &x, &a, drops.as_ref()).unwrap();
+                    assert_close("u", &u, &f64s(&want), tolerance);
+
+                    let mut want = zeros(&[t, o]);
+                    matmul::forward_residual(&mut want, &u, &b, SCALE).unwrap();
+                    let mut y = Tensor::poison(&[t, o], dtype);
+                    up_forward(&mut y, &u, &b, SCALE).unwrap();
+                    assert_close("y", &y, &f64s(&want), tolerance);
+                    let before = tensor(&[t, o], 4, dtype);
+                    let mut y = before.clone();
+                    up_forward_residual(&mut y, &u, &b, SCALE).unwrap();
+                    assert_close("y added to", &y, &plus(&f64s(&want), &before), tolerance);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn backward_agrees_with_dropout_and_products() {
+        for (dtype, tolerance) in STORAGES {
+            for (t, i, o, r) in SHAPES {
+                for drops in dropouts() {
+                    let drops = drops.as_ref();
+                    let x = tensor(&[t, i], 1, dtype);
+                    let a = tensor(&[r, i], 2, DType::F32);
+                    let b = tensor(&[o, r], 3, DType::F32);
+                    let u = tensor(&[t, r], 4, dtype);
+                    let d_y = tensor(&[t, o], 5, dtype);
+
+                    let mut want_u = zeros(&[t, r]);
+                    matmul::backward_input(&mut want_u, &d_y, &b, SCALE).unwrap();
+                    let before = tensor(&[o, r], 6, DType::F32);
+                    let mut want_b = before.clone();
+                    matmul::backward_weight(&mut want_b, &d_y, &u, SCALE).unwrap();
+                    let (mut d_u, mut d_b) = (Tensor::poison(&[t, r], dtype), before.clone());
+                    up_backward(&mut d_u, Some(&mut d_b), &d_y, &u, &b, SCALE).unwrap();
+                    assert_close("d_u", &d_u, &f64s(&want_u), tolerance);
+                    assert_close("d_b", &d_b, &f64s(&want_b), 1e-5);
+
+                    let mut product = zeros(&[t, i]);
+                    matmul::backward_input(&mut product, &d_u, &a, 1.0).unwrap();
+                    let want_x = f64s(&dropped(&product, drops));
+                    let before = tensor(&[r, i], 7, DType::F32);
+                    let mut want_a = before.clone();
+                    matmul::backward_weight(&mut want_a, &d_u, &dropped(&x, drops), 1.0).unwrap();
+                    let (mut d_x, mut d_a) = (Tensor::poison(&[t, i], dtype), before.clone());
+                    down_backward(&mut d_x, Some(&mut d_a), &d_u, &x, &a, drops).unwrap();
+                    assert_close("d_x", &d_x, &want_x, tolerance);
+                    assert_close("d_a", &d_a, &f64s(&want_a), 1e-5);
+                    let before = tensor(&[t, i], 8, dtype);
+                    let mut d_x = before.clone();
+                    down_backward_residual(&mut d_x, None, &d_u, &x, &a, drops).unwrap();
+                    assert_close("d_x added to", &d_x, &plus(&want_x, &before), tolerance);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn factors_in_bf16_are_refused() {
+        let a = tensor(&[2, 8], 1, DType::Bf16);
+        let mut u = zeros(&[3, 2]);
+        let refused = down_forward(&mut u, &zeros(&[3, 8]), &a, None);
+        assert!(matches!(refused, Err(Error::DType { arg: "a_ri", .. })));
+    }
+}
