@@ -24,15 +24,21 @@ impl Linear {
         }
     }
 
-    /// y_to assigned.
+    /// y_to assigned. The adapter's part comes first: the large product adds to it for less than a narrow one adds to the large one.
     pub fn forward(
         &self,
         y_to: &mut Tensor,
         x_ti: &Tensor,
         lora: &mut lora::Scratch,
     ) -> Result<()> {
-        matmul::forward(y_to, x_ti, &self.weight.tensor)?;
-        self.adapter_forward(y_to, x_ti, lora)
+        match &self.adapter {
+            Some(adapter) => {
+                adapter.forward(y_to, x_ti, lora)?;
+                matmul::forward_residual(y_to, x_ti, &self.weight.tensor, 1.0)?;
+            }
+            None => matmul::forward(y_to, x_ti, &self.weight.tensor)?,
+        }
+        Ok(())
     }
 
     /// y_to = base_to + what this gives.
@@ -44,10 +50,13 @@ impl Linear {
         lora: &mut lora::Scratch,
     ) -> Result<()> {
         matmul::forward_onto(y_to, base_to, x_ti, &self.weight.tensor)?;
-        self.adapter_forward(y_to, x_ti, lora)
+        match &self.adapter {
+            Some(adapter) => adapter.forward_residual(y_to, x_ti, lora),
+            None => Ok(()),
+        }
     }
 
-    /// d_x_ti assigned; gradients of the weights that train are added up in `grads`.
+    /// d_x_ti assigned; gradients of the weights that train are added up in `grads`. The adapter comes first, as in `forward`.
     pub fn backward(
         &self,
         d_x_ti: &mut Tensor,
@@ -56,8 +65,15 @@ impl Linear {
         x_ti: &Tensor,
         lora: &mut lora::Scratch,
     ) -> Result<()> {
-        matmul::backward_input(d_x_ti, d_y_to, &self.weight.tensor, 1.0)?;
-        self.weights_backward(d_x_ti, grads, d_y_to, x_ti, lora)
+        self.weight_backward(grads, d_y_to, x_ti)?;
+        match &self.adapter {
+            Some(adapter) => {
+                adapter.backward(d_x_ti, grads, d_y_to, x_ti, lora)?;
+                matmul::backward_input_residual(d_x_ti, d_y_to, &self.weight.tensor, 1.0)?;
+            }
+            None => matmul::backward_input(d_x_ti, d_y_to, &self.weight.tensor, 1.0)?,
+        }
+        Ok(())
     }
 
     /// As `backward`, with d_x_ti added to: several layers read the same x.
@@ -69,38 +85,20 @@ impl Linear {
         x_ti: &Tensor,
         lora: &mut lora::Scratch,
     ) -> Result<()> {
-        matmul::backward_input_residual(d_x_ti, d_y_to, &self.weight.tensor, 1.0)?;
-        self.weights_backward(d_x_ti, grads, d_y_to, x_ti, lora)
-    }
-
-    fn adapter_forward(
-        &self,
-        y_to: &mut Tensor,
-        x_ti: &Tensor,
-        lora: &mut lora::Scratch,
-    ) -> Result<()> {
-        match &self.adapter {
-            Some(adapter) => adapter.forward_residual(y_to, x_ti, lora),
-            None => Ok(()),
+        self.weight_backward(grads, d_y_to, x_ti)?;
+        if let Some(adapter) = &self.adapter {
+            adapter.backward_residual(d_x_ti, grads, d_y_to, x_ti, lora)?;
         }
+        matmul::backward_input_residual(d_x_ti, d_y_to, &self.weight.tensor, 1.0)?;
+        Ok(())
     }
 
-    fn weights_backward(
-        &self,
-        d_x_ti: &mut Tensor,
-        grads: &mut Gradients,
-        d_y_to: &Tensor,
-        x_ti: &Tensor,
-        lora: &mut lora::Scratch,
-    ) -> Result<()> {
+    fn weight_backward(&self, grads: &mut Gradients, d_y_to: &Tensor, x_ti: &Tensor) -> Result<()> {
         match grads.of_linear(&self.weight) {
             Some((d_weight, true)) => matmul::backward_weight_assign(d_weight, d_y_to, x_ti, 1.0)?,
             Some((d_weight, false)) => matmul::backward_weight(d_weight, d_y_to, x_ti, 1.0)?,
             None => (),
         }
-        match &self.adapter {
-            Some(adapter) => adapter.backward_residual(d_x_ti, grads, d_y_to, x_ti, lora),
-            None => Ok(()),
-        }
+        Ok(())
     }
 }

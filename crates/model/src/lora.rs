@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use kernel::ops::dropout::{self, Dropout};
-use kernel::ops::matmul;
+use kernel::ops::dropout::Dropout;
+use kernel::ops::{low_rank, matmul};
 use kernel::{DType, Device, Tensor};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
@@ -50,14 +50,14 @@ pub(crate) struct Adapter {
 /// What the adapters of one pass share.
 #[derive(Debug)]
 pub(crate) struct Scratch {
-    /// Seed of this pass's dropout; None: no dropout.
+    /// Seed of a training pass's dropout; None: nothing is dropped, and nothing kept for backward.
     pub dropout_seed: Option<u64>,
-    /// dropout(x) Aᵀ [T,R]
-    u_tr: Tensor,
-    /// [T,R]
+    dtype: DType,
+    device: Device,
+    /// dropout(x) Aᵀ [T,R] of each layer by its number, kept from forward to backward; without training all layers use the first.
+    u_tr: Vec<Tensor>,
+    /// Its gradient [T,R].
     d_u_tr: Tensor,
-    /// dropout(x), and in backward the gradient at the same place [T,I]; untouched without dropout
-    dropped_ti: Tensor,
 }
 
 impl Scratch {
@@ -67,34 +67,62 @@ impl Scratch {
             Device::Cpu => DType::F32,
             Device::Cuda(_) => dtype,
         };
-        let empty = || Tensor::empty_on(device, dtype);
         Scratch {
             dropout_seed: None,
-            u_tr: empty(),
-            d_u_tr: empty(),
-            dropped_ti: empty(),
+            dtype,
+            device,
+            u_tr: Vec::new(),
+            d_u_tr: Tensor::empty_on(device, dtype),
         }
     }
 
     pub fn bytes(&self) -> usize {
-        self.u_tr.bytes() + self.d_u_tr.bytes() + self.dropped_ti.bytes()
+        self.u_tr.iter().map(Tensor::bytes).sum::<usize>() + self.d_u_tr.bytes()
     }
 }
 
 impl Adapter {
-    /// y_to added to. Leaves dropout(x) Aᵀ in the scratch.
+    /// y_to assigned.
+    pub fn forward(&self, y_to: &mut Tensor, x_ti: &Tensor, scratch: &mut Scratch) -> Result<()> {
+        let u_tr = self.down(x_ti, scratch)?;
+        low_rank::up_forward(y_to, u_tr, &self.b_or.tensor, self.scale)?;
+        Ok(())
+    }
+
+    /// y_to added to.
     pub fn forward_residual(
         &self,
         y_to: &mut Tensor,
         x_ti: &Tensor,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        self.down(x_ti, scratch)?;
-        matmul::forward_residual(y_to, &scratch.u_tr, &self.b_or.tensor, self.scale)?;
+        let u_tr = self.down(x_ti, scratch)?;
+        low_rank::up_forward_residual(y_to, u_tr, &self.b_or.tensor, self.scale)?;
         Ok(())
     }
 
-    /// d_x_ti added to; gradients of A and B are added up in `grads`. Drops the same inputs as `forward_residual` under the same seed.
+    /// d_x_ti assigned; gradients of A and B are added up in `grads`. Needs what forward kept of the same x under the same seed.
+    pub fn backward(
+        &self,
+        d_x_ti: &mut Tensor,
+        grads: &mut Gradients,
+        d_y_to: &Tensor,
+        x_ti: &Tensor,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        self.up_backward(grads, d_y_to, scratch)?;
+        low_rank::down_backward(
+            d_x_ti,
+            grads.of(&self.a_ri),
+            &scratch.d_u_tr,
+            x_ti,
+            &self.a_ri.tensor,
+            self.drops(scratch).as_ref(),
+        )?;
+        Ok(())
+    }
+
+    /// As `backward`, with d_x_ti added to.
     pub fn backward_residual(
         &self,
         d_x_ti: &mut Tensor,
@@ -103,65 +131,64 @@ impl Adapter {
         x_ti: &Tensor,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        // 2. up
-        self.down(x_ti, scratch)?;
-        if let Some(d_b) = grads.of(&self.b_or) {
-            matmul::backward_weight(d_b, d_y_to, &scratch.u_tr, self.scale)?;
-        }
-        let shape = scratch.u_tr.shape().to_vec();
-        scratch.d_u_tr.resize(&shape)?;
-        matmul::backward_input(&mut scratch.d_u_tr, d_y_to, &self.b_or.tensor, self.scale)?;
-
-        // 1. down
-        let drops = self.drop_seed(scratch);
-        if let Some(d_a) = grads.of(&self.a_ri) {
-            let input = if drops.is_some() {
-                &scratch.dropped_ti
-            } else {
-                x_ti
-            };
-            matmul::backward_weight(d_a, &scratch.d_u_tr, input, 1.0)?;
-        }
-        let Some(seed) = drops else {
-            matmul::backward_input_residual(d_x_ti, &scratch.d_u_tr, &self.a_ri.tensor, 1.0)?;
-            return Ok(());
-        };
-        matmul::backward_input(
-            &mut scratch.dropped_ti,
+        self.up_backward(grads, d_y_to, scratch)?;
+        low_rank::down_backward_residual(
+            d_x_ti,
+            grads.of(&self.a_ri),
             &scratch.d_u_tr,
+            x_ti,
             &self.a_ri.tensor,
-            1.0,
+            self.drops(scratch).as_ref(),
         )?;
-        dropout::forward_residual(d_x_ti, &scratch.dropped_ti, &self.drops(seed))?;
         Ok(())
     }
 
-    /// u = dropout(x) Aᵀ.
-    fn down(&self, x_ti: &Tensor, scratch: &mut Scratch) -> Result<()> {
+    /// dropout(x) Aᵀ, at its place in the scratch.
+    fn down<'a>(&self, x_ti: &Tensor, scratch: &'a mut Scratch) -> Result<&'a Tensor> {
         let [rank, n_in] = [self.a_ri.tensor.shape()[0], self.a_ri.tensor.shape()[1]];
-        let n_rows = x_ti.numel() / n_in;
-        scratch.u_tr.resize(&[n_rows, rank])?;
-        let Some(seed) = self.drop_seed(scratch) else {
-            matmul::forward(&mut scratch.u_tr, x_ti, &self.a_ri.tensor)?;
-            return Ok(());
+        let drops = self.drops(scratch);
+        let place = match scratch.dropout_seed {
+            Some(_) => self.layer_number as usize,
+            None => 0,
         };
-        scratch.dropped_ti.resize(&[n_rows, n_in])?;
-        dropout::forward(&mut scratch.dropped_ti, x_ti, &self.drops(seed))?;
-        matmul::forward(&mut scratch.u_tr, &scratch.dropped_ti, &self.a_ri.tensor)?;
+        while scratch.u_tr.len() <= place {
+            let empty = Tensor::empty_on(scratch.device, scratch.dtype);
+            scratch.u_tr.push(empty);
+        }
+        let u_tr = &mut scratch.u_tr[place];
+        u_tr.resize(&[x_ti.numel() / n_in, rank])?;
+        low_rank::down_forward(u_tr, x_ti, &self.a_ri.tensor, drops.as_ref())?;
+        Ok(u_tr)
+    }
+
+    /// The gradient of `down`'s result, and that of B.
+    fn up_backward(
+        &self,
+        grads: &mut Gradients,
+        d_y_to: &Tensor,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let u_tr = &scratch.u_tr[self.layer_number as usize];
+        scratch.d_u_tr.resize(u_tr.shape())?;
+        low_rank::up_backward(
+            &mut scratch.d_u_tr,
+            grads.of(&self.b_or),
+            d_y_to,
+            u_tr,
+            &self.b_or.tensor,
+            self.scale,
+        )?;
         Ok(())
     }
 
-    fn drop_seed(&self, scratch: &Scratch) -> Option<u64> {
-        scratch.dropout_seed.filter(|_| self.dropout > 0.0)
-    }
-
-    /// What this layer drops in the pass of this seed.
-    fn drops(&self, seed: u64) -> Dropout {
-        Dropout {
+    /// What this layer drops in the pass.
+    fn drops(&self, scratch: &Scratch) -> Option<Dropout> {
+        let seed = scratch.dropout_seed.filter(|_| self.dropout > 0.0)?;
+        Some(Dropout {
             rate: self.dropout,
             seed,
             stream: self.layer_number,
-        }
+        })
     }
 }
 

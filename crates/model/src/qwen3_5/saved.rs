@@ -138,9 +138,9 @@ impl Saved {
         Saved::keeping(vec![Keep::Input; config.layer_types.len()])
     }
 
-    /// Bytes that a row of `n_tokens` needs in training, exactly but for LoRA: two numbers for each token and rank more, and with
-    /// dropout one for each token and the widest input (f32 on a CPU, the model's type on a GPU). The loss adds its chunk of logits
-    /// for the time of the call.
+    /// Bytes that a row of `n_tokens` needs in training, exactly but for LoRA: for each token and rank one number more for
+    /// each adapted layer, and one (f32 on a CPU, the model's type on a GPU). The loss adds its chunk of logits for the time of the
+    /// call.
     pub fn bytes_for(config: &Config, n_tokens: usize, dtype: DType, keeps: &[Keep]) -> usize {
         let keep = |layer: usize| keeps.get(layer).copied().unwrap_or_default();
         let types = config.layer_types.iter().enumerate();
