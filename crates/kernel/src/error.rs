@@ -60,6 +60,15 @@ pub enum Error {
         free: usize,
     },
     #[error(
+        "{device} has no room for {bytes} bytes more: buffers have {in_use} of the {limit} bytes that --memory leaves them; give it more, or use fewer rows a batch, shorter rows, or LoRA"
+    )]
+    OverLimit {
+        device: String,
+        bytes: usize,
+        in_use: usize,
+        limit: usize,
+    },
+    #[error(
         "the GPU failed in {call}: {code} ({what}); if it happens again, `cyrene selftest` says which primitive is wrong, and --device cpu does without it"
     )]
     Cuda {

@@ -13,7 +13,7 @@ use super::{Buffer, Cuda, Timer};
 use crate::{DType, Error, Result};
 
 /// What cuBLASLt may use beside the operands.
-const WORKSPACE_BYTES: usize = 64 << 20;
+pub const WORKSPACE_BYTES: usize = 64 << 20;
 /// Algorithms of one product that are timed.
 const CANDIDATES: usize = 8;
 /// Timed runs of each, after one that is not.

@@ -1,6 +1,6 @@
 //! Memory on a GPU.
 
-use cudarc::driver::result;
+use cudarc::driver::{result, sys};
 
 use super::{Cuda, check};
 use crate::{Error, Result};
@@ -26,7 +26,7 @@ impl Buffer {
     /// Uninitialised memory.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] with what was asked and what is free.
+    /// [`Error::OutOfMemory`] with what was asked and what is free; [`Error::OverLimit`] beyond a limit.
     pub(crate) fn new(cuda: Cuda, bytes: usize) -> Result<Buffer> {
         if bytes == 0 {
             return Ok(Buffer {
@@ -36,28 +36,33 @@ impl Buffer {
             });
         }
         cuda.bind()?;
-        // SAFETY: plain allocation; the pointer is freed in Drop alone.
-        let pointer = unsafe { result::malloc_sync(bytes) }.map_err(|error| match error.0 {
-            cudarc::driver::sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfMemory {
+        cuda.meter()
+            .take(bytes)
+            .map_err(|(in_use, limit)| Error::OverLimit {
                 device: format!("{cuda:?}"),
                 bytes,
-                free: cuda.free_bytes().unwrap_or(0),
-            },
-            _ => match check::<()>("allocate", Err(error)) {
-                Err(error) => error,
-                Ok(()) => Error::OutOfMemory {
-                    device: format!("{cuda:?}"),
-                    bytes,
-                    free: 0,
-                },
-            },
-        })?;
-        cuda.count_bytes(bytes as isize);
-        Ok(Buffer {
-            cuda,
-            pointer,
-            bytes,
-        })
+                in_use,
+                limit,
+            })?;
+        // SAFETY: plain allocation; the pointer is freed in Drop alone.
+        match unsafe { result::malloc_sync(bytes) } {
+            Ok(pointer) => Ok(Buffer {
+                cuda,
+                pointer,
+                bytes,
+            }),
+            Err(error) => {
+                cuda.meter().give_back(bytes);
+                if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+                    return Err(Error::OutOfMemory {
+                        device: format!("{cuda:?}"),
+                        bytes,
+                        free: cuda.free_bytes().unwrap_or(0),
+                    });
+                }
+                check("allocate", Err(error))
+            }
+        }
     }
 
     pub(crate) fn cuda(&self) -> Cuda {
@@ -139,6 +144,6 @@ impl Drop for Buffer {
         }
         // SAFETY: allocated in `new`, freed once; the driver waits for work that uses it. A GPU that is gone has no memory to free.
         let _ = unsafe { result::free_sync(self.pointer) };
-        self.cuda.count_bytes(-(self.bytes as isize));
+        self.cuda.meter().give_back(self.bytes);
     }
 }

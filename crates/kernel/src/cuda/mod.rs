@@ -9,7 +9,9 @@
 
 mod blas;
 mod buffer;
+mod card;
 mod choices;
+mod meter;
 mod module;
 mod table;
 mod timer;
@@ -25,13 +27,17 @@ use cudarc::driver::{result, sys};
 
 use crate::{Error, Result};
 
+pub use blas::WORKSPACE_BYTES;
 pub(crate) use blas::{Gemm, Operand};
 pub(crate) use buffer::Buffer;
+pub use card::Card;
+pub use meter::footprint;
 pub use module::SOURCES;
 pub(crate) use module::{Args, Grid, sources};
 pub use module::{Compiled, Source, architecture, compile, compile_verbose, load_nvrtc};
 pub(crate) use table::Table;
 pub use timer::Timer;
+pub use upload::table_bytes;
 
 /// Handle to an opened GPU; cheap to copy, valid until the process ends. One thread at a time may call ops on it.
 #[derive(Clone, Copy)]
@@ -47,6 +53,7 @@ pub(crate) struct Context {
     total_bytes: usize,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    meter: meter::Meter,
     state: Mutex<State>,
 }
 
@@ -58,9 +65,6 @@ struct State {
     scratch: Option<Buffer>,
     /// Milliseconds and calls by kernel, while profiling.
     profile: Option<BTreeMap<String, (f64, usize)>>,
-    /// Bytes of live buffers, and the most there ever were.
-    bytes: usize,
-    peak_bytes: usize,
 }
 
 // SAFETY: the handles are opaque names that the driver lets any thread use once the context is current there (`bind`); what
@@ -155,15 +159,46 @@ impl Cuda {
         Ok(free)
     }
 
-    /// Bytes of tensors and scratch alive now, and the most since [`Cuda::reset_peak`].
+    /// What sizes scratch and plans on this GPU.
+    pub fn card(self) -> Card {
+        let limit = self.0.meter.limit().map(Card::memory_for_buffers);
+        Card {
+            compute: self.0.compute,
+            n_multiprocessors: self.0.n_multiprocessors,
+            memory_bytes: limit.map_or(self.0.total_bytes, |l| l.min(self.0.total_bytes)),
+        }
+    }
+
+    /// From now on this GPU behaves as one with `bytes` of memory: plans fill no more, and what asks for more fails.
+    pub fn limit_memory(self, bytes: usize) {
+        self.0.meter.set_limit(Card::buffers_of_memory(bytes));
+    }
+
+    /// Bytes that buffers may yet take: what is free now without what kernels are going to take, or what a limit leaves.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] if the GPU is gone.
+    pub fn available_bytes(self) -> Result<usize> {
+        let free = self.free_bytes()?.saturating_sub(card::KERNEL_BYTES);
+        let left = self.0.meter.left();
+        Ok(left.map_or(free, |left| left.min(free)))
+    }
+
+    /// Bytes that tensors, scratch and tables take now, and the most since [`Cuda::reset_peak`].
     pub fn allocated_bytes(self) -> (usize, usize) {
-        let state = self.state();
-        (state.bytes, state.peak_bytes)
+        self.0.meter.levels()
     }
 
     pub fn reset_peak(self) {
-        let mut state = self.state();
-        state.peak_bytes = state.bytes;
+        self.0.meter.reset_peak();
+    }
+
+    /// Takes scratch of the size that a plan expects before the first op, so that what does not fit fails at the start.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::OverLimit`].
+    pub fn reserve_scratch(self, bytes: usize) -> Result<()> {
+        self.scratch(bytes).map(|_| ())
     }
 
     /// From now on waits after every kernel and adds up its time; for `bench`.
@@ -276,7 +311,7 @@ impl Cuda {
             }
         };
         drop(old);
-        let buffer = Buffer::new(self, bytes.next_multiple_of(1 << 20))?;
+        let buffer = Buffer::new(self, bytes)?;
         let pointer = buffer.pointer();
         self.state().scratch = Some(buffer);
         Ok(pointer)
@@ -296,7 +331,6 @@ impl Cuda {
     pub(crate) fn gemm(self, gemm: &Gemm) -> Result<()> {
         self.bind()?;
         if self.state().blas.is_none() {
-            // Its workspace is a buffer, which counts itself under the same lock.
             let blas = blas::Blas::new(self)?;
             self.state().blas = Some(blas);
         }
@@ -310,10 +344,8 @@ impl Cuda {
         })
     }
 
-    fn count_bytes(self, change: isize) {
-        let mut state = self.state();
-        state.bytes = state.bytes.saturating_add_signed(change);
-        state.peak_bytes = state.peak_bytes.max(state.bytes);
+    fn meter(self) -> &'static meter::Meter {
+        &self.0.meter
     }
 }
 
@@ -361,14 +393,13 @@ impl Context {
             total_bytes,
             context,
             stream,
+            meter: meter::Meter::default(),
             state: Mutex::new(State {
                 modules: module::Modules::default(),
                 uploads: upload::Uploads::default(),
                 blas: None,
                 scratch: None,
                 profile: None,
-                bytes: 0,
-                peak_bytes: 0,
             }),
         })
     }

@@ -2,11 +2,22 @@
 
 use cudarc::driver::result;
 
-use super::{Cuda, check};
+use super::{Buffer, Cuda, check, footprint};
 use crate::Result;
 
 /// More than the distinct tables of one pass.
 const KEPT: usize = 64;
+/// Most numbers for each token in a table: the items of attention's backward where every document is one token.
+const NUMBERS_PER_TOKEN: usize = 8;
+
+/// Most bytes that the tables of passes over `n_tokens` take together.
+pub fn table_bytes(n_tokens: usize) -> usize {
+    KEPT * footprint(capacity(4 * NUMBERS_PER_TOKEN * n_tokens))
+}
+
+fn capacity(bytes: usize) -> usize {
+    bytes.next_power_of_two().max(1 << 10)
+}
 
 #[derive(Default)]
 pub(super) struct Uploads {
@@ -16,8 +27,7 @@ pub(super) struct Uploads {
 
 struct Table {
     contents: Vec<u32>,
-    pointer: u64,
-    capacity: usize,
+    buffer: Buffer,
 }
 
 impl Uploads {
@@ -29,34 +39,35 @@ impl Uploads {
             .position(|table| table.contents == contents)
         {
             let table = self.tables.remove(idx);
-            let pointer = table.pointer;
+            let pointer = table.buffer.pointer();
             self.tables.push(table);
             return Ok(pointer);
         }
         let bytes = std::mem::size_of_val(contents).max(4);
         let reusable = (self.tables.len() >= KEPT)
-            .then(|| self.tables.iter().position(|table| table.capacity >= bytes))
+            .then(|| {
+                let fits = |table: &Table| table.buffer.bytes() >= bytes;
+                self.tables.iter().position(fits)
+            })
             .flatten();
-        let (pointer, capacity) = match reusable {
-            Some(idx) => {
-                let table = self.tables.remove(idx);
-                (table.pointer, table.capacity)
-            }
+        let buffer = match reusable {
+            Some(idx) => self.tables.remove(idx).buffer,
             None => {
-                let capacity = bytes.next_power_of_two().max(1 << 10);
-                // SAFETY: plain allocation, kept until the process ends.
-                let pointer = check("allocate a table", unsafe { result::malloc_sync(capacity) })?;
-                (pointer, capacity)
+                // The oldest goes, so that a longer row does not leave the tables of shorter ones behind for good.
+                if self.tables.len() >= KEPT {
+                    self.tables.remove(0);
+                }
+                Buffer::new(cuda, capacity(bytes))?
             }
         };
         // SAFETY: the range is inside the allocation; pageable memory is staged before the call returns.
         check("copy a table to the GPU", unsafe {
-            result::memcpy_htod_async(pointer, contents, cuda.stream())
+            result::memcpy_htod_async(buffer.pointer(), contents, cuda.stream())
         })?;
+        let pointer = buffer.pointer();
         self.tables.push(Table {
             contents: contents.to_vec(),
-            pointer,
-            capacity,
+            buffer,
         });
         Ok(pointer)
     }

@@ -7,6 +7,7 @@
 
 use super::check;
 use crate::cpu::documents;
+use crate::cuda::Card;
 use crate::{Device, Result, Tensor};
 
 /// `out` and `lse` assigned. Query head h reads key:value head h·G/H.
@@ -78,6 +79,12 @@ pub fn backward(
         scale,
         None,
     )
+}
+
+/// Most bytes of scratch that [`backward`] takes on a GPU, whatever documents of at most `longest` tokens the `shape` [T,H,G,N] is
+/// packed from.
+pub fn backward_scratch_bytes(card: Card, [t, h, g, n]: [usize; 4], longest: usize) -> usize {
+    cuda::scratch_bytes(card, Dims { t, h, g, n }, longest)
 }
 
 /// [`backward`] with at most about so many bytes of score gradients kept at a time on a GPU; none: a part of its memory.
@@ -693,7 +700,7 @@ mod cuda {
 
     use super::Dims;
     use crate::cuda::sources::ATTENTION;
-    use crate::cuda::{Args, Cuda, Grid};
+    use crate::cuda::{Args, Card, Cuda, Grid};
     use crate::{DType, Error, Result, Tensor};
 
     const MAX_HEAD_DIM: usize = 256;
@@ -836,8 +843,8 @@ mod cuda {
         if !inputs.is_fast(&[d_q, d_k, d_v, saved.d_out_thn, saved.out_thn]) {
             return backward_any(cuda, gradients, saved, inputs, documents);
         }
-        let score_bytes = score_bytes.unwrap_or(cuda.total_bytes() / SCORE_SHARE);
-        let plan = Plan::new(documents, inputs.dims, score_bytes / BLOCK_BYTES);
+        let blocks = score_bytes.map_or(score_blocks(cuda.card()), |bytes| bytes / BLOCK_BYTES);
+        let plan = Plan::new(documents, inputs.dims, blocks);
         backward_fast(cuda, gradients, saved, inputs, &plan)
     }
 
@@ -1330,6 +1337,65 @@ mod cuda {
         }
     }
 
+    /// Backward's scratch.
+    struct Parts {
+        rows: u64,
+        d_s: u64,
+        carry: u64,
+        bytes: usize,
+    }
+
+    impl Parts {
+        fn of(dims: Dims, plan: &Plan) -> Self {
+            let n_blocks = plan.groups.iter().map(|group| group.n_blocks).max();
+            Parts::new(
+                dims,
+                plan.tiles.len(),
+                plan.n_pass * n_blocks.unwrap_or(0),
+                plan.n_pass * plan.n_carried,
+            )
+        }
+
+        fn new(dims: Dims, n_tiles: usize, n_blocks: usize, n_carried: usize) -> Self {
+            let mut scratch = Carved::default();
+            Parts {
+                rows: scratch.take(n_tiles * dims.h * 2 * BLOCK_QUERIES * size_of::<f32>()),
+                d_s: scratch.take(n_blocks * BLOCK_BYTES),
+                carry: scratch.take(n_carried * 2 * BACKWARD_KEYS * dims.n * size_of::<f32>()),
+                bytes: scratch.bytes,
+            }
+        }
+    }
+
+    /// Blocks of score gradients that may exist at a time.
+    fn score_blocks(card: Card) -> usize {
+        card.memory_bytes / SCORE_SHARE / BLOCK_BYTES
+    }
+
+    #[cfg(test)]
+    pub(super) fn planned_bytes(card: Card, dims: Dims, documents: &[Range<usize>]) -> usize {
+        Parts::of(dims, &Plan::new(documents, dims, score_blocks(card))).bytes
+    }
+
+    /// See [`super::backward_scratch_bytes`]: no packing of `dims.t` tokens in documents of at most `longest` makes a larger plan.
+    pub(super) fn scratch_bytes(card: Card, dims: Dims, longest: usize) -> usize {
+        let budget = score_blocks(card);
+        let longest = longest.min(dims.t);
+        let n_key_tiles = longest.div_ceil(BACKWARD_KEYS);
+        // A document of 64 n tokens has n (n + 1) blocks for each query head, one of a single token has one.
+        let all =
+            dims.ratio() * (dims.t * (n_key_tiles + 1).max(BACKWARD_KEYS)).div_ceil(BACKWARD_KEYS);
+        let largest_document = dims.ratio() * n_key_tiles * (n_key_tiles + 1);
+        let smallest_piece = dims.ratio() * n_key_tiles * (BACKWARD_QUERIES / BLOCK_QUERIES);
+        let n_blocks = (dims.g * all).min(budget.max(smallest_piece));
+        let n_carried = match largest_document > budget {
+            true => dims.t.div_ceil(BACKWARD_KEYS) + dims.t.div_ceil(longest.max(1)),
+            false => 0,
+        };
+        // A tile of its own for every token is what documents of one token have.
+        Parts::new(dims, dims.t, n_blocks, n_carried).bytes
+    }
+
     fn backward_fast(
         cuda: Cuda,
         [d_q_thn, d_k_tgn, d_v_tgn]: [&mut Tensor; 3],
@@ -1338,14 +1404,9 @@ mod cuda {
         plan: &Plan,
     ) -> Result<()> {
         let Dims { h, g, n, .. } = inputs.dims;
-        let most_blocks = plan.groups.iter().map(|group| group.n_blocks).max();
-        let mut scratch = Carved::default();
-        let rows = scratch.take(plan.tiles.len() * h * 2 * BLOCK_QUERIES * size_of::<f32>());
-        let d_s = scratch.take(plan.n_pass * most_blocks.unwrap_or(0) * BLOCK_BYTES);
-        let carry_bytes = 2 * BACKWARD_KEYS * n * size_of::<f32>();
-        let carry = scratch.take(plan.n_pass * plan.n_carried * carry_bytes);
-        let base = cuda.scratch(scratch.bytes)?;
-        let [rows, d_s, carry] = [rows, d_s, carry].map(|offset| base + offset);
+        let parts = Parts::of(inputs.dims, plan);
+        let base = cuda.scratch(parts.bytes)?;
+        let [rows, d_s, carry] = [parts.rows, parts.d_s, parts.carry].map(|offset| base + offset);
 
         // 1. what every query contributes by itself
         let args = Args::new()
@@ -1762,6 +1823,38 @@ mod tests {
                 met.len(),
                 documents.iter().map(|x| pairs(x.len())).sum::<usize>()
             );
+        }
+    }
+
+    #[test]
+    fn no_packing_takes_more_scratch_than_is_said() {
+        let dims = Dims {
+            t: 6000,
+            h: 6,
+            g: 3,
+            n: 64,
+        };
+        let mut state = 7_u64;
+        let mut random = |below: usize| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (state >> 33) as usize % below
+        };
+        for memory_bytes in [1 << 20, 1 << 30, 16 << 30, 80 << 30] {
+            let card = Card::with_memory(memory_bytes);
+            for longest in [1, 31, 65, 700, 4100, 6000] {
+                let said = cuda::scratch_bytes(card, dims, longest);
+                for spread in [1, longest, longest / 2 + 1, longest / 30 + 1] {
+                    let mut lengths = Vec::new();
+                    while lengths.iter().sum::<usize>() < dims.t {
+                        let left = dims.t - lengths.iter().sum::<usize>();
+                        lengths.push((longest - random(spread)).min(left));
+                    }
+                    let taken = cuda::planned_bytes(card, dims, &documents(&offsets(&lengths)));
+                    assert!(taken <= said, "{taken} of {said}: {lengths:?}");
+                }
+            }
         }
     }
 

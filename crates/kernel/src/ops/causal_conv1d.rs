@@ -7,10 +7,12 @@
 
 use super::check;
 use crate::cpu::documents;
+use crate::cuda::Card;
+use crate::ops::rows::Partials;
 use crate::{Device, Result, Tensor};
 
 /// Taps of the filter.
-const WIDTH: usize = 4;
+pub(super) const WIDTH: usize = 4;
 /// Earlier tokens that one output sees.
 const PAST: usize = WIDTH - 1;
 
@@ -92,6 +94,11 @@ pub fn forward_with_state(
         Device::Cuda(cuda) => cuda::forward_with_state(cuda, out_tc, state_3c, x_tc, w)?,
     }
     Ok(())
+}
+
+/// Bytes of scratch that [`backward`] takes on a GPU for [T,C] inputs.
+pub fn backward_scratch_bytes(card: Card, [t, c]: [usize; 2]) -> usize {
+    Partials::bytes(cuda::backward_walk(card, t, c).n_runs, WIDTH * c)
 }
 
 mod cpu {
@@ -354,7 +361,7 @@ mod cpu {
 pub(super) mod cuda {
     use super::{PAST, WIDTH};
     use crate::cuda::sources::CAUSAL_CONV1D;
-    use crate::cuda::{Args, Cuda, Grid};
+    use crate::cuda::{Args, Card, Cuda, Grid};
     use crate::ops::rows::{self, Partials};
     use crate::{Result, Tensor};
 
@@ -377,13 +384,13 @@ pub(super) mod cuda {
     }
 
     impl Walk {
-        pub fn forward(cuda: Cuda, n_tokens: usize, threads_of_row: usize) -> Walk {
-            let n_blocks = FORWARD_BLOCKS * cuda.n_multiprocessors() as usize;
+        pub fn forward(card: Card, n_tokens: usize, threads_of_row: usize) -> Walk {
+            let n_blocks = FORWARD_BLOCKS * card.n_multiprocessors as usize;
             Walk::new(n_blocks, n_tokens, threads_of_row)
         }
 
-        pub fn backward(cuda: Cuda, n_tokens: usize, threads_of_row: usize) -> Walk {
-            let n_blocks = BACKWARD_BLOCKS * cuda.n_multiprocessors() as usize;
+        pub fn backward(card: Card, n_tokens: usize, threads_of_row: usize) -> Walk {
+            let n_blocks = BACKWARD_BLOCKS * card.n_multiprocessors as usize;
             Walk::new(n_blocks, n_tokens, threads_of_row)
         }
 
@@ -414,7 +421,7 @@ pub(super) mod cuda {
         w: &Tensor,
         cu_seqlens: &[u32],
     ) -> Result<()> {
-        let walk = Walk::forward(cuda, x.shape()[0], x.shape()[1].div_ceil(CHANNELS));
+        let walk = Walk::forward(cuda.card(), x.shape()[0], x.shape()[1].div_ceil(CHANNELS));
         let boundaries = cuda.upload(cu_seqlens)?;
         launch_forward(
             cuda,
@@ -436,7 +443,7 @@ pub(super) mod cuda {
         w: &Tensor,
     ) -> Result<()> {
         let (t, c) = (x.shape()[0], x.shape()[1]);
-        let walk = Walk::forward(cuda, t, c.div_ceil(CHANNELS));
+        let walk = Walk::forward(cuda.card(), t, c.div_ceil(CHANNELS));
         let pointer = state.device_pointer();
         if walk.n_runs <= 1 {
             return launch_forward(cuda, walk, out, x, w, [pointer, pointer], 0, 1);
@@ -476,6 +483,10 @@ pub(super) mod cuda {
         cuda.launch(&CAUSAL_CONV1D, kernel, walk.grid(), args)
     }
 
+    pub(super) fn backward_walk(card: Card, n_tokens: usize, n_channels: usize) -> Walk {
+        Walk::backward(card, n_tokens, n_channels.div_ceil(CHANNELS))
+    }
+
     pub(super) fn backward(
         cuda: Cuda,
         d_x: &mut Tensor,
@@ -486,7 +497,7 @@ pub(super) mod cuda {
         cu_seqlens: &[u32],
     ) -> Result<()> {
         let (t, c) = (x.shape()[0], x.shape()[1]);
-        let walk = Walk::backward(cuda, t, c.div_ceil(CHANNELS));
+        let walk = backward_walk(cuda.card(), t, c);
         let partials = Partials::new(cuda, d_w.is_some(), walk.n_runs, WIDTH * c)?;
         let names = ["causal_conv1d_backward_bf16", "causal_conv1d_backward_any"];
         let kernel = rows::instance(names, &[d_x, d_out, x], &[c]);

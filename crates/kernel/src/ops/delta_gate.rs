@@ -6,6 +6,8 @@
 //! Source: `Qwen3_5GatedDeltaNet` of transformers 5.17.
 
 use super::check;
+use crate::cuda::Card;
+use crate::ops::rows::Partials;
 use crate::{Device, Result, Tensor};
 
 /// Both assigned. Shapes: g_th, beta_th [T,H] f32; a_th, b_th [T,H]; a_log_h, dt_bias_h [H].
@@ -99,6 +101,11 @@ fn check_inputs(
     check::shape(op, "b_th", b_th, &[t, h])?;
     check::shape(op, "a_log_h", a_log_h, &[h])?;
     check::shape(op, "dt_bias_h", dt_bias_h, &[h])
+}
+
+/// Bytes of scratch that [`backward`] takes on a GPU for [T,H] gates.
+pub fn backward_scratch_bytes(card: Card, [t, h]: [usize; 2]) -> usize {
+    Partials::bytes(cuda::backward_blocks(card, t, h).n, 2 * h)
 }
 
 mod cpu {
@@ -200,7 +207,7 @@ mod cpu {
 
 mod cuda {
     use crate::cuda::sources::DELTA_GATE;
-    use crate::cuda::{Args, Cuda, Grid};
+    use crate::cuda::{Args, Card, Cuda, Grid};
     use crate::ops::rows::Partials;
     use crate::{Error, Result, Tensor};
 
@@ -230,6 +237,21 @@ mod cuda {
         cuda.launch(&DELTA_GATE, "delta_gate_forward", grid, args)
     }
 
+    /// Blocks of backward, each with a row of partial sums.
+    pub(super) struct Blocks {
+        pub n: usize,
+        threads: usize,
+    }
+
+    pub(super) fn backward_blocks(card: Card, n_tokens: usize, n_heads: usize) -> Blocks {
+        let threads = n_heads.next_multiple_of(32).max(THREADS);
+        let at_a_time = card.n_multiprocessors as usize * MAX_THREADS / threads;
+        Blocks {
+            n: n_tokens.div_ceil(threads / n_heads).min(at_a_time),
+            threads,
+        }
+    }
+
     pub(super) fn backward(
         cuda: Cuda,
         d_a: &mut Tensor,
@@ -253,10 +275,8 @@ mod cuda {
             return Ok(());
         }
         let n_tokens = a.numel() / h;
-        let threads = h.next_multiple_of(32).max(THREADS);
-        let at_a_time = cuda.n_multiprocessors() as usize * MAX_THREADS / threads;
-        let n_blocks = n_tokens.div_ceil(threads / h).min(at_a_time);
-        let partials = Partials::new(cuda, d_params.is_some(), n_blocks, 2 * h)?;
+        let blocks = backward_blocks(cuda.card(), n_tokens, h);
+        let partials = Partials::new(cuda, d_params.is_some(), blocks.n, 2 * h)?;
         let args = Args::new()
             .view_mut(d_a)
             .view_mut(d_b)
@@ -269,7 +289,7 @@ mod cuda {
             .view(dt_bias_h)
             .u32(n_tokens)
             .u32(h);
-        let grid = Grid::line(n_blocks, threads as u32);
+        let grid = Grid::line(blocks.n, blocks.threads as u32);
         cuda.launch(&DELTA_GATE, "delta_gate_backward", grid, args)?;
         if let Some((d_a_log_h, d_dt_bias_h)) = d_params {
             partials.add_to(cuda, d_a_log_h, 0)?;

@@ -7,6 +7,7 @@
 // T tokens (packed), G key heads, K key dim, H value heads, V value dim, C = 2·G·K + H·V channels: q, then k, then v.
 
 use super::{causal_conv1d, check, l2_norm, split};
+use crate::cuda::Card;
 use crate::{Device, Result, Tensor};
 
 /// All five outputs assigned. Shapes: q_tgk, k_tgk [T,G,K]; v_thv [T,H,V]; q_rstd_tg, k_rstd_tg [T,G] f32; qkv_tc [T,C];
@@ -151,6 +152,11 @@ impl Dims {
     }
 }
 
+/// Bytes of scratch that [`backward`] takes on a GPU for the shape [T,H,G,K,V].
+pub fn backward_scratch_bytes(card: Card, [t, h, g, k, v]: [usize; 5]) -> usize {
+    cuda::scratch_bytes(card, Dims { t, g, k, h, v })
+}
+
 mod cpu {
     use super::{Dims, causal_conv1d, l2_norm, split};
     use crate::{Result, Tensor};
@@ -201,9 +207,10 @@ mod cpu {
 
 mod cuda {
     use super::Dims;
+    use super::causal_conv1d::WIDTH;
     use super::causal_conv1d::cuda::Walk;
     use crate::cuda::sources::CAUSAL_CONV1D;
-    use crate::cuda::{Args, Cuda};
+    use crate::cuda::{Args, Card, Cuda};
     use crate::ops::rows::{self, Partials};
     use crate::{Error, Result, Tensor};
 
@@ -223,7 +230,7 @@ mod cuda {
         eps: f32,
     ) -> Result<()> {
         let shape = Shape::new("delta_inputs::forward", dims)?;
-        let walk = Walk::forward(cuda, dims.t, shape.threads_of_row);
+        let walk = Walk::forward(cuda.card(), dims.t, shape.threads_of_row);
         let names = ["delta_inputs_forward_bf16", "delta_inputs_forward_any"];
         let kernel = rows::instance(names, &[q, k, v, qkv], &[dims.k, shape.value_width]);
         let args = Args::new()
@@ -241,6 +248,13 @@ mod cuda {
         cuda.launch(&CAUSAL_CONV1D, kernel, walk.grid(), args)
     }
 
+    pub(super) fn scratch_bytes(card: Card, dims: Dims) -> usize {
+        let n_runs = Shape::new("delta_inputs::backward", dims).map_or(0, |shape| {
+            Walk::backward(card, dims.t, shape.threads_of_row).n_runs
+        });
+        Partials::bytes(n_runs, WIDTH * (2 * dims.g * dims.k + dims.h * dims.v))
+    }
+
     pub(super) fn backward(
         cuda: Cuda,
         d_qkv: &mut Tensor,
@@ -254,8 +268,8 @@ mod cuda {
         q_scale: f32,
     ) -> Result<()> {
         let shape = Shape::new("delta_inputs::backward", dims)?;
-        let walk = Walk::backward(cuda, dims.t, shape.threads_of_row);
-        let partials = Partials::new(cuda, d_w.is_some(), walk.n_runs, w.numel())?;
+        let walk = Walk::backward(cuda.card(), dims.t, shape.threads_of_row);
+        let partials = Partials::new(cuda, d_w.is_some(), walk.n_runs, WIDTH * qkv.shape()[1])?;
         let names = ["delta_inputs_backward_bf16", "delta_inputs_backward_any"];
         let tensors = [d_qkv, d_q, d_k, d_v, qkv];
         let kernel = rows::instance(names, &tensors, &[dims.k, shape.value_width]);

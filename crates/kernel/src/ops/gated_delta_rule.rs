@@ -8,7 +8,7 @@
 
 use super::check;
 use crate::cpu::documents;
-use crate::{Device, Result, Tensor};
+use crate::{DType, Device, Result, Tensor};
 
 /// Tokens handled together; states exist at chunk borders only.
 pub const CHUNK: usize = 64;
@@ -95,6 +95,11 @@ pub fn backward(
         Device::Cuda(cuda) => cuda::backward(cuda, gradients, d_out_thv, &inputs, cu_seqlens)?,
     }
     Ok(())
+}
+
+/// Most bytes of scratch that [`forward`] and [`backward`] take on a GPU, whatever documents the `shape` [T,H,G,K,V] is packed from.
+pub fn scratch_bytes([t, h, g, k, v]: [usize; 5], dtype: DType) -> usize {
+    cuda::scratch_bytes(Dims { t, h, g, k, v }, dtype)
 }
 
 /// T tokens of one sequence from `state_hkv` [H,K,V] f32, which is updated to the state after them; `out` assigned.
@@ -965,6 +970,19 @@ mod cuda {
     use crate::cuda::{Args, Cuda};
     use crate::{DType, Result, Tensor};
 
+    /// See [`super::scratch_bytes`]. Forward takes a part of what backward does.
+    pub(super) fn scratch_bytes(dims: Dims, dtype: DType) -> usize {
+        let per_head = match dtype {
+            DType::Bf16 if bf16_kernels::take_dims(dims) => {
+                bf16_kernels::backward_bytes(dims, dims.t / bf16_kernels::CHUNK).to_vec()
+            }
+            _ => f32_kernels::backward_bytes(dims, dims.t / f32_kernels::SPAN).to_vec(),
+        };
+        // The heads are shared out evenly, so that a pass takes less than one key head's more than what is worth its room.
+        let per_head: usize = per_head.iter().map(|bytes| bytes + 256).sum();
+        (per_head * dims.h).min(SCRATCH + per_head * dims.ratio())
+    }
+
     /// Scratch that is worth its room; one key head's is taken in any case.
     const SCRATCH: usize = 768 << 20;
     const F32: usize = 4;
@@ -1017,7 +1035,7 @@ mod cuda {
         use crate::cuda::sources::GATED_DELTA_RULE;
 
         /// Tokens of a chunk.
-        const SPAN: usize = 32;
+        pub(super) const SPAN: usize = 32;
         /// Value columns of a block of a scan.
         const COLUMNS: usize = 16;
         /// Most key dims that a block holds.
@@ -1067,11 +1085,10 @@ mod cuda {
             inputs: &Inputs,
             cu_seqlens: &[u32],
         ) -> Result<()> {
-            let Dims { t, k, v, .. } = inputs.dims;
+            let k = inputs.dims.k;
             check_dims("gated_delta_rule::backward", inputs.dims)?;
             let tables = Tables::upload(cuda, cu_seqlens, SPAN)?;
-            let (pairs, values, states) = (t * SPAN, t * v, tables.n_borders * k * v);
-            let per_head = [pairs, pairs, pairs, values, values, states, states].map(|n| n * F32);
+            let per_head = backward_bytes(inputs.dims, tables.n_borders);
             for heads in heads_at_once(inputs.dims, per_head.iter().sum()) {
                 let [p, m, n, e, d_r, states, d_states] =
                     carve(cuda, per_head.map(|bytes| bytes * heads.n))?;
@@ -1108,6 +1125,13 @@ mod cuda {
                 cuda.launch(&GATED_DELTA_RULE, "gated_delta_rule_gradient", grid, args)?;
             }
             Ok(())
+        }
+
+        /// Bytes of p, m, n, e, d_r and of the states and their gradients for one head.
+        pub(super) fn backward_bytes(dims: Dims, n_borders: usize) -> [usize; 7] {
+            let Dims { t, k, v, .. } = dims;
+            let (pairs, values, states) = (t * SPAN, t * v, n_borders * k * v);
+            [pairs, pairs, pairs, values, values, states, states].map(|n| n * F32)
         }
 
         fn check_dims(op: &'static str, dims: Dims) -> Result<()> {
@@ -1214,7 +1238,7 @@ mod cuda {
         use crate::cuda::sources::GATED_DELTA_RULE_BF16;
 
         /// Tokens of a chunk.
-        const CHUNK: usize = 64;
+        pub(super) const CHUNK: usize = 64;
         /// Key dims, and value dims.
         const DIM: usize = 128;
         /// Value columns of a warp of a scan.
@@ -1235,12 +1259,15 @@ mod cuda {
                 dims,
                 ..
             } = inputs;
-            dims.k == DIM
-                && dims.v == DIM
+            take_dims(*dims)
                 && [*q_tgk, *k_tgk, *v_thv]
                     .iter()
                     .chain(others)
                     .all(|x| x.dtype() == DType::Bf16)
+        }
+
+        pub(super) fn take_dims(dims: Dims) -> bool {
+            dims.k == DIM && dims.v == DIM
         }
 
         pub(super) fn forward(
@@ -1291,11 +1318,8 @@ mod cuda {
             inputs: &Inputs,
             cu_seqlens: &[u32],
         ) -> Result<()> {
-            let Dims { t, .. } = inputs.dims;
             let tables = Tables::upload(cuda, cu_seqlens, CHUNK)?;
-            let [p, m, decays] = pair_bytes(t);
-            let states = tables.n_borders * DIM * DIM * BF16;
-            let per_head = [p, m, decays, t * DIM * BF16, states, states];
+            let per_head = backward_bytes(inputs.dims, tables.n_borders);
             for heads in heads_at_once(inputs.dims, per_head.iter().sum()) {
                 let [p, m, decays, e, states, d_states] =
                     carve(cuda, per_head.map(|bytes| bytes * heads.n))?;
@@ -1358,6 +1382,13 @@ mod cuda {
                 pass.over_chunks("gated_delta_rule_bf16_gradient", GRADIENT_BYTES, args)?;
             }
             Ok(())
+        }
+
+        /// Bytes of P, M, the decays, e and of the states and their gradients for one head.
+        pub(super) fn backward_bytes(dims: Dims, n_borders: usize) -> [usize; 6] {
+            let [p, m, decays] = pair_bytes(dims.t);
+            let states = n_borders * DIM * DIM * BF16;
+            [p, m, decays, dims.t * DIM * BF16, states, states]
         }
 
         /// Bytes of P, M and the decays of a head.
@@ -1551,6 +1582,33 @@ mod cuda {
             assert_eq!(groups(0), [(0, 15)]);
             assert_eq!(groups(SCRATCH / 7), [(0, 6), (6, 6), (12, 3)]);
             assert_eq!(groups(2 * SCRATCH).len(), 5);
+        }
+
+        #[test]
+        fn no_packing_takes_more_scratch_than_is_said() {
+            for (t, h, g) in [
+                (100, 4, 4),
+                (15_360, 32, 16),
+                (16_384, 48, 16),
+                (40_000, 32, 16),
+            ] {
+                let dims = Dims {
+                    t,
+                    h,
+                    g,
+                    k: 128,
+                    v: 128,
+                };
+                let said = scratch_bytes(dims, DType::Bf16);
+                for n_borders in (0..=t / 64).step_by(7) {
+                    let per_head = bf16_kernels::backward_bytes(dims, n_borders);
+                    for heads in heads_at_once(dims, per_head.iter().sum()) {
+                        let pieces = per_head.map(|bytes| (bytes * heads.n).next_multiple_of(256));
+                        let taken: usize = pieces.iter().sum();
+                        assert!(taken <= said, "{taken} of {said}, {t} tokens");
+                    }
+                }
+            }
         }
     }
 }

@@ -5,6 +5,7 @@
 //! Source: `Qwen3_5RMSNormGated` of transformers 5.17.
 
 use super::check;
+use crate::cuda::Card;
 use crate::{Device, Result, Tensor};
 
 /// `out` and `rstd` assigned. Shapes: out_thv, x_thv, z_thv [T,H,V]; w_v [V]; rstd_th [T,H] f32. `eps` is added to mean(x²).
@@ -90,6 +91,11 @@ fn check_inputs(
     check::shape(op, "w_v", w_v, &[v])?;
     check::shape(op, "rstd_th", rstd_th, &[t, h])?;
     check::f32(op, "rstd_th", rstd_th)
+}
+
+/// Bytes of scratch that [`backward`] takes on a GPU for `n_rows` rows of `width`.
+pub fn backward_scratch_bytes(card: Card, n_rows: usize, width: usize) -> usize {
+    cuda::scratch_bytes(card, n_rows, width)
 }
 
 mod cpu {
@@ -189,7 +195,7 @@ mod cpu {
 
 mod cuda {
     use crate::cuda::sources::GATED_RMS_NORM;
-    use crate::cuda::{Args, Cuda};
+    use crate::cuda::{Args, Card, Cuda};
     use crate::ops::rows::{self, Partials, Rows};
     use crate::{Result, Tensor};
 
@@ -219,6 +225,12 @@ mod cuda {
         cuda.launch(&GATED_RMS_NORM, kernel, rows.grid(), args)
     }
 
+    pub(super) fn scratch_bytes(card: Card, n_rows: usize, width: usize) -> usize {
+        let rows = Rows::new("gated_rms_norm::backward", n_rows, width);
+        let n = rows.map_or(0, |rows| rows.walking_grid(card).blocks[0] as usize);
+        Partials::bytes(n, width)
+    }
+
     pub(super) fn backward(
         cuda: Cuda,
         d_x: &mut Tensor,
@@ -232,7 +244,7 @@ mod cuda {
     ) -> Result<()> {
         let (n_rows, v) = (rstd.numel(), w_v.numel());
         let rows = Rows::new("gated_rms_norm::backward", n_rows, v)?;
-        let grid = rows.walking_grid(cuda);
+        let grid = rows.walking_grid(cuda.card());
         let partials = Partials::new(cuda, d_w_v.is_some(), grid.blocks[0] as usize, v)?;
         let names = [
             "gated_rms_norm_backward_bf16",

@@ -5,7 +5,8 @@
 //! Source: the chunking is that of arXiv 2410.10989 (Liger) and 2411.09009 (Cut Cross-Entropy); the loss PyTorch's `cross_entropy`.
 
 use super::check;
-use crate::{Device, Error, Result, Tensor};
+use crate::cuda::Card;
+use crate::{DType, Device, Error, Result, Tensor};
 
 /// Rows of logits that exist at a time, at most; fewer where the vocabulary is large (see [`LOGIT_BYTES`]).
 pub const ROW_CHUNK: usize = 1024;
@@ -41,6 +42,12 @@ pub fn forward(
         Device::Cuda(cuda) => cuda::run(cuda, nll_t, None, x_td, head_cd, targets_t, dims)?,
     }
     Ok(())
+}
+
+/// Most bytes of scratch that [`forward`] and [`forward_backward`] take on a GPU for the shape [T,D,C] of x and head, whatever rows
+/// carry a target. `d_x_dtype` is that of the gradient of x.
+pub fn scratch_bytes(card: Card, [t, d, c]: [usize; 3], dtype: DType, d_x_dtype: DType) -> usize {
+    cuda::scratch_bytes(card, t, Dims { d, c }, dtype, d_x_dtype)
 }
 
 /// As [`forward`], and gradients of d_nll · Σ nll: d_x_td [T,D] assigned (0 in rows without a target), d_head_cd [C,D] f32
@@ -284,7 +291,7 @@ mod cpu {
 mod cuda {
     use super::{Dims, GPU_LOGIT_BYTES, GPU_LOGIT_SHARE, GPU_ROW_CHUNK, Gradients, NO_TARGET};
     use crate::cuda::sources::LINEAR_CROSS_ENTROPY;
-    use crate::cuda::{Args, Cuda, Gemm, Grid, Operand};
+    use crate::cuda::{Args, Card, Cuda, Gemm, Grid, Operand};
     use crate::ops::embedding::cuda::{NO_ROW, gather, scatter};
     use crate::{DType, Result, Tensor};
 
@@ -311,12 +318,12 @@ mod cuda {
         };
         let n_rows = table.len() / 2;
         let dtype = head_cd.dtype();
-        let d_x_dtype = match (&gradients, dtype) {
-            (Some(gradients), DType::Bf16) => gradients.d_x_td.dtype(),
-            _ => dtype,
+        let d_x_dtype = match &gradients {
+            Some(gradients) => d_x_of_chunk(dtype, gradients.d_x_td.dtype()),
+            None => dtype,
         };
         let n_with_target = targets_t.iter().filter(|t| **t != NO_TARGET).count();
-        let chunk = rows_per_chunk(n_with_target, dims.c, dtype, cuda.total_bytes());
+        let chunk = rows_per_chunk(n_with_target, dims.c, dtype, cuda.card());
         let parts = Parts::new(chunk, dims, dtype, d_x_dtype, gradients.is_some());
         let scratch = cuda.scratch(parts.bytes)?;
         let table = cuda.upload(&table)?;
@@ -358,6 +365,31 @@ mod cuda {
         Ok(())
     }
 
+    /// The type of x's gradient in a chunk: cuBLASLt has no product of f32 that ends in bf16.
+    fn d_x_of_chunk(dtype: DType, d_x_dtype: DType) -> DType {
+        match dtype {
+            DType::Bf16 => d_x_dtype,
+            DType::F32 => DType::F32,
+        }
+    }
+
+    pub(super) fn scratch_bytes(
+        card: Card,
+        n_tokens: usize,
+        dims: Dims,
+        dtype: DType,
+        d_x_dtype: DType,
+    ) -> usize {
+        let most = n_tokens.next_multiple_of(ROW_GROUP);
+        let chunk = most.min(most_rows(dims.c, dtype, card));
+        Parts::new(chunk, dims, dtype, d_x_of_chunk(dtype, d_x_dtype), true).bytes
+    }
+
+    #[cfg(test)]
+    pub(super) fn chunk_bytes(n: usize, dims: Dims, dtype: DType, d_x_dtype: DType) -> usize {
+        Parts::new(n, dims, dtype, d_x_of_chunk(dtype, d_x_dtype), true).bytes
+    }
+
     /// Rows with a target, filled up to whole groups by [`NO_ROW`], then their targets; None without any.
     pub(super) fn row_table(targets_t: &[i32]) -> Option<Vec<u32>> {
         let with_target = |row: &u32| targets_t[*row as usize] != NO_TARGET;
@@ -374,12 +406,16 @@ mod cuda {
     }
 
     /// Rows of a chunk, a multiple of [`ROW_GROUP`]: as few chunks of nearly one size as the card allows.
-    pub(super) fn rows_per_chunk(n: usize, c: usize, dtype: DType, card_bytes: usize) -> usize {
-        let bytes = GPU_LOGIT_BYTES.min(card_bytes / GPU_LOGIT_SHARE);
-        let fitting = bytes / (stride(c) * dtype.size());
-        let most = (fitting / ROW_GROUP * ROW_GROUP).clamp(ROW_GROUP, GPU_ROW_CHUNK);
+    pub(super) fn rows_per_chunk(n: usize, c: usize, dtype: DType, card: Card) -> usize {
+        let most = most_rows(c, dtype, card);
         n.div_ceil(n.div_ceil(most).max(1))
             .next_multiple_of(ROW_GROUP)
+    }
+
+    fn most_rows(c: usize, dtype: DType, card: Card) -> usize {
+        let bytes = GPU_LOGIT_BYTES.min(card.memory_bytes / GPU_LOGIT_SHARE);
+        let fitting = bytes / (stride(c) * dtype.size());
+        (fitting / ROW_GROUP * ROW_GROUP).clamp(ROW_GROUP, GPU_ROW_CHUNK)
     }
 
     /// Elements from one row of logits to the next, so that every row begins at a multiple of 16 bytes.
@@ -723,7 +759,9 @@ mod tests {
 
     #[test]
     fn gpu_chunks_fit_the_budget_and_balance() {
-        let rows = |n, c, dtype, gib: usize| cuda::rows_per_chunk(n, c, dtype, gib << 30);
+        let rows = |n, c, dtype, gib: usize| {
+            cuda::rows_per_chunk(n, c, dtype, Card::with_memory(gib << 30))
+        };
         assert_eq!(rows(15_360, 248_320, DType::Bf16, 80), 1920);
         assert_eq!(rows(2048, 248_320, DType::Bf16, 80), 2048);
         assert_eq!(rows(2049, 248_320, DType::Bf16, 80), 1152);
@@ -731,6 +769,25 @@ mod tests {
         assert_eq!(rows(4096, 248_320, DType::Bf16, 12), 1024);
         assert_eq!(rows(1, 248_320, DType::Bf16, 80), cuda::ROW_GROUP);
         assert_eq!(rows(5000, 65, DType::F32, 80), 1792);
+    }
+
+    #[test]
+    fn no_share_of_targets_takes_more_scratch_than_is_said() {
+        for dtype in [DType::F32, DType::Bf16] {
+            for memory_bytes in [4 << 30, 30 << 30, 80 << 30] {
+                let card = Card::with_memory(memory_bytes);
+                let dims = Dims {
+                    c: 248_320,
+                    d: 2560,
+                };
+                let said = scratch_bytes(card, [5120, dims.d, dims.c], dtype, DType::F32);
+                for n_targets in (1..=5120).step_by(13) {
+                    let rows = cuda::rows_per_chunk(n_targets, dims.c, dtype, card);
+                    let taken = cuda::chunk_bytes(rows, dims, dtype, DType::F32);
+                    assert!(taken <= said, "{taken} of {said}, {n_targets} targets");
+                }
+            }
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use super::{check, copy};
 use crate::cpu::{View, ViewMut};
-use crate::{Device, Error, Result, Tensor};
+use crate::{DType, Device, Error, Result, Tensor};
 
 /// y_to = x_ti w_oiᵀ. Shapes: y_to [..., O], x_ti [..., I], leading dimensions flattened to T; w_oi [O,I].
 /// The last dimensions may multiply up to O or I: heads [T,H,N] count as [T,H·N].
@@ -224,6 +224,20 @@ impl Dims {
 pub(super) enum Write {
     Assign,
     Add,
+}
+
+/// Bytes of scratch that a product of operands with so many elements takes on a GPU: those that have to be rounded first.
+pub fn scratch_bytes(operands: [(usize, DType); 2], out_dtype: DType) -> usize {
+    let rounded = cuda::rounded(operands.map(|(_, dtype)| dtype), out_dtype);
+    (operands.into_iter().zip(rounded))
+        .map(|((numel, _), rounded)| {
+            if rounded {
+                cuda::rounded_bytes(numel)
+            } else {
+                0
+            }
+        })
+        .sum()
 }
 
 pub(super) mod cpu {
@@ -673,31 +687,39 @@ mod cuda {
         })
     }
 
+    /// Which operands are rounded to bf16 first. cuBLASLt has no product of two types, and none of f32 that ends in bf16; the
+    /// result is as coarse as the operands then are.
+    pub(super) fn rounded(dtypes: [DType; 2], out_dtype: DType) -> [bool; 2] {
+        let all_f32 = dtypes == [DType::F32; 2] && out_dtype == DType::F32;
+        dtypes.map(|dtype| dtype == DType::F32 && !all_f32)
+    }
+
+    /// Scratch of a rounded operand.
+    pub(super) fn rounded_bytes(numel: usize) -> usize {
+        (numel * DType::Bf16.size()).next_multiple_of(256)
+    }
+
     /// Addresses of both operands in one dtype.
     fn operands(cuda: Cuda, a: &Tensor, b: &Tensor, out_dtype: DType) -> Result<(u64, u64, DType)> {
-        let (pa, pb) = (a.device_pointer(), b.device_pointer());
-        let size = |x: &Tensor| (x.numel() * DType::Bf16.size()).next_multiple_of(256);
-        let rounded = |x: &Tensor, pointer| {
-            copy::cuda::to_bf16(cuda, pointer, x)?;
-            Ok(pointer)
-        };
-        match (a.dtype(), b.dtype(), out_dtype) {
-            (DType::F32, DType::Bf16, _) => {
-                let scratch = cuda.scratch(size(a))?;
-                Ok((rounded(a, scratch)?, pb, DType::Bf16))
-            }
-            (DType::Bf16, DType::F32, _) => {
-                let scratch = cuda.scratch(size(b))?;
-                Ok((pa, rounded(b, scratch)?, DType::Bf16))
-            }
-            // cuBLASLt has no product of f32 that ends in bf16; the result is as coarse as the operands then are.
-            (DType::F32, DType::F32, DType::Bf16) => {
-                let scratch = cuda.scratch(size(a) + size(b))?;
-                let (a, b) = (rounded(a, scratch)?, rounded(b, scratch + size(a) as u64)?);
-                Ok((a, b, DType::Bf16))
-            }
-            (dtype, _, _) => Ok((pa, pb, dtype)),
+        let both = [a, b];
+        let rounded = rounded(both.map(Tensor::dtype), out_dtype);
+        let sizes = [0, 1].map(|i| match rounded[i] {
+            true => rounded_bytes(both[i].numel()),
+            false => 0,
+        });
+        let mut pointers = both.map(Tensor::device_pointer);
+        if rounded == [false; 2] {
+            return Ok((pointers[0], pointers[1], a.dtype()));
         }
+        let mut at = cuda.scratch(sizes.iter().sum())?;
+        for i in 0..2 {
+            if rounded[i] {
+                copy::cuda::to_bf16(cuda, at, both[i])?;
+                pointers[i] = at;
+                at += sizes[i] as u64;
+            }
+        }
+        Ok((pointers[0], pointers[1], DType::Bf16))
     }
 }
 

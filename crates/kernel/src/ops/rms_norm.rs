@@ -4,6 +4,7 @@
 //! Source: arXiv 1910.07467; `Qwen3_5RMSNorm` of transformers 5.17 (the stored weight is the multiplier less 1).
 
 use super::check;
+use crate::cuda::Card;
 use crate::{Device, Result, Tensor};
 
 /// `out` and `rstd` assigned. Shapes: out, x [..., D]; w_d [D]; rstd one f32 a row, in any shape. `eps` is added to mean(x²).
@@ -119,6 +120,11 @@ fn check_rows(op: &'static str, x: &Tensor, w_d: &Tensor, rstd: &Tensor) -> Resu
     check::f32(op, "rstd", rstd)
 }
 
+/// Bytes of scratch that [`backward`] and [`backward_residual`] take on a GPU for `n_rows` rows of `width`.
+pub fn backward_scratch_bytes(card: Card, n_rows: usize, width: usize) -> usize {
+    cuda::scratch_bytes(card, n_rows, width)
+}
+
 mod cpu {
     use crate::Tensor;
     use crate::cpu::math::{add, dot3, sum_squares};
@@ -188,7 +194,7 @@ mod cpu {
 
 mod cuda {
     use crate::cuda::sources::RMS_NORM;
-    use crate::cuda::{Args, Cuda};
+    use crate::cuda::{Args, Card, Cuda};
     use crate::ops::rows::{self, Partials, Rows};
     use crate::{Result, Tensor};
 
@@ -214,6 +220,12 @@ mod cuda {
             .u32(rows.group)
             .f32(eps);
         cuda.launch(&RMS_NORM, kernel, rows.grid(), args)
+    }
+
+    pub(super) fn scratch_bytes(card: Card, n_rows: usize, width: usize) -> usize {
+        let rows = Rows::new("rms_norm::backward", n_rows, width);
+        let n = rows.map_or(0, |rows| rows.walking_grid(card).blocks[0] as usize);
+        Partials::bytes(n, width)
     }
 
     pub(super) fn backward(
@@ -257,7 +269,7 @@ mod cuda {
     ) -> Result<()> {
         let (n_rows, d) = (rstd.numel(), w_d.numel());
         let rows = Rows::new("rms_norm::backward", n_rows, d)?;
-        let grid = rows.walking_grid(cuda);
+        let grid = rows.walking_grid(cuda.card());
         let partials = Partials::new(cuda, d_w_d.is_some(), grid.blocks[0] as usize, d)?;
         let kernel = rows::instance(names, &[d_x, d_out, x], &[d]);
         let args = Args::new()

@@ -1,7 +1,7 @@
 //! What the kernels over rows share: which instance to launch, how threads share a row, and the second stage of sums over rows.
 
 use crate::cuda::sources::ROWS;
-use crate::cuda::{Args, Cuda, Grid};
+use crate::cuda::{Args, Card, Cuda, Grid};
 use crate::{DType, Error, Result, Tensor};
 
 /// Threads of a block whose rows are shorter than its warps' reach.
@@ -70,9 +70,9 @@ impl Rows {
     }
 
     /// As many blocks as the GPU holds at a time (of kernels with 64 registers), each walking many rows.
-    pub fn walking_grid(self, cuda: Cuda) -> Grid {
+    pub fn walking_grid(self, card: Card) -> Grid {
         let mut grid = self.grid();
-        let at_a_time = cuda.n_multiprocessors() * (1024 / grid.threads);
+        let at_a_time = card.n_multiprocessors * (1024 / grid.threads);
         grid.blocks[0] = grid.blocks[0].min(at_a_time);
         grid
     }
@@ -93,10 +93,21 @@ impl Partials {
     /// # Errors
     /// [`Error::OutOfMemory`]
     pub fn new(cuda: Cuda, wanted: bool, n: usize, width: usize) -> Result<Partials> {
-        let stride = width.next_multiple_of(COLUMNS);
-        let bytes = n * stride * size_of::<f32>();
-        let pointer = if wanted { cuda.scratch(bytes)? } else { 0 };
+        let pointer = match wanted {
+            true => cuda.scratch(Partials::bytes(n, width))?,
+            false => 0,
+        };
+        let stride = Partials::stride(width);
         Ok(Partials { pointer, n, stride })
+    }
+
+    /// The scratch of [`Partials::new`].
+    pub fn bytes(n: usize, width: usize) -> usize {
+        n * Partials::stride(width) * size_of::<f32>()
+    }
+
+    fn stride(width: usize) -> usize {
+        width.next_multiple_of(COLUMNS)
     }
 
     /// out += the partial sums, columns `from..from + out.numel()` of them, in the order of the blocks.
