@@ -97,6 +97,8 @@ pub struct Live {
     pub address: Address,
     #[command(flatten)]
     pub device: Device,
+    #[command(flatten)]
+    pub memory: Memory,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -187,6 +189,8 @@ pub struct BenchTrain {
     pub profile: bool,
     #[command(flatten)]
     pub device: Device,
+    #[command(flatten)]
+    pub memory: Memory,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -210,6 +214,13 @@ pub struct Device {
 }
 
 #[derive(Debug, Args)]
+pub struct Memory {
+    /// GiB of the GPU that training may take, context and kernels included; default is all that is free
+    #[arg(long, value_name = "GIB")]
+    pub memory: Option<f64>,
+}
+
+#[derive(Debug, Args)]
 pub struct Address {
     #[arg(long, default_value = "127.0.0.1")]
     pub host: String,
@@ -221,8 +232,14 @@ pub struct Address {
 pub struct Doctor {
     /// Recipes to plan for
     pub recipes: Vec<PathBuf>,
+    /// Plan for a released size, full and LoRA, with the default recipe's rows: 0.8b, 2b, 4b or 9b
+    #[arg(long)]
+    pub size: Option<String>,
     #[command(flatten)]
     pub device: Device,
+    /// GiB of GPU memory to plan for, context and kernels included, also where there is no GPU; default is all that is free
+    #[arg(long, value_name = "GIB")]
+    pub memory: Option<f64>,
 }
 
 #[derive(Debug, Args)]
@@ -445,6 +462,8 @@ pub struct Train {
     pub force: bool,
     #[command(flatten)]
     pub device: Device,
+    #[command(flatten)]
+    pub memory: Memory,
 }
 
 #[derive(Debug, Args)]

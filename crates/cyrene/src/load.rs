@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use text::{ChatTemplate, Tokenizer};
 
-use crate::cli::{DTypeArg, ModelArgs};
+use crate::cli::{DTypeArg, Memory, ModelArgs};
 use crate::stage::write_whole;
 use crate::trained::TrainedRows;
 use crate::ui::Misuse;
@@ -77,6 +77,31 @@ pub fn device(name: &str) -> Result<Device> {
         kernel::Error::NoDevice { .. } => anyhow::Error::new(Misuse(error.to_string())),
         other => other.into(),
     })
+}
+
+/// Opens what `--device` names, and has it behave as a GPU with the memory that `--memory` gives it.
+///
+/// # Errors
+/// As [`device`]; [`Misuse`] for a limit on a CPU or one that is no number of GiB.
+pub fn device_within(name: &str, limit: &Memory) -> Result<Device> {
+    let device = device(name)?;
+    match (limit.memory, device) {
+        (None, _) => {}
+        (Some(gib), Device::Cuda(cuda)) => cuda.limit_memory(memory_bytes(gib)?),
+        (Some(_), Device::Cpu) => misuse!("--memory limits a GPU's memory; this is the CPU"),
+    }
+    Ok(device)
+}
+
+/// Bytes of `--memory GIB`.
+///
+/// # Errors
+/// [`Misuse`] for what is no number of GiB.
+pub fn memory_bytes(gib: f64) -> Result<usize> {
+    if !(gib.is_finite() && gib > 0.0) {
+        misuse!("--memory is {gib}; give GiB, a number above 0");
+    }
+    Ok((gib * f64::from(1 << 30)) as usize)
 }
 
 pub fn dtype(arg: DTypeArg) -> DType {

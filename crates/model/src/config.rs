@@ -5,6 +5,7 @@ use std::path::Path;
 use kernel::DType;
 use serde_json::{Map, Value};
 
+use crate::qwen3_5::memory::weights;
 use crate::{Error, Result};
 
 /// Width of the causal convolution that the kernels implement.
@@ -147,50 +148,8 @@ impl Config {
 
     /// Trainable numbers of the text model; a tied head counts once, visual and mtp tensors do not.
     pub fn n_params(&self) -> u64 {
-        let hidden = self.hidden_size;
-        let mlp = 3 * hidden * self.intermediate_size;
-        let value_width = self.linear_num_value_heads * self.linear_value_head_dim;
-        let linear = hidden
-            * (self.conv_channels() + value_width + 2 * self.linear_num_value_heads)
-            + CONV_WIDTH * self.conv_channels()
-            + 2 * self.linear_num_value_heads
-            + self.linear_value_head_dim
-            + value_width * hidden;
-        let query_width = self.num_attention_heads * self.head_dim;
-        let key_width = self.num_key_value_heads * self.head_dim;
-        let full = hidden * (3 * query_width + 2 * key_width) + 2 * self.head_dim;
-        let layers: usize = self
-            .layer_types
-            .iter()
-            .map(|layer_type| {
-                2 * hidden
-                    + mlp
-                    + match layer_type {
-                        LayerType::Linear => linear,
-                        LayerType::Full => full,
-                    }
-            })
-            .sum();
-        let tables = if self.tie_word_embeddings { 1 } else { 2 };
-        (layers + tables * self.vocab_size * hidden + hidden) as u64
-    }
-
-    /// Trainable numbers of an adapter of `rank` on every linear layer but the head: rank · (out + in) each.
-    pub fn n_adapter_params(&self, rank: usize) -> u64 {
-        let (hidden, ffn) = (self.hidden_size, self.intermediate_size);
-        let value_width = self.linear_num_value_heads * self.linear_value_head_dim;
-        let query_width = self.num_attention_heads * self.head_dim;
-        let key_width = self.num_key_value_heads * self.head_dim;
-        let mlp = 3 * (hidden + ffn);
-        let linear = (hidden + self.conv_channels())
-            + 2 * (hidden + value_width)
-            + 2 * (hidden + self.linear_num_value_heads);
-        let full = (hidden + 2 * query_width) + 2 * (hidden + key_width) + (hidden + query_width);
-        let widths = self.layer_types.iter().map(|layer_type| match layer_type {
-            LayerType::Linear => mlp + linear,
-            LayerType::Full => mlp + full,
-        });
-        (rank * widths.sum::<usize>()) as u64
+        let weights = weights(self, DType::Bf16);
+        weights.iter().map(|spec| spec.numel() as u64).sum()
     }
 
     /// Channels of the delta net's convolution: queries, keys and values side by side.

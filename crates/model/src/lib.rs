@@ -29,6 +29,7 @@ pub use config::{Config, LayerType};
 pub use error::{Error, Result};
 pub use lora::LoraConfig;
 pub use parameter::Gradients;
+pub use qwen3_5::memory::{TensorSpec, TrainPass};
 pub use qwen3_5::{Keep, Saved, SequenceState};
 
 /// One packed row of documents.

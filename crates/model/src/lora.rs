@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use kernel::cuda::footprint;
 use kernel::ops::dropout::Dropout;
 use kernel::ops::{low_rank, matmul};
 use kernel::{DType, Device, Tensor};
@@ -12,10 +13,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::checkpoint::{self, Checkpoint, Planned, Writer};
+use crate::config::Config;
 use crate::config::read_json;
 use crate::linear::Linear;
 use crate::parameter::{Gradients, Parameter};
-use crate::qwen3_5::{Qwen3_5, names};
+use crate::qwen3_5::{Qwen3_5, memory, names};
 use crate::{Error, Result, random};
 
 /// Settings of an adapter.
@@ -77,7 +79,14 @@ impl Scratch {
     }
 
     pub fn bytes(&self) -> usize {
-        self.u_tr.iter().map(Tensor::bytes).sum::<usize>() + self.d_u_tr.bytes()
+        let tensors = self.u_tr.iter().chain([&self.d_u_tr]);
+        tensors.map(|tensor| footprint(tensor.bytes())).sum()
+    }
+
+    /// Bytes on a GPU once every layer has had its turn: one [T,R] for each adapter, and one gradient.
+    pub fn bytes_for(config: &Config, lora: &LoraConfig, n_tokens: usize, dtype: DType) -> usize {
+        let n_adapters = memory::adapters(config, lora).len() / 2;
+        (n_adapters + 1) * footprint(n_tokens * lora.rank * dtype.size())
     }
 }
 

@@ -129,7 +129,8 @@ pub struct Plan {
     pieces: Pieces,
     epochs: Vec<Vec<RowPlan>>,
     steps: Vec<Step>,
-    rows_per_batch: usize,
+    /// Rows of a micro-batch: as the job says, or fewer where a GPU's memory plan has it so.
+    pub rows_per_batch: usize,
     account: Account,
 }
 

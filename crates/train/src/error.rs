@@ -13,12 +13,12 @@ pub enum Error {
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
     #[error(
-        "micro-batches of {n_tokens} tokens need {needed} bytes beside weights, gradients and moments even when every layer is computed twice, and the GPU has {free} free; lower batch.rows or data.row_tokens, or use tuner.kind = \"lora\""
+        "training needs {needed} bytes of the GPU even with one row of {row_tokens} tokens at a time and every layer computed twice, and it has {available}; lower data.row_tokens, use tuner.kind = \"lora\" or a smaller base, or close other programs on the GPU"
     )]
     DoesNotFit {
         needed: usize,
-        free: usize,
-        n_tokens: usize,
+        available: usize,
+        row_tokens: usize,
     },
     #[error(transparent)]
     Text(#[from] text::Error),

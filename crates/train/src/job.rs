@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use model::LoraConfig;
 use serde::{Deserialize, Serialize};
 use text::Tokenizer;
 use text::labels::Encoded;
@@ -65,6 +66,26 @@ pub enum TunerConfig {
 impl Default for TunerConfig {
     fn default() -> Self {
         TunerConfig::Full {}
+    }
+}
+
+impl TunerConfig {
+    /// The adapter's settings; None where all weights train.
+    pub fn lora(&self) -> Option<LoraConfig> {
+        match self {
+            TunerConfig::Full {} => None,
+            TunerConfig::Lora {
+                rank,
+                alpha,
+                dropout,
+                targets,
+            } => Some(LoraConfig {
+                rank: *rank,
+                alpha: *alpha,
+                dropout: *dropout,
+                targets: targets.clone(),
+            }),
+        }
     }
 }
 

@@ -7,6 +7,7 @@ pub mod data;
 mod error;
 mod identity;
 pub mod job;
+pub mod memory;
 pub mod metrics;
 pub mod optimizer;
 pub mod progress;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::data::Account;
+use crate::memory::MemoryPlan;
 use crate::metrics::{AlertLine, TrainLine, ValidationLine};
 
 /// Listener to a run. Every method does nothing by default.
@@ -34,6 +35,8 @@ pub struct Start {
     pub resumed_step: u64,
     pub warmup_steps: u64,
     pub account: Account,
+    /// How the steps are done on a GPU; None on a CPU.
+    pub memory: Option<MemoryPlan>,
     /// Values that are trained.
     pub trainable: u64,
 }

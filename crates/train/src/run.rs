@@ -6,13 +6,14 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use kernel::DType;
-use model::{LoraConfig, Model};
+use model::Model;
 
 use crate::checkpoint::{self, Best, Checkpoints, State};
 use crate::data::{Account, Plan};
 use crate::error::{Error, IoContext, Result};
 use crate::identity;
-use crate::job::{Job, ResultKind, SaveDType, TunerConfig};
+use crate::job::{Job, ResultKind, SaveDType};
+use crate::memory::StepRows;
 use crate::metrics::{MetricsFile, TrainLine, ValidationLine};
 use crate::progress::{Clock, Progress, Remaining, Start, StepReport};
 use crate::schedule::Schedule;
@@ -84,7 +85,7 @@ impl<'a> Run<'a> {
         job.check()?;
         attach(&mut model, job)?;
         let vocab_size = model.config().vocab_size;
-        let plan = Plan::new(job, vocab_size)?;
+        let mut plan = Plan::new(job, vocab_size)?;
         let validator = Validator::new(job, &plan, vocab_size)?;
         let schedule = Schedule::new(&job.optimizer, plan.total_steps());
         // 2. where it had got to
@@ -98,8 +99,10 @@ impl<'a> Run<'a> {
         if let Some((_, folder)) = &resumed {
             checkpoint::read_weights(folder, &mut model)?;
         }
-        let mut trainer = Trainer::new(model, &job.optimizer, job.seed)?;
-        trainer.plan(job.batch.rows * job.data.row_tokens)?;
+        let mut trainer = Trainer::new(model, &job.optimizer, job.seed, StepRows::of(job))?;
+        if let Some(memory) = &trainer.memory {
+            plan.rows_per_batch = memory.rows;
+        }
         let metrics_path = job.out_dir.join("metrics.jsonl");
         let (state, metrics, events) = match resumed {
             Some((state, folder)) => {
@@ -128,6 +131,7 @@ impl<'a> Run<'a> {
             resumed_step: state.step,
             warmup_steps: schedule.warmup_steps,
             account: *plan.account(),
+            memory: trainer.memory.clone(),
             trainable: trainer
                 .model
                 .trainable()
@@ -387,13 +391,7 @@ fn attach(model: &mut Model, job: &Job) -> Result<()> {
             expected,
         })
     };
-    let TunerConfig::Lora {
-        rank,
-        alpha,
-        dropout,
-        targets,
-    } = &job.tuner
-    else {
+    let Some(config) = job.tuner.lora() else {
         return match model.lora() {
             None => Ok(()),
             Some(_) => refuse(
@@ -404,18 +402,10 @@ fn attach(model: &mut Model, job: &Job) -> Result<()> {
         };
     };
     match model.lora() {
-        None => {
-            let config = LoraConfig {
-                rank: *rank,
-                alpha: *alpha,
-                dropout: *dropout,
-                targets: targets.clone(),
-            };
-            Ok(model.attach_lora(&config, derive(job.seed, Purpose::Adapter, 0, 0))?)
-        }
-        Some(adapter) if adapter.rank != *rank => refuse(
+        None => Ok(model.attach_lora(&config, derive(job.seed, Purpose::Adapter, 0, 0))?),
+        Some(adapter) if adapter.rank != config.rank => refuse(
             "tuner.rank",
-            rank.to_string(),
+            config.rank.to_string(),
             "the rank of the adapter that training goes on from",
         ),
         Some(_) => Ok(()),

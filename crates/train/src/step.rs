@@ -1,17 +1,15 @@
 //! One optimizer step: gradients of all micro-batches, clipping, update.
 
 use kernel::Device;
-use model::{Gradients, Keep, Model, Saved};
+use model::{Gradients, Model, Saved};
 use text::pack::Row;
 
 use crate::data::as_batch;
 use crate::error::{Error, Result};
 use crate::job::OptimizerConfig;
+use crate::memory::{MemoryPlan, StepRows};
 use crate::optimizer::{AdamW, clip_factor, global_norm};
 use crate::seed::{Purpose, derive};
-
-/// What ops need beside tensors on a GPU (a chunk of logits, states of the delta rule, LoRA's dropped inputs), with a margin.
-pub const RESERVE_BYTES: usize = 3 << 30;
 
 /// A model with what training it needs: moments, gradients, activations.
 #[derive(Debug)]
@@ -19,6 +17,8 @@ pub struct Trainer {
     pub model: Model,
     pub optimizer: AdamW,
     pub saved: Saved,
+    /// None on a CPU, which keeps all and takes the rows as they come.
+    pub memory: Option<MemoryPlan>,
     gradients: Gradients,
     grad_clip: f64,
     seed: u64,
@@ -34,47 +34,38 @@ pub struct StepOutcome {
 }
 
 impl Trainer {
-    /// Fresh moments for the model's trainable tensors; `seed` is that of dropout.
+    /// Fresh moments for the model's trainable tensors, and on a GPU everything else that steps of `rows` need, by the plan that fits;
+    /// `seed` is that of dropout.
     ///
     /// # Errors
-    /// [`Error::Kernel`] if the device has no room for gradients and moments.
-    pub fn new(model: Model, config: &OptimizerConfig, seed: u64) -> Result<Self> {
+    /// [`Error::DoesNotFit`] with what is missing, before anything is allocated.
+    pub fn new(model: Model, config: &OptimizerConfig, seed: u64, rows: StepRows) -> Result<Self> {
+        let memory = MemoryPlan::for_model(&model, rows)?;
         let names = model.trainable_names();
         let tensors = model.trainable();
         let named = names.iter().map(String::as_str).zip(tensors);
-        Ok(Trainer {
+        let mut trainer = Trainer {
             optimizer: AdamW::new(config, named)?,
             saved: Saved::default(),
             gradients: model.gradients()?,
             grad_clip: config.grad_clip,
             seed,
+            memory,
             model,
-        })
+        };
+        trainer.reserve(rows)?;
+        Ok(trainer)
     }
 
-    /// Chooses what micro-batches of `n_tokens` keep from forward to backward, by what the GPU has free now that weights, gradients
-    /// and moments are there, and returns it. A CPU keeps all.
-    ///
-    /// # Errors
-    /// [`Error::DoesNotFit`] with what is missing, before anything is computed.
-    pub fn plan(&mut self, n_tokens: usize) -> Result<Vec<Keep>> {
-        let (config, dtype) = (self.model.config(), self.model.dtype());
-        self.saved = Saved::default();
-        let Device::Cuda(cuda) = self.model.device() else {
-            return Ok(vec![Keep::All; config.layer_types.len()]);
+    /// Takes what the plan has counted, so that no later step can fail for want of memory.
+    fn reserve(&mut self, rows: StepRows) -> Result<()> {
+        let (Some(memory), Device::Cuda(cuda)) = (&self.memory, self.model.device()) else {
+            return Ok(());
         };
-        let free = cuda.free_bytes()?;
-        let budget = free.saturating_sub(RESERVE_BYTES);
-        let keeps = Saved::fitting(config, n_tokens, dtype, budget).ok_or_else(|| {
-            let least = vec![Keep::Input; config.layer_types.len()];
-            Error::DoesNotFit {
-                needed: Saved::bytes_for(config, n_tokens, dtype, &least) + RESERVE_BYTES,
-                free,
-                n_tokens,
-            }
-        })?;
-        self.saved = Saved::keeping(keeps.clone());
-        Ok(keeps)
+        self.saved = Saved::keeping(memory.keeps.clone());
+        self.saved
+            .reserve(&self.model, memory.rows * rows.row_tokens)?;
+        Ok(cuda.reserve_scratch(memory.op_scratch_bytes)?)
     }
 
     /// Loss = Σ nll over all micro-batches / `n_targets`, the targets of all micro-batches together; one update at learning rate `lr`.

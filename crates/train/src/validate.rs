@@ -110,7 +110,7 @@ impl Validator {
         let mut tokens_done = 0;
         let mut sums_of = |pieces: &Pieces, rows: &[RowPlan], documents: &[Document]| {
             let mut sums = BTreeMap::<Option<String>, Sums>::new();
-            for rows in rows.chunks(job.batch.rows) {
+            for rows in rows.chunks(plan.rows_per_batch) {
                 let batch = pieces.micro_batch(rows);
                 let nll_t = model.nll(saved, &as_batch(&batch))?;
                 for (piece, document) in batch.cu_seqlens.windows(2).zip(&batch.documents) {

@@ -4,18 +4,19 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
+use kernel::cuda::Card;
 use kernel::{DType, Device, Tensor, ops};
-use model::{Config, Keep, Saved};
+use model::{Config, LoraConfig, TensorSpec};
 use serde::Serialize;
 use text::Tokenizer;
-use train::TunerConfig;
-use train::step::RESERVE_BYTES;
+use train::memory::{Bytes, MemoryPlan, StepRows, Training};
+use train::{BatchConfig, DataConfig};
 
 use super::train::{base_folder, load_split, rows};
 use crate::cli::Doctor;
-use crate::load;
 use crate::recipe::{Recipe, Storage};
 use crate::ui::{Ui, clock, size};
+use crate::{load, misuse, sizes};
 
 /// The machine.
 #[derive(Debug, Clone, Serialize)]
@@ -30,28 +31,37 @@ pub struct Machine {
     pub nvidia_driver: bool,
 }
 
-/// One recipe's needs.
+/// One recipe's needs, or one size's.
 #[derive(Debug, Clone, Serialize)]
 pub struct StagePlan {
     pub name: String,
-    /// Weights, gradients, optimizer state and saved activations of one micro-batch.
+    /// Most bytes of buffers: weights, gradients, moments, activations, scratch. Where nothing fits, the least that is needed.
     pub peak_bytes: u64,
+    /// What training may take.
+    pub available_bytes: u64,
     pub fits: bool,
-    /// Tokens that the run processes.
-    pub tokens: u64,
-    /// From the matrix-product rate measured now.
-    pub eta_s: f64,
+    /// What to change where it does not fit.
+    pub remedy: Option<String>,
+    /// Tokens that the run processes; of a size none, since it names no data.
+    pub tokens: Option<u64>,
+    /// From the matrix-product rate measured now, on the device that is planned for.
+    pub eta_s: Option<f64>,
     pub choices: Choices,
+    /// The parts of the peak on a GPU.
+    pub bytes: Option<Bytes>,
 }
 
 #[derive(Debug, Clone, Serialize)]
 pub struct Choices {
     pub tuner: &'static str,
     pub dtype: &'static str,
+    /// Rows at a time: the recipe's, or fewer with as many more micro-batches.
     pub rows: usize,
     pub row_tokens: usize,
     /// Layers that compute a part twice because the GPU has no room to keep it.
     pub recomputing_layers: usize,
+    /// Layers that keep all, all but the feed-forward, their input alone.
+    pub keeps: [usize; 3],
 }
 
 #[derive(Debug, Serialize)]
@@ -61,32 +71,99 @@ struct Report {
     stages: Vec<StagePlan>,
 }
 
+/// Where the planned training is to run.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    Cpu {
+        free_bytes: u64,
+    },
+    /// A GPU, here or not, and what buffers may take of it.
+    Gpu {
+        card: Card,
+        budget: usize,
+    },
+}
+
 pub fn run(args: &Doctor, ui: &Ui) -> Result<()> {
     let device = load::device(&args.device.device)?;
+    let limit = args.memory.map(load::memory_bytes).transpose()?;
     let mut machine = machine(Path::new("."));
     machine.device = device.to_string();
-    if let Device::Cuda(card) = device {
-        machine.memory_bytes = card.total_bytes() as u64;
-        machine.memory_free_bytes = card.free_bytes()? as u64;
-    }
-    let flops = if args.recipes.is_empty() {
-        0.0
-    } else {
-        matmul_flops(device)?
+    let place = match (device, limit) {
+        (Device::Cuda(cuda), limit) => {
+            if let Some(bytes) = limit {
+                cuda.limit_memory(bytes);
+            }
+            machine.memory_bytes = cuda.total_bytes() as u64;
+            machine.memory_free_bytes = cuda.free_bytes()? as u64;
+            Place::Gpu {
+                card: cuda.card(),
+                budget: cuda.available_bytes()?,
+            }
+        }
+        (Device::Cpu, None) => Place::Cpu {
+            free_bytes: machine.memory_free_bytes,
+        },
+        (Device::Cpu, Some(bytes)) => {
+            let card = Card::with_memory(bytes);
+            Place::Gpu {
+                card,
+                budget: card.buffer_bytes(),
+            }
+        }
+    };
+    // A rate of this machine says nothing of a GPU that is not there.
+    let is_here = matches!(
+        (device, place),
+        (Device::Cpu, Place::Cpu { .. }) | (Device::Cuda(_), _)
+    );
+    let flops = match is_here && !args.recipes.is_empty() {
+        true => Some(matmul_flops(device)?),
+        false => None,
     };
     let mut stages = Vec::new();
     for path in &args.recipes {
-        stages.push(plan(path, device, &machine, flops)?);
+        stages.push(recipe_plan(path, place, flops)?);
+    }
+    if let Some(size) = &args.size {
+        stages.extend(size_plans(size, place)?);
     }
     let report = Report { machine, stages };
     ui.result(&report, || {
         let mut text = report.machine.describe();
         for stage in &report.stages {
-            let verdict = if stage.fits { "fits" } else { "DOES NOT FIT: lower batch.rows or data.row_tokens, use tuner.kind = \"lora\", or dtype = \"bf16\"" };
-            text.push_str(&format!("\n{}: {} at most, {verdict}; {} tokens, about {}", stage.name, size(stage.peak_bytes), stage.tokens, clock(std::time::Duration::from_secs_f64(stage.eta_s))));
+            text.push('\n');
+            text.push_str(&stage.describe());
         }
         text
     })
+}
+
+impl StagePlan {
+    fn describe(&self) -> String {
+        let verdict = match &self.remedy {
+            None => format!(
+                "fits in {}: {} rows of {} tokens at a time, {} layers compute a part twice",
+                size(self.available_bytes),
+                self.choices.rows,
+                self.choices.row_tokens,
+                self.choices.recomputing_layers
+            ),
+            Some(remedy) => format!("DOES NOT FIT in {}: {remedy}", size(self.available_bytes)),
+        };
+        let tokens = self
+            .tokens
+            .map_or(String::new(), |tokens| format!("; {tokens} tokens"));
+        let eta = self.eta_s.map_or(String::new(), |seconds| {
+            let duration = std::time::Duration::from_secs_f64(seconds);
+            format!(", about {}", clock(duration))
+        });
+        format!(
+            "{}: {} at most, {verdict}{tokens}{eta}",
+            self.name,
+            size(self.peak_bytes)
+        )
+    }
 }
 
 impl Machine {
@@ -157,7 +234,7 @@ fn nvidia_driver() -> bool {
 }
 
 /// What a recipe needs, from its base's configuration and its data.
-fn plan(path: &Path, device: Device, machine: &Machine, flops: f64) -> Result<StagePlan> {
+fn recipe_plan(path: &Path, place: Place, flops: Option<f64>) -> Result<StagePlan> {
     let recipe = Recipe::load(path, &[])?;
     let folder = path.parent().unwrap_or(Path::new(""));
     let base = base_folder(&recipe.base, folder)?;
@@ -188,60 +265,137 @@ fn plan(path: &Path, device: Device, machine: &Machine, flops: f64) -> Result<St
         None => an_epoch * recipe.run.epochs as f64,
     };
 
-    // 2. memory: weights, what trains with gradient and two moments, activations of a micro-batch
-    let dtype = match recipe.dtype {
-        Storage::F32 => DType::F32,
-        Storage::Bf16 => DType::Bf16,
-    };
-    let n_params = config.n_params();
-    let (tuner, trained) = match &recipe.tuner {
-        TunerConfig::Full {} => ("full", n_params),
-        TunerConfig::Lora { rank, .. } => ("lora", config.n_adapter_params(*rank)),
-    };
-    let micro_tokens = recipe.batch.rows * recipe.data.row_tokens;
-    let adapter = if tuner == "lora" { 4 * trained } else { 0 };
-    let weight_size = if tuner == "lora" {
-        4
-    } else {
-        dtype.size() as u64
-    };
-    // A gradient in f32 and two moments.
-    let (moment_size, reserve) = match device {
-        Device::Cpu => (4, 0),
-        Device::Cuda(_) => (weight_size, RESERVE_BYTES as u64),
-    };
-    let held = n_params * dtype.size() as u64 + adapter + (4 + 2 * moment_size) * trained + reserve;
-    let keeps = match device {
-        Device::Cpu => Vec::new(),
-        Device::Cuda(_) => {
-            let budget = machine.memory_free_bytes.saturating_sub(held) as usize;
-            let least = vec![Keep::Input; config.layer_types.len()];
-            Saved::fitting(&config, micro_tokens, dtype, budget).unwrap_or(least)
-        }
-    };
-    let peak_bytes = held + Saved::bytes_for(&config, micro_tokens, dtype, &keeps) as u64;
-    let n_twice = keeps.iter().filter(|keep| **keep != Keep::All).count();
-
-    // 3. time: 6 operations a weight and token, 4 where the base is frozen, at the rate just measured
-    let per_token = (if tuner == "full" { 6.0 } else { 4.0 }) * n_params as f64;
-    Ok(StagePlan {
-        name: path
-            .file_stem()
-            .and_then(|stem| stem.to_str())
-            .unwrap_or("recipe")
-            .to_owned(),
-        peak_bytes,
-        fits: peak_bytes < machine.memory_free_bytes,
-        tokens: tokens as u64,
-        eta_s: tokens * per_token / flops,
-        choices: Choices {
-            tuner,
-            dtype: if dtype == DType::F32 { "f32" } else { "bf16" },
+    // 2. memory
+    let lora = recipe.tuner.lora();
+    let training = Training {
+        config: &config,
+        dtype: match recipe.dtype {
+            Storage::F32 => DType::F32,
+            Storage::Bf16 => DType::Bf16,
+        },
+        lora: lora.as_ref(),
+        rows: StepRows {
             rows: recipe.batch.rows,
             row_tokens: recipe.data.row_tokens,
-            recomputing_layers: n_twice,
+            accumulate: recipe.batch.accumulate,
         },
+    };
+    let name = path
+        .file_stem()
+        .and_then(|stem| stem.to_str())
+        .unwrap_or("recipe");
+    let plan = memory_plan(name.to_owned(), &training, place)?;
+
+    // 3. time: 6 operations a weight and token, 4 where the base is frozen, at the rate just measured
+    let per_token = if lora.is_none() { 6.0 } else { 4.0 } * config.n_params() as f64;
+    Ok(StagePlan {
+        tokens: Some(tokens as u64),
+        eta_s: flops.map(|flops| tokens * per_token / flops),
+        ..plan
     })
+}
+
+/// What a size needs with the rows of the default recipe.
+fn size_plans(size: &str, place: Place) -> Result<Vec<StagePlan>> {
+    let Some(json) = sizes::config(size) else {
+        misuse!("no size `{size}`; there are {}", sizes::names());
+    };
+    let config = Config::from_json(&json)?;
+    let (batch, data) = (BatchConfig::default(), DataConfig::default());
+    let lora = LoraConfig {
+        rank: 16,
+        alpha: 32.0,
+        dropout: 0.0,
+        targets: Vec::new(),
+    };
+    [("full", None), ("LoRA", Some(&lora))]
+        .into_iter()
+        .map(|(tuner, lora)| {
+            let training = Training {
+                config: &config,
+                dtype: match place {
+                    Place::Cpu { .. } => DType::F32,
+                    Place::Gpu { .. } => DType::Bf16,
+                },
+                lora,
+                rows: StepRows {
+                    rows: batch.rows,
+                    row_tokens: data.row_tokens,
+                    accumulate: batch.accumulate,
+                },
+            };
+            memory_plan(format!("{size} {tuner}"), &training, place)
+        })
+        .collect()
+}
+
+/// The memory of a training, without tokens and time.
+fn memory_plan(name: String, training: &Training, place: Place) -> Result<StagePlan> {
+    let rows = training.rows;
+    let mut plan = StagePlan {
+        name,
+        peak_bytes: 0,
+        available_bytes: 0,
+        fits: true,
+        remedy: None,
+        tokens: None,
+        eta_s: None,
+        choices: Choices {
+            tuner: if training.lora.is_some() {
+                "lora"
+            } else {
+                "full"
+            },
+            dtype: match training.dtype {
+                DType::F32 => "f32",
+                DType::Bf16 => "bf16",
+            },
+            rows: rows.rows,
+            row_tokens: rows.row_tokens,
+            recomputing_layers: 0,
+            keeps: [training.config.layer_types.len(), 0, 0],
+        },
+        bytes: None,
+    };
+    match place {
+        Place::Cpu { free_bytes } => {
+            plan.peak_bytes = cpu_bytes(training);
+            plan.available_bytes = free_bytes;
+            plan.fits = plan.peak_bytes < free_bytes;
+            plan.remedy = (!plan.fits).then(|| "lower batch.rows or data.row_tokens, use tuner.kind = \"lora\", or dtype = \"bf16\"".to_owned());
+        }
+        Place::Gpu { card, budget } => {
+            plan.available_bytes = budget as u64;
+            match MemoryPlan::new(training, card, budget) {
+                Ok(memory) => {
+                    plan.peak_bytes = memory.peak_bytes() as u64;
+                    plan.choices.rows = memory.rows;
+                    plan.choices.keeps = memory.kept();
+                    plan.choices.recomputing_layers = memory.keeps.len() - memory.kept()[0];
+                    plan.bytes = Some(memory.bytes);
+                }
+                Err(error @ train::Error::DoesNotFit { needed, .. }) => {
+                    plan.peak_bytes = needed as u64;
+                    plan.fits = false;
+                    plan.remedy = Some(error.to_string());
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(plan)
+}
+
+/// Weights, what trains with gradient and two moments in f32, activations of a micro-batch.
+fn cpu_bytes(training: &Training) -> u64 {
+    let pass = training.pass(training.rows.rows);
+    let weights = pass.weights();
+    let weights: usize = weights
+        .iter()
+        .map(|spec| spec.numel() * spec.dtype.size())
+        .sum();
+    let trained: usize = pass.trained().iter().map(TensorSpec::numel).sum();
+    (weights + 12 * trained + pass.activation_bytes(&[])) as u64
 }
 
 /// Operations a second of one product of a middling shape, after a first run.

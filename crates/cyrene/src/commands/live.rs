@@ -25,7 +25,7 @@ pub const DEMO_CHARACTER: &str = include_str!("../../../../characters/ovelle.tom
 const SEED: u64 = 7;
 
 pub fn run(args: &Live, ui: &Ui) -> Result<()> {
-    let device = load::device(&args.device.device)?;
+    let device = load::device_within(&args.device.device, &args.memory)?;
     let mut live = Run::new(args, device, *ui)?;
     let last = if args.no_serve {
         args.until.min(StageName::Export)

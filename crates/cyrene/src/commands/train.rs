@@ -20,11 +20,11 @@ use crate::dataset::{self, Encoding, Row};
 use crate::recipe::Recipe;
 use crate::stage::{hash_bytes, write_whole};
 use crate::trained::TrainedRows;
-use crate::ui::{Bar, Ui};
+use crate::ui::{Bar, Ui, size};
 use crate::{interrupt, load, misuse};
 
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
-    let device = load::device(&args.device.device)?;
+    let device = load::device_within(&args.device.device, &args.memory)?;
     let recipe = Recipe::load(&args.recipe, &args.set)?;
     let name = args
         .recipe
@@ -322,6 +322,11 @@ impl Progress for Drawing {
             start.total_steps,
             start.trainable,
         ));
+        if let Some(memory) = &start.memory {
+            let peak = size(memory.peak_bytes() as u64);
+            self.ui
+                .note(format_args!("{}; {peak} at most", memory.describe()));
+        }
         if let Some(sources) = &self.account {
             let epochs = account.tokens as f64 / account.tokens_per_epoch.max(1) as f64;
             for line in account::passes(&sources.passes, epochs).lines() {

@@ -253,6 +253,12 @@ pub(crate) fn last_part(module: &str) -> &str {
     module.rsplit('.').next().unwrap_or(module)
 }
 
+/// The linear layer that a weight of this name belongs to; None for norms, convolutions and tables.
+pub(crate) fn linear_module(weight_name: &str) -> Option<&str> {
+    let module = weight_name.strip_suffix(".weight")?;
+    last_part(module).contains("proj").then_some(module)
+}
+
 fn module(weight_name: &str) -> String {
     weight_name
         .strip_suffix(".weight")

@@ -5,11 +5,12 @@
 //! convolution, l2 norms, gates and SwiGLU. The delta rule recomputes its chunk states by itself.
 //! All of it is an arena: tensors are resized for each row, and a row no longer than an earlier one allocates nothing.
 
+use kernel::cuda::footprint;
 use kernel::{DType, Device, Tensor};
 
 use crate::config::{Config, LayerType};
 use crate::lora;
-use crate::{Error, Result};
+use crate::{Error, Model, Result};
 
 use super::{attention, block, delta_net, mlp};
 
@@ -41,10 +42,10 @@ macro_rules! arena {
                 Ok(())
             }
 
-            /// Bytes that `resize` will need.
+            /// Bytes of a GPU behind what `resize` will need.
             #[allow(unused_variables, reason = "some arenas are f32 throughout")]
             pub fn bytes_for($c: &crate::config::Config, $t: usize, dtype: kernel::DType) -> usize {
-                0 $( + arena!(@dtype $kind, dtype).size() * [$($dim),+].iter().product::<usize>() )+
+                0 $( + kernel::cuda::footprint(arena!(@dtype $kind, dtype).size() * [$($dim),+].iter().product::<usize>()) )+
             }
 
             /// Every tensor by name.
@@ -138,9 +139,8 @@ impl Saved {
         Saved::keeping(vec![Keep::Input; config.layer_types.len()])
     }
 
-    /// Bytes that a row of `n_tokens` needs in training, exactly but for LoRA: for each token and rank one number more for
-    /// each adapted layer, and one (f32 on a CPU, the model's type on a GPU). The loss adds its chunk of logits for the time of the
-    /// call.
+    /// Bytes that a row of `n_tokens` needs in training, exactly, but for LoRA's and the scratch of ops: see
+    /// [`TrainPass`](super::memory::TrainPass). In the pages of a GPU's memory, of which a CPU needs a little less.
     pub fn bytes_for(config: &Config, n_tokens: usize, dtype: DType, keeps: &[Keep]) -> usize {
         let keep = |layer: usize| keeps.get(layer).copied().unwrap_or_default();
         let types = config.layer_types.iter().enumerate();
@@ -169,29 +169,31 @@ impl Saved {
             + Gradient::bytes_for(config, n_tokens, dtype)
     }
 
-    /// What each layer may keep so that a row of `n_tokens` needs at most `budget` bytes, with as little computed twice as possible:
-    /// first layers give up their feed-forward, then all they have. `None` if even that is too much.
-    pub fn fitting(
-        config: &Config,
-        n_tokens: usize,
-        dtype: DType,
-        budget: usize,
-    ) -> Option<Vec<Keep>> {
+    /// What layers may keep, from all to least: one after the other gives up its feed-forward, then all it has.
+    pub fn choices(config: &Config) -> Vec<Vec<Keep>> {
         let n_layers = config.layer_types.len();
-        let fits = |keeps: &[Keep]| Saved::bytes_for(config, n_tokens, dtype, keeps) <= budget;
         let mut keeps = vec![Keep::All; n_layers];
+        let mut choices = vec![keeps.clone()];
         for less in [Keep::Mixer, Keep::Input] {
             for layer in 0..n_layers {
-                if fits(&keeps) {
-                    return Some(keeps);
-                }
                 keeps[layer] = less;
+                choices.push(keeps.clone());
             }
         }
-        fits(&keeps).then_some(keeps)
+        choices
     }
 
-    /// Bytes in use for the last row, without LoRA's.
+    /// Allocates all that rows of up to `n_tokens` need for training, so that what does not fit fails before the first one.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if the GPU has no room.
+    pub fn reserve(&mut self, model: &Model, n_tokens: usize) -> Result<()> {
+        let (config, dtype, device) = (model.config(), model.dtype(), model.device());
+        let arena = self.prepare(config, dtype, device, &[0, n_tokens as u32], None)?;
+        arena.gradient.resize(config, n_tokens)
+    }
+
+    /// Bytes behind what the last row used, counted as in [`Saved::bytes_for`], without LoRA's.
     pub fn bytes(&self) -> usize {
         self.arena.as_ref().map_or(0, Arena::bytes)
     }
@@ -287,7 +289,7 @@ impl Arena {
             .chain(self.last.tensors())
             .chain(self.scratch.tensors())
             .chain(self.gradient.tensors())
-            .map(|(_, tensor)| tensor.bytes())
+            .map(|(_, tensor)| footprint(tensor.bytes()))
             .sum()
     }
 }

@@ -4,10 +4,11 @@ use std::time::Instant;
 
 use anyhow::Result;
 use kernel::{DType, Device};
-use model::{Config, Keep, LoraConfig, Model};
+use model::{Config, LoraConfig, Model};
 use serde::Serialize;
 use text::pack::Row;
 use train::OptimizerConfig;
+use train::memory::{Bytes, MemoryPlan, StepRows};
 use train::step::Trainer;
 
 use super::ceiling;
@@ -34,8 +35,18 @@ struct Line {
     ms_step: f64,
     /// From the call of the first step to its end: what a user waits at the start, after the weights are there.
     ms_first_step: f64,
-    /// Most bytes of tensors and scratch at once; `None` on a CPU.
+    /// Rows that went at once, of `rows`.
+    micro_rows: usize,
+    /// What each layer kept: all, all but the feed-forward, its input alone.
+    keeps: [usize; 3],
+    /// Most bytes of buffers at once, in the driver's pages; `None` on a CPU, as the three below.
     peak_bytes: Option<usize>,
+    /// What the memory plan said before anything was allocated.
+    predicted_peak_bytes: Option<usize>,
+    /// The plan's parts.
+    predicted: Option<Bytes>,
+    /// What is in use of the GPU beyond buffers: context, kernels, other programs.
+    overhead_bytes: Option<usize>,
     /// 10¹² operations a second that the arithmetic needs, recomputation not counted.
     model_tflops: f64,
     /// What the GPU reaches in one large product, in the same run; `None` on a CPU.
@@ -46,7 +57,7 @@ struct Line {
 }
 
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
-    let device = load::device(&args.device.device)?;
+    let device = load::device_within(&args.device.device, &args.memory)?;
     let Some(json) = sizes::config(&args.size) else {
         misuse!("no size `{}`; there are {}", args.size, sizes::names());
     };
@@ -91,39 +102,38 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     if let Device::Cuda(card) = device {
         card.reset_peak();
     }
-    let mut trainer = Trainer::new(model, &OptimizerConfig::default(), 3)?;
-
-    let keeps = trainer.plan(n_tokens)?;
-    let kept = |keep| keeps.iter().filter(|k| **k == keep).count();
-    ui.note(format_args!(
-        "of {} layers, {} keep all, {} compute their feed-forward twice, {} everything",
-        keeps.len(),
-        kept(Keep::All),
-        kept(Keep::Mixer),
-        kept(Keep::Input)
-    ));
+    let rows = StepRows {
+        rows: args.rows,
+        row_tokens: args.row_tokens,
+        accumulate: args.accumulate,
+    };
+    let mut trainer = Trainer::new(model, &OptimizerConfig::default(), 3, rows)?;
+    let memory = trainer.memory.clone();
+    if let Some(memory) = &memory {
+        let peak = size(memory.peak_bytes() as u64);
+        ui.note(format_args!("{}; {peak} at most", memory.describe()));
+    }
+    let micro_rows = memory.as_ref().map_or(args.rows, |memory| memory.rows);
+    let micro_batches = |step: usize| -> Vec<Row> {
+        let n_rows = args.rows * args.accumulate;
+        (0..n_rows)
+            .step_by(micro_rows)
+            .map(|first| {
+                let n_tokens = micro_rows.min(n_rows - first) * args.row_tokens;
+                let seed = (step * n_rows + first) as u64;
+                random_row(n_tokens, document_tokens, vocab_size, seed)
+            })
+            .collect()
+    };
 
     // 2. steps
     let mut milliseconds = Vec::new();
     let mut loss = 0.0;
     for step in 0..WARMUP + args.steps {
-        let rows: Vec<Row> = (0..args.accumulate)
-            .map(|micro| {
-                random_row(
-                    n_tokens,
-                    document_tokens,
-                    vocab_size,
-                    (step * args.accumulate + micro) as u64,
-                )
-            })
-            .collect();
-        let n_targets = rows
-            .iter()
-            .flat_map(|row| &row.targets_t)
-            .filter(|target| **target >= 0)
-            .count();
+        let rows = micro_batches(step);
+        let n_targets = n_targets(&rows);
         let start = Instant::now();
-        loss = trainer.step(rows.into_iter(), n_targets as u64, 2e-5)?.loss;
+        loss = trainer.step(rows.into_iter(), n_targets, 2e-5)?.loss;
         device.synchronize()?;
         milliseconds.push(1e3 * start.elapsed().as_secs_f64());
         ui.note(format_args!(
@@ -136,9 +146,9 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let profile = match device {
         Device::Cuda(card) if args.profile => {
             card.start_profile();
-            let row = random_row(n_tokens, document_tokens, vocab_size, 0);
-            let n_targets = row.targets_t.iter().filter(|target| **target >= 0).count();
-            trainer.step(std::iter::once(row), n_targets as u64, 2e-5)?;
+            let rows = micro_batches(0);
+            let n_targets = n_targets(&rows);
+            trainer.step(rows.into_iter(), n_targets, 2e-5)?;
             card.take_profile()
         }
         _ => Vec::new(),
@@ -168,9 +178,20 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         tokens_per_s,
         ms_step,
         ms_first_step,
+        micro_rows,
+        keeps: memory.as_ref().map_or([0; 3], MemoryPlan::kept),
         peak_bytes: match device {
             Device::Cpu => None,
             Device::Cuda(card) => Some(card.allocated_bytes().1),
+        },
+        predicted_peak_bytes: memory.as_ref().map(MemoryPlan::peak_bytes),
+        predicted: memory.as_ref().map(|memory| memory.bytes),
+        overhead_bytes: match device {
+            Device::Cpu => None,
+            Device::Cuda(card) => {
+                let in_use = card.total_bytes().saturating_sub(card.free_bytes()?);
+                Some(in_use.saturating_sub(card.allocated_bytes().0))
+            }
         },
         model_tflops: tokens_per_s * flops_per_token / 1e12,
         ceiling_tflops,
@@ -223,6 +244,11 @@ fn flops_per_token(config: &Config, tuner: TunerArg, document_tokens: usize) -> 
         TunerArg::Lora => 2.0,
     };
     passes * 2.0 * matrices + 3.5 * attention
+}
+
+fn n_targets(rows: &[Row]) -> u64 {
+    let targets = rows.iter().flat_map(|row| &row.targets_t);
+    targets.filter(|target| **target >= 0).count() as u64
 }
 
 fn random_row(n_tokens: usize, document_tokens: usize, vocab_size: usize, seed: u64) -> Row {
