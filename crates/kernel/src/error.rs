@@ -69,6 +69,10 @@ pub enum Error {
         limit: usize,
     },
     #[error(
+        "the system does not lock {bytes} bytes of memory for moments that do not fit on the GPU; close other programs, or use LoRA, shorter rows or a GPU with more memory"
+    )]
+    OutOfHostMemory { bytes: usize },
+    #[error(
         "the GPU failed in {call}: {code} ({what}); if it happens again, `cyrene selftest` says which primitive is wrong, and --device cpu does without it"
     )]
     Cuda {

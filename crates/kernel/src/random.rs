@@ -20,6 +20,12 @@ pub(crate) fn key(seed: u64, stream: u64) -> u64 {
     mix(seed.wrapping_add(GOLDEN.wrapping_mul(stream.wrapping_add(1))))
 }
 
+/// The key that gives `index` the bits that `key` gives `first + index`.
+#[inline(always)]
+pub(crate) fn key_from(key: u64, first: u64) -> u64 {
+    key.wrapping_add(GOLDEN.wrapping_mul(first))
+}
+
 /// [`bits`] from its [`key`]; `random_bits` of the kernels' prelude is the same function.
 #[inline(always)]
 pub(crate) fn bits_of(key: u64, index: u64) -> u64 {
@@ -42,6 +48,17 @@ mod tests {
         assert_ne!(bits(1, 2, 3), bits(1, 3, 2));
         assert_ne!(bits(1, 2, 3), bits(2, 1, 3));
         assert_eq!(bits(1, 2, 3), bits(1, 2, 3));
+    }
+
+    #[test]
+    fn a_later_key_goes_on_where_the_first_is() {
+        let key = key(7, 3);
+        for first in [0, 1, 8_388_608, u64::MAX - 5] {
+            for index in 0..20_u64 {
+                let want = bits_of(key, first.wrapping_add(index));
+                assert_eq!(bits_of(key_from(key, first), index), want);
+            }
+        }
     }
 
     #[test]

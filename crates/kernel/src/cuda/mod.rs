@@ -13,6 +13,8 @@ mod card;
 mod choices;
 mod meter;
 mod module;
+mod pinned;
+mod ring;
 mod table;
 mod timer;
 mod upload;
@@ -35,6 +37,8 @@ pub use meter::footprint;
 pub use module::SOURCES;
 pub(crate) use module::{Args, Grid, sources};
 pub use module::{Compiled, Source, architecture, compile, compile_verbose, load_nvrtc};
+pub use pinned::Pinned;
+pub use ring::Ring;
 pub(crate) use table::Table;
 pub use timer::Timer;
 pub use upload::table_bytes;
@@ -53,6 +57,7 @@ pub(crate) struct Context {
     total_bytes: usize,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    copies: ring::Copies,
     meter: meter::Meter,
     state: Mutex<State>,
 }
@@ -266,6 +271,22 @@ impl Cuda {
         self.0.stream
     }
 
+    fn copies(self) -> &'static ring::Copies {
+        &self.0.copies
+    }
+
+    /// Waits until nothing is copied from or to pinned memory any more.
+    pub(crate) fn settle_copies(self) -> Result<()> {
+        self.bind()?;
+        for stream in [self.0.copies.up, self.0.copies.down] {
+            // SAFETY: the stream lives as long as the process.
+            check("synchronize", unsafe {
+                result::stream::synchronize(stream)
+            })?;
+        }
+        Ok(())
+    }
+
     fn state(self) -> MutexGuard<'static, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -393,6 +414,7 @@ impl Context {
             total_bytes,
             context,
             stream,
+            copies: ring::Copies::new()?,
             meter: meter::Meter::default(),
             state: Mutex::new(State {
                 modules: module::Modules::default(),

@@ -184,7 +184,9 @@ mod cpu {
     }
 }
 
-mod cuda {
+pub(super) mod cuda {
+    use std::ops::Range;
+
     use super::{Part, Scalars, Update};
     use crate::cuda::sources::ADAMW;
     use crate::cuda::{Args, Cuda, Grid, Table};
@@ -200,12 +202,32 @@ mod cuda {
         grad: &Tensor,
         update: &Update,
     ) -> Result<()> {
+        let moments = [&*m, v].map(|tensor| (tensor.device_pointer(), tensor.dtype()));
+        let all = 0..w.numel();
+        step_piece(cuda, w, moments, grad, &all, update)
+    }
+
+    /// The update of some elements, of which the first is a multiple of 8: `moments` are addresses and types of those alone.
+    pub(in crate::ops) fn step_piece(
+        cuda: Cuda,
+        w: &mut Tensor,
+        moments: [(u64, DType); 2],
+        grad: &Tensor,
+        elements: &Range<usize>,
+        update: &Update,
+    ) -> Result<()> {
         let scalars = Scalars::of(update);
-        let n = w.numel();
-        let args = Args::new().view_mut(w).view_mut(m).view_mut(v).view(grad);
-        let args = args
+        let (first, n) = (elements.start, elements.len());
+        let key = random::key(update.seed, update.step);
+        let at = |tensor: &Tensor| tensor.device_pointer() + (first * tensor.dtype().size()) as u64;
+        let [(m, m_dtype), (v, v_dtype)] = moments;
+        let args = Args::new()
+            .view_at(at(w), w.dtype())
+            .view_at(m, m_dtype)
+            .view_at(v, v_dtype)
+            .view_at(at(grad), grad.dtype())
             .u64(n as u64)
-            .u64(random::key(update.seed, update.step))
+            .u64(random::key_from(key, first as u64))
             .f32(update.grad_scale)
             .f32(scalars.to_m)
             .f32(update.beta2)

@@ -1,5 +1,6 @@
 //! Shape and dtype checks that every op makes once, before it touches an element.
 
+use crate::cuda::Cuda;
 use crate::{DType, Device, Error, Result, Tensor};
 
 /// All arguments must lie on the device of `first`, which is returned.
@@ -70,6 +71,20 @@ pub(crate) fn f32(op: &'static str, arg: &'static str, tensor: &Tensor) -> Resul
             got,
         }),
     }
+}
+
+/// `arg` must lie on this GPU.
+pub(crate) fn on(op: &'static str, arg: &'static str, tensor: &Tensor, cuda: Cuda) -> Result<()> {
+    let expected = Device::Cuda(cuda);
+    if tensor.device() == expected {
+        return Ok(());
+    }
+    Err(Error::Device {
+        op,
+        arg,
+        expected: expected.to_string(),
+        got: tensor.device().to_string(),
+    })
 }
 
 /// `arg` as a matrix (rows, columns): the last dimension is the columns, all before it the rows. At least one dimension.

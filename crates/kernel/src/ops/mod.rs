@@ -15,6 +15,7 @@
 //! V value dim, N attention head dim, F feed-forward, C vocabulary or channels, O out features, I in features, S cached positions.
 
 pub mod adamw;
+pub mod adamw_host;
 pub mod attention;
 pub mod causal_conv1d;
 pub(crate) mod check;

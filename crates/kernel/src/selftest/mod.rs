@@ -1,6 +1,7 @@
 //! Every primitive on a GPU against the same primitive on the CPU, for the user's own card: outputs poisoned with NaN, ragged
 //! documents, both storage types, and the same bytes twice.
 
+mod adamw_host;
 mod attention;
 mod check;
 mod copy;
@@ -53,6 +54,7 @@ const CASES: &[Case] = &[
     ("linear_cross_entropy", loss::linear_cross_entropy),
     ("grad_norm", loss::grad_norm),
     ("adamw", loss::adamw),
+    ("adamw_host", adamw_host::run),
     ("dropout", loss::dropout),
     ("low_rank", low_rank::run),
     ("attention", attention::run),
