@@ -15,6 +15,7 @@ use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use kernel::cuda::Pinned;
 use kernel::tensor::Storage;
 use kernel::{DType, Device, Tensor};
 use model::Model;
@@ -26,7 +27,7 @@ use serde_json::Value;
 use crate::error::{Error, IoContext, Result};
 use crate::job::RunConfig;
 use crate::metrics::{TrainLine, ValidationLine};
-use crate::optimizer::AdamW;
+use crate::optimizer::{AdamW, Moments};
 use crate::tensorboard::Position;
 
 /// Form of `state.json`.
@@ -227,28 +228,36 @@ pub fn read_optimizer(folder: &Path, names: &[String], optimizer: &mut AdamW) ->
     let path = folder.join("optimizer.safetensors");
     let mut file = File::open(&path).during("opening", &path)?;
     let (data_start, metadata) = read_header(&mut file, &path)?;
-    for (kind, tensors) in [("m", &mut optimizer.m), ("v", &mut optimizer.v)] {
-        for (name, tensor) in names.iter().zip(tensors) {
-            let name = format!("{kind}.{name}");
+    for kind in [Kind::M, Kind::V] {
+        for (name, moments) in names.iter().zip(&mut optimizer.moments) {
+            let name = kind.name(name);
+            let moment = Moment::of(moments, kind);
             let info = metadata
                 .info(&name)
-                .filter(|info| info.dtype == file_dtype(tensor) && info.shape == tensor.shape())
+                .filter(|info| info.dtype == file_dtype(moment.dtype) && info.shape == moment.shape)
                 .ok_or_else(|| Error::OptimizerTensor {
                     path: path.clone(),
                     name,
-                    shape: tensor.shape().to_vec(),
-                    dtype: tensor.dtype(),
+                    shape: moment.shape.to_vec(),
+                    dtype: moment.dtype,
                 })?;
             file.seek(SeekFrom::Start(data_start + info.data_offsets.0 as u64))
                 .during("seeking in", &path)?;
-            let mut moment = Tensor::zeros(tensor.shape(), tensor.dtype());
-            let bytes = match moment.storage_mut() {
-                Storage::F32(data) => bytemuck::cast_slice_mut(data),
-                Storage::Bf16(data) => bytemuck::cast_slice_mut(data),
-                Storage::Cuda(..) => unreachable!("made on the host"),
-            };
-            file.read_exact(bytes).during("reading", &path)?;
-            tensor.copy_from(&moment)?;
+            let mut read = |bytes: &mut [u8]| file.read_exact(bytes).during("reading", &path);
+            match (moments, kind) {
+                (Moments::Host(host), Kind::M) => read(host.m.bytes_mut()?)?,
+                (Moments::Host(host), Kind::V) => read(host.v.bytes_mut()?)?,
+                (Moments::Resident { m: tensor, .. }, Kind::M)
+                | (Moments::Resident { v: tensor, .. }, Kind::V) => {
+                    let mut moment = Tensor::zeros(tensor.shape(), tensor.dtype());
+                    read(match moment.storage_mut() {
+                        Storage::F32(data) => bytemuck::cast_slice_mut(data),
+                        Storage::Bf16(data) => bytemuck::cast_slice_mut(data),
+                        Storage::Cuda(..) => unreachable!("made on the host"),
+                    })?;
+                    tensor.copy_from(&moment)?;
+                }
+            }
         }
     }
     Ok(())
@@ -296,22 +305,14 @@ fn write_folder(
 
     let path = folder.join("optimizer.safetensors");
     let names = model.trainable_names();
-    let moments = [("m", &optimizer.m), ("v", &optimizer.v)];
     let failed = Cell::new(None);
-    let tensors = moments.into_iter().flat_map(|(kind, tensors)| {
-        names
-            .iter()
-            .zip(tensors)
-            .map(|(name, tensor)| {
-                (
-                    format!("{kind}.{name}"),
-                    Moment {
-                        tensor,
-                        failed: &failed,
-                    },
-                )
-            })
-            .collect::<Vec<_>>()
+    let tensors = [Kind::M, Kind::V].into_iter().flat_map(|kind| {
+        let failed = &failed;
+        let named = names.iter().zip(&optimizer.moments);
+        named.map(move |(name, moments)| {
+            let moment = Moment::of(moments, kind);
+            (kind.name(name), Written { moment, failed })
+        })
     });
     safetensors::serialize_to_file(tensors, None, &path).map_err(|source| match source {
         safetensors::SafeTensorError::IoError(source) => Error::Io {
@@ -353,44 +354,101 @@ pub fn save_weights(
     Ok(folder)
 }
 
-/// A tensor as safetensors wants to see it: fetched from the device only while it is written.
+/// Which of the two moments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    M,
+    V,
+}
+
+impl Kind {
+    /// A moment's name in the file.
+    fn name(self, tensor: &str) -> String {
+        match self {
+            Kind::M => format!("m.{tensor}"),
+            Kind::V => format!("v.{tensor}"),
+        }
+    }
+}
+
+/// One moment of one tensor, wherever it lies.
 struct Moment<'a> {
-    tensor: &'a Tensor,
+    shape: &'a [usize],
+    dtype: DType,
+    place: Place<'a>,
+}
+
+enum Place<'a> {
+    Tensor(&'a Tensor),
+    Pinned(&'a Pinned),
+}
+
+impl<'a> Moment<'a> {
+    fn of(moments: &'a Moments, kind: Kind) -> Self {
+        let (shape, dtype, place) = match (moments, kind) {
+            (Moments::Resident { m: tensor, .. }, Kind::M)
+            | (Moments::Resident { v: tensor, .. }, Kind::V) => {
+                (tensor.shape(), tensor.dtype(), Place::Tensor(tensor))
+            }
+            (Moments::Host(host), Kind::M) => (host.shape(), host.dtype(), Place::Pinned(&host.m)),
+            (Moments::Host(host), Kind::V) => (host.shape(), host.dtype(), Place::Pinned(&host.v)),
+        };
+        Moment {
+            shape,
+            dtype,
+            place,
+        }
+    }
+
+    /// The bytes, fetched from the device if they lie there.
+    fn bytes(&self) -> kernel::Result<Cow<'a, [u8]>> {
+        let tensor = match self.place {
+            Place::Pinned(pinned) => return Ok(pinned.bytes()?.into()),
+            Place::Tensor(tensor) => tensor,
+        };
+        Ok(match tensor.storage() {
+            Storage::F32(data) => bytemuck::cast_slice(data).into(),
+            Storage::Bf16(data) => bytemuck::cast_slice(data).into(),
+            Storage::Cuda(..) => match tensor.to_device(Device::Cpu)?.storage() {
+                Storage::F32(data) => bytemuck::cast_slice(data).to_vec().into(),
+                Storage::Bf16(data) => bytemuck::cast_slice(data).to_vec().into(),
+                Storage::Cuda(..) => unreachable!("copied to the host"),
+            },
+        })
+    }
+
+    fn n_bytes(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.dtype.size()
+    }
+}
+
+/// A moment as safetensors wants to see it: fetched from the device only while it is written.
+struct Written<'a> {
+    moment: Moment<'a>,
     /// Where a failed copy is reported: `data` cannot.
     failed: &'a Cell<Option<kernel::Error>>,
 }
 
-impl View for Moment<'_> {
+impl View for Written<'_> {
     fn dtype(&self) -> Dtype {
-        file_dtype(self.tensor)
+        file_dtype(self.moment.dtype)
     }
     fn shape(&self) -> &[usize] {
-        self.tensor.shape()
+        self.moment.shape
     }
     fn data(&self) -> Cow<'_, [u8]> {
-        match self.tensor.storage() {
-            Storage::F32(data) => bytemuck::cast_slice(data).into(),
-            Storage::Bf16(data) => bytemuck::cast_slice(data).into(),
-            Storage::Cuda(..) => match self.tensor.to_device(Device::Cpu) {
-                Ok(copy) => match copy.storage() {
-                    Storage::F32(data) => bytemuck::cast_slice(data).to_vec().into(),
-                    Storage::Bf16(data) => bytemuck::cast_slice(data).to_vec().into(),
-                    Storage::Cuda(..) => unreachable!("copied to the host"),
-                },
-                Err(error) => {
-                    self.failed.set(Some(error));
-                    vec![0; self.tensor.bytes()].into()
-                }
-            },
-        }
+        self.moment.bytes().unwrap_or_else(|error| {
+            self.failed.set(Some(error));
+            vec![0; self.moment.n_bytes()].into()
+        })
     }
     fn data_len(&self) -> usize {
-        self.tensor.bytes()
+        self.moment.n_bytes()
     }
 }
 
-fn file_dtype(tensor: &Tensor) -> Dtype {
-    match tensor.dtype() {
+fn file_dtype(dtype: DType) -> Dtype {
+    match dtype {
         DType::F32 => Dtype::F32,
         DType::Bf16 => Dtype::BF16,
     }

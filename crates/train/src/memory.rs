@@ -5,6 +5,7 @@
 //! reckoned in round figures of a card's class, which decide between plans and are shown to nobody.
 
 use kernel::cuda::{Card, WORKSPACE_BYTES, footprint, table_bytes};
+use kernel::ops::adamw_host::stream_bytes;
 use kernel::{DType, Device};
 use model::{Config, Keep, LoraConfig, Model, Saved, TensorSpec, TrainPass};
 
@@ -68,6 +69,7 @@ impl<'a> Training<'a> {
 pub struct Bytes {
     pub weights: usize,
     pub gradients: usize,
+    /// Those that stay on the GPU, and the ring that the others pass through.
     pub moments: usize,
     pub activations: usize,
     /// Of ops, cuBLASLt's workspace included.
@@ -89,7 +91,11 @@ pub struct MemoryPlan {
     pub rows: usize,
     /// What each layer keeps from forward to backward.
     pub keeps: Vec<Keep>,
+    /// Of each trained tensor, whether its moments lie in host memory.
+    pub offloaded: Vec<bool>,
     pub bytes: Bytes,
+    /// Bytes of moments in pinned host memory.
+    pub host_bytes: usize,
     /// Scratch to reserve, of `bytes.scratch`.
     pub op_scratch_bytes: usize,
 }
@@ -107,18 +113,43 @@ impl MemoryPlan {
         for rows in (1..=training.rows.rows.max(1)).rev() {
             let pass = training.pass(rows);
             let n_passes = (training.rows.rows * training.rows.accumulate).div_ceil(rows);
+            let op_scratch_bytes = pass.scratch_bytes(card);
             for keeps in &choices {
-                let plan = fixed.plan(&pass, card, rows, keeps);
-                least = least.min(plan.bytes.total());
-                if plan.bytes.total() > budget {
+                // 1. all but the moments
+                let mut bytes = fixed.bytes;
+                bytes.activations = pass.activation_bytes(keeps);
+                bytes.scratch = op_scratch_bytes + footprint(WORKSPACE_BYTES);
+                bytes.tables = table_bytes(pass.n_tokens);
+                // 2. as many moments as fit
+                let for_moments = budget.saturating_sub(bytes.total());
+                let Hosted {
+                    offloaded,
+                    resident_bytes,
+                    host_bytes,
+                } = fixed.host(for_moments);
+                bytes.moments = resident_bytes;
+                least = least.min(bytes.total());
+                if bytes.total() > budget {
                     continue;
                 }
-                let seconds = n_passes as f64 * fixed.pass_seconds(&pass, card, keeps);
+                // 3. what it costs
+                let seconds = n_passes as f64 * fixed.pass_seconds(&pass, card, keeps)
+                    + host_bytes as f64 / Rates::of(card).link_bytes;
                 if best.as_ref().is_none_or(|(other, _)| seconds < *other) {
+                    let plan = MemoryPlan {
+                        rows,
+                        keeps: keeps.clone(),
+                        offloaded,
+                        bytes,
+                        host_bytes,
+                        op_scratch_bytes,
+                    };
                     best = Some((seconds, plan));
                 }
-                // Whatever keeps less repeats more.
-                break;
+                // Whatever keeps less repeats more, and has nothing to win by it.
+                if host_bytes == 0 {
+                    break;
+                }
             }
         }
         best.map(|(_, plan)| plan).ok_or(Error::DoesNotFit {
@@ -156,11 +187,28 @@ impl MemoryPlan {
     /// One line for people.
     pub fn describe(&self) -> String {
         let [all, mixer, input] = self.kept();
-        format!(
+        let mut text = format!(
             "{} rows at a time; of {} layers, {all} keep all, {mixer} compute their feed-forward twice, {input} everything",
             self.rows,
             self.keeps.len(),
-        )
+        );
+        if self.host_bytes > 0 {
+            text.push_str(&format!(
+                "; moments of {} of {} tensors in host memory, {:.1} GiB",
+                self.n_offloaded(),
+                self.offloaded.len(),
+                self.host_bytes as f64 / f64::from(1 << 30)
+            ));
+        }
+        text
+    }
+
+    /// Tensors whose moments lie in host memory.
+    pub fn n_offloaded(&self) -> usize {
+        self.offloaded
+            .iter()
+            .filter(|offloaded| **offloaded)
+            .count()
     }
 }
 
@@ -178,48 +226,90 @@ fn spec_bytes(specs: &[TensorSpec], dtype: impl Fn(&TensorSpec) -> DType) -> usi
 
 /// What does not depend on rows and keeps.
 struct Fixed {
-    weights: usize,
-    gradients: usize,
-    moments: usize,
+    /// Weights and gradients alone.
+    bytes: Bytes,
+    /// Moments of each trained tensor: bytes on the GPU, and in host memory.
+    moments: Vec<(usize, usize)>,
     n_trained: usize,
     n_layers: usize,
 }
 
+/// Which moments lie where.
+struct Hosted {
+    offloaded: Vec<bool>,
+    resident_bytes: usize,
+    host_bytes: usize,
+}
+
+/// Moments below this stay: a copy of so few bytes costs more than they take.
+const LEAST_OFFLOADED: usize = 1 << 20;
+
 impl Fixed {
     fn of(training: &Training) -> Self {
         let trained = training.pass(1).trained();
+        // Both moments have the weight's type: see `optimizer::moment_dtype`.
+        let moments = trained.iter().map(|spec| {
+            let bytes = spec.numel() * spec.dtype.size();
+            (2 * footprint(bytes), 2 * bytes)
+        });
         Fixed {
-            weights: weight_bytes(training),
-            gradients: spec_bytes(&trained, |_| DType::F32),
-            // Both have the weight's type: see `optimizer::moment_dtype`.
-            moments: 2 * spec_bytes(&trained, |spec| spec.dtype),
+            bytes: Bytes {
+                weights: weight_bytes(training),
+                gradients: spec_bytes(&trained, |_| DType::F32),
+                ..Bytes::default()
+            },
+            moments: moments.collect(),
             n_trained: trained.iter().map(TensorSpec::numel).sum(),
             n_layers: training.config.layer_types.len(),
         }
     }
 
-    fn plan(&self, pass: &TrainPass, card: Card, rows: usize, keeps: &[Keep]) -> MemoryPlan {
-        let op_scratch_bytes = pass.scratch_bytes(card);
-        MemoryPlan {
-            rows,
-            keeps: keeps.to_vec(),
-            bytes: Bytes {
-                weights: self.weights,
-                gradients: self.gradients,
-                moments: self.moments,
-                activations: pass.activation_bytes(keeps),
-                scratch: op_scratch_bytes + footprint(WORKSPACE_BYTES),
-                tables: table_bytes(pass.n_tokens),
-            },
-            op_scratch_bytes,
+    /// Moves the moments of as few tensors as need be to the host, the largest first, so that the others and the ring take at most
+    /// `room` bytes, if that can be.
+    fn host(&self, room: usize) -> Hosted {
+        let all: usize = self.moments.iter().map(|(bytes, _)| bytes).sum();
+        let mut hosted = Hosted {
+            offloaded: vec![false; self.moments.len()],
+            resident_bytes: all,
+            host_bytes: 0,
+        };
+        if all <= room {
+            return hosted;
         }
+        hosted.resident_bytes += footprint(stream_bytes());
+        let mut order: Vec<usize> = (0..self.moments.len())
+            .filter(|idx| self.moments[*idx].1 >= LEAST_OFFLOADED)
+            .collect();
+        order.sort_by_key(|idx| std::cmp::Reverse(self.moments[*idx]));
+        let mut offload = |idx: usize| {
+            hosted.offloaded[idx] = true;
+            hosted.resident_bytes -= self.moments[idx].0;
+            hosted.host_bytes += self.moments[idx].1;
+            hosted.resident_bytes
+        };
+        let mut taken = all + footprint(stream_bytes());
+        let mut left = Vec::new();
+        for idx in order {
+            match taken.saturating_sub(room) {
+                0 => break,
+                missing if self.moments[idx].0 <= missing => taken = offload(idx),
+                _ => left.push(idx),
+            }
+        }
+        // One more makes up for the rest: the smallest that is large enough.
+        if taken > room
+            && let Some(idx) = left.pop()
+        {
+            offload(idx);
+        }
+        hosted
     }
 
     /// What one pass costs beside the arithmetic that every plan needs: work done twice, weights and gradients read and gradients
     /// written once more, launches.
     fn pass_seconds(&self, pass: &TrainPass, card: Card, keeps: &[Keep]) -> f64 {
         let rates = Rates::of(card);
-        let moved = 3 * self.weights + 2 * 4 * self.n_trained;
+        let moved = 3 * self.bytes.weights + 2 * 4 * self.n_trained;
         pass.repeated_operations(keeps) / rates.operations
             + moved as f64 / rates.memory_bytes
             + self.n_layers as f64 * LAUNCHES_PER_LAYER * LAUNCH_S
@@ -235,20 +325,23 @@ struct Rates {
     /// Of bf16 products.
     operations: f64,
     memory_bytes: f64,
+    /// To and from the host, in both directions at once.
+    link_bytes: f64,
 }
 
 impl Rates {
     fn of(card: Card) -> Self {
-        let (operations_per_multiprocessor, memory_bytes) = match card.compute {
-            90 => (4.2e12, 2.6e12),
-            100.. if card.compute < 120 => (1e13, 6e12),
-            120.. => (1.1e12, 1.5e12),
-            80 => (2.2e12, 1.6e12),
-            _ => (1.1e12, 8e11),
+        let (operations_per_multiprocessor, memory_bytes, link_bytes) = match card.compute {
+            90 => (4.2e12, 2.6e12, 4.5e10),
+            100..120 => (1e13, 6e12, 4.5e10),
+            120.. => (1.1e12, 1.5e12, 4.5e10),
+            80 => (2.2e12, 1.6e12, 2.2e10),
+            _ => (1.1e12, 8e11, 2.2e10),
         };
         Rates {
             operations: f64::from(card.n_multiprocessors) * operations_per_multiprocessor,
             memory_bytes,
+            link_bytes,
         }
     }
 }
@@ -311,15 +404,40 @@ mod tests {
     }
 
     #[test]
-    fn plans_stay_within_their_budget_and_use_what_helps() {
+    fn plans_stay_within_their_budget_and_spend_it() {
         let config = config_4b();
-        let training = training(&config, 3);
-        for gib in [60, 76, 90, 140] {
+        let mut last = f64::INFINITY;
+        for gib in [30, 40, 50, 60, 76, 90, 140] {
+            let training = training(&config, 3);
             let card = h100(gib * GIB);
             let budget = card.buffer_bytes();
             let plan = MemoryPlan::new(&training, card, budget).unwrap();
-            assert!(plan.peak_bytes() <= budget);
-            println!("{gib} GiB: {} {:?}", plan.describe(), plan.bytes);
+            assert!(plan.peak_bytes() <= budget, "{gib} GiB");
+            // More memory is never slower.
+            let fixed = Fixed::of(&training);
+            let seconds = 3_usize.div_ceil(plan.rows) as f64
+                * fixed.pass_seconds(&training.pass(plan.rows), card, &plan.keeps)
+                + plan.host_bytes as f64 / Rates::of(card).link_bytes;
+            assert!(seconds <= last, "{gib} GiB");
+            last = seconds;
+            let full = plan.kept()[0] == 32 && plan.host_bytes == 0;
+            assert!(full || budget - plan.peak_bytes() < 2 * GIB, "{gib} GiB");
+        }
+    }
+
+    #[test]
+    fn no_more_moments_go_to_the_host_than_need_be() {
+        let config = config_4b();
+        let fixed = Fixed::of(&training(&config, 1));
+        let all: usize = fixed.moments.iter().map(|(bytes, _)| bytes).sum();
+        let hosted = fixed.host(all);
+        assert_eq!((hosted.host_bytes, hosted.resident_bytes), (0, all));
+        for room in [all - 1, all - GIB, all / 2, all / 10] {
+            let hosted = fixed.host(room);
+            assert!(hosted.resident_bytes <= room);
+            assert!(room - hosted.resident_bytes < GIB / 32, "{room}");
+            let missing = all + footprint(stream_bytes()) - room;
+            assert!(hosted.host_bytes < missing + GIB / 32, "{room}");
         }
     }
 
@@ -335,5 +453,6 @@ mod tests {
         assert!(needed > card.buffer_bytes());
         let plan = MemoryPlan::new(&training, card, needed).unwrap();
         assert_eq!((plan.rows, plan.peak_bytes()), (1, needed));
+        assert!(MemoryPlan::new(&training, card, needed - 1).is_err());
     }
 }

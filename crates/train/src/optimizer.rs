@@ -1,5 +1,6 @@
 //! AdamW over a model's trainable tensors: the moments, who decays, and clipping at the global norm.
 
+use kernel::ops::adamw_host::{HostMoments, HostStep, Stream};
 use kernel::ops::{adamw, grad_norm};
 use kernel::{DType, Device, Tensor};
 
@@ -15,40 +16,75 @@ pub struct AdamW {
     config: OptimizerConfig,
     /// Updates made so far.
     pub steps: u64,
-    /// First moments, shapes and device of the weights.
-    pub m: Vec<Tensor>,
-    /// Second moments, as `m`.
-    pub v: Vec<Tensor>,
+    /// Of each tensor, with the weight's shape.
+    pub moments: Vec<Moments>,
     /// Decay of each tensor.
     weight_decay: Vec<f32>,
+    /// The way of moments in host memory through the GPU; None where there are none.
+    stream: Option<Stream>,
+}
+
+/// First and second moments of one tensor.
+#[derive(Debug)]
+pub enum Moments {
+    /// On the weight's device.
+    Resident { m: Tensor, v: Tensor },
+    /// In pinned host memory, while the weight lies on a GPU.
+    Host(HostMoments),
 }
 
 impl AdamW {
-    /// Zero moments for these tensors, by name.
+    /// Zero moments for these tensors, by name; in host memory where `offloaded` says so of a tensor on a GPU (beyond its end: not).
     ///
     /// # Errors
-    /// The device has no room.
+    /// The device, or the host, has no room.
     pub fn new<'a>(
         config: &OptimizerConfig,
         tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,
+        offloaded: &[bool],
     ) -> Result<Self> {
         let mut optimizer = AdamW {
             config: config.clone(),
             steps: 0,
-            m: Vec::new(),
-            v: Vec::new(),
+            moments: Vec::new(),
             weight_decay: Vec::new(),
+            stream: None,
         };
-        for (name, tensor) in tensors {
-            let zeros = || Tensor::zeros_on(tensor.shape(), moment_dtype(tensor), tensor.device());
-            optimizer.m.push(zeros()?);
-            optimizer.v.push(zeros()?);
+        for (idx, (name, tensor)) in tensors.enumerate() {
+            let (shape, dtype) = (tensor.shape(), moment_dtype(tensor));
+            optimizer.moments.push(match tensor.device() {
+                Device::Cuda(cuda) if offloaded.get(idx) == Some(&true) => {
+                    if optimizer.stream.is_none() {
+                        optimizer.stream = Some(Stream::new(cuda)?);
+                    }
+                    Moments::Host(HostMoments::zeros(shape, dtype, cuda)?)
+                }
+                device => Moments::Resident {
+                    m: Tensor::zeros_on(shape, dtype, device)?,
+                    v: Tensor::zeros_on(shape, dtype, device)?,
+                },
+            });
             optimizer.weight_decay.push(match decays(name) {
                 true => config.weight_decay as f32,
                 false => 0.0,
             });
         }
         Ok(optimizer)
+    }
+
+    /// Starts to fetch moments from the host, beside the work that makes the gradients of the next update.
+    ///
+    /// # Errors
+    /// The GPU failed.
+    pub fn prefetch(&mut self) -> Result<()> {
+        let Some(stream) = &mut self.stream else {
+            return Ok(());
+        };
+        let hosted = self.moments.iter().filter_map(|moments| match moments {
+            Moments::Host(moments) => Some(moments),
+            Moments::Resident { .. } => None,
+        });
+        Ok(stream.prefetch(&hosted.collect::<Vec<_>>())?)
     }
 
     /// One update of all `weights` by `gradients` (f32, same order and shapes), which are multiplied by `grad_scale` first.
@@ -62,10 +98,10 @@ impl AdamW {
         lr: f64,
         grad_scale: f32,
     ) -> Result<()> {
-        assert_eq!(weights.len(), self.m.len(), "one moment a weight");
+        assert_eq!(weights.len(), self.moments.len(), "moments for each weight");
         assert_eq!(weights.len(), gradients.len(), "one gradient a weight");
         self.steps += 1;
-        let update = adamw::Update {
+        let shared = adamw::Update {
             lr: lr as f32,
             beta1: self.config.betas[0] as f32,
             beta2: self.config.betas[1] as f32,
@@ -75,22 +111,38 @@ impl AdamW {
             grad_scale,
             seed: 0,
         };
-        let moments = self.m.iter_mut().zip(&mut self.v);
-        let tensors = weights.into_iter().zip(gradients).zip(moments);
+        let tensors = weights.into_iter().zip(gradients).zip(&mut self.moments);
         // A tensor's number seeds its rounding, where it is stored as bf16: no two tensors share a pattern.
         let own = self.weight_decay.iter().zip(0..);
-        let mut parts: Vec<adamw::Part> = tensors
-            .zip(own)
-            .map(|(((w, grad), (m, v)), (weight_decay, seed))| adamw::Part {
-                w,
-                m,
-                v,
-                grad,
-                weight_decay: *weight_decay,
-                seed,
-            })
-            .collect();
-        adamw::step_all(&mut parts, &update)?;
+        let (mut hosted, mut resident) = (Vec::new(), Vec::new());
+        for (((w, grad), moments), (weight_decay, seed)) in tensors.zip(own) {
+            let weight_decay = *weight_decay;
+            match moments {
+                Moments::Resident { m, v } => resident.push(adamw::Part {
+                    w,
+                    m,
+                    v,
+                    grad,
+                    weight_decay,
+                    seed,
+                }),
+                Moments::Host(moments) => hosted.push(HostStep {
+                    w,
+                    moments,
+                    grad,
+                    update: adamw::Update {
+                        weight_decay,
+                        seed,
+                        ..shared
+                    },
+                }),
+            }
+        }
+        // The link to the host is what takes longest: it starts first, and the others are updated while the last pieces go back.
+        if let Some(stream) = &mut self.stream {
+            stream.step(&mut hosted)?;
+        }
+        adamw::step_all(&mut resident, &shared)?;
         Ok(())
     }
 }

@@ -44,8 +44,9 @@ impl Trainer {
         let names = model.trainable_names();
         let tensors = model.trainable();
         let named = names.iter().map(String::as_str).zip(tensors);
+        let offloaded = memory.as_ref().map_or(&[][..], |memory| &memory.offloaded);
         let mut trainer = Trainer {
-            optimizer: AdamW::new(config, named)?,
+            optimizer: AdamW::new(config, named, offloaded)?,
             saved: Saved::default(),
             gradients: model.gradients()?,
             grad_clip: config.grad_clip,
@@ -81,6 +82,7 @@ impl Trainer {
         let step = self.optimizer.steps + 1;
         let d_nll = (1.0 / n_targets as f64) as f32;
         // 1. gradients, summed over micro-batches
+        self.optimizer.prefetch()?;
         self.gradients.clear()?;
         let mut nll_sum = 0.0;
         for (batch_idx, batch) in micro_batches.enumerate() {

@@ -62,6 +62,9 @@ pub struct Choices {
     pub recomputing_layers: usize,
     /// Layers that keep all, all but the feed-forward, their input alone.
     pub keeps: [usize; 3],
+    /// Tensors whose moments lie in pinned host memory, and their bytes there.
+    pub offloaded_tensors: usize,
+    pub offloaded_bytes: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -143,11 +146,12 @@ impl StagePlan {
     fn describe(&self) -> String {
         let verdict = match &self.remedy {
             None => format!(
-                "fits in {}: {} rows of {} tokens at a time, {} layers compute a part twice",
+                "fits in {}: {} rows of {} tokens at a time, {} layers compute a part twice, {} of moments in host memory",
                 size(self.available_bytes),
                 self.choices.rows,
                 self.choices.row_tokens,
-                self.choices.recomputing_layers
+                self.choices.recomputing_layers,
+                size(self.choices.offloaded_bytes)
             ),
             Some(remedy) => format!("DOES NOT FIT in {}: {remedy}", size(self.available_bytes)),
         };
@@ -354,6 +358,8 @@ fn memory_plan(name: String, training: &Training, place: Place) -> Result<StageP
             row_tokens: rows.row_tokens,
             recomputing_layers: 0,
             keeps: [training.config.layer_types.len(), 0, 0],
+            offloaded_tensors: 0,
+            offloaded_bytes: 0,
         },
         bytes: None,
     };
@@ -371,6 +377,8 @@ fn memory_plan(name: String, training: &Training, place: Place) -> Result<StageP
                     plan.peak_bytes = memory.peak_bytes() as u64;
                     plan.choices.rows = memory.rows;
                     plan.choices.keeps = memory.kept();
+                    plan.choices.offloaded_tensors = memory.n_offloaded();
+                    plan.choices.offloaded_bytes = memory.host_bytes as u64;
                     plan.choices.recomputing_layers = memory.keeps.len() - memory.kept()[0];
                     plan.bytes = Some(memory.bytes);
                 }

@@ -39,6 +39,8 @@ struct Line {
     micro_rows: usize,
     /// What each layer kept: all, all but the feed-forward, its input alone.
     keeps: [usize; 3],
+    /// Bytes of moments in host memory.
+    offloaded_bytes: usize,
     /// Most bytes of buffers at once, in the driver's pages; `None` on a CPU, as the three below.
     peak_bytes: Option<usize>,
     /// What the memory plan said before anything was allocated.
@@ -180,6 +182,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         ms_first_step,
         micro_rows,
         keeps: memory.as_ref().map_or([0; 3], MemoryPlan::kept),
+        offloaded_bytes: memory.as_ref().map_or(0, |memory| memory.host_bytes),
         peak_bytes: match device {
             Device::Cpu => None,
             Device::Cuda(card) => Some(card.allocated_bytes().1),
