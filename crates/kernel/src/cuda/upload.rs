@@ -10,9 +10,14 @@ const KEPT: usize = 64;
 /// Most numbers for each token in a table: the items of attention's backward where every document is one token.
 const NUMBERS_PER_TOKEN: usize = 8;
 
+/// More than a table of all tensors that one launch works on.
+const LAUNCH_BYTES: usize = 64 << 10;
+
 /// Most bytes that the tables of passes over `n_tokens` take together.
 pub fn table_bytes(n_tokens: usize) -> usize {
-    KEPT * footprint(capacity(4 * NUMBERS_PER_TOKEN * n_tokens))
+    KEPT * footprint(capacity(
+        (4 * NUMBERS_PER_TOKEN * n_tokens).max(LAUNCH_BYTES),
+    ))
 }
 
 fn capacity(bytes: usize) -> usize {
