@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use engine::{Engine, EngineConfig, Event, Request, Sampling};
-use kernel::DType;
+use kernel::{DType, Device};
 use model::Model;
 use serde::Deserialize;
 
@@ -26,6 +26,7 @@ fn greedy_gives_the_recorded_tokens() {
         let text = std::fs::read_to_string(reference.join(format!("goldens/{name}/greedy.json")));
         let recorded: Recorded = serde_json::from_str(&text.unwrap()).unwrap();
         let model = Model::load(&reference.join("models").join(name), DType::F32).unwrap();
+        let model = model.to_device(Device::for_tests()).unwrap();
         let engine = Engine::start(model, EngineConfig::default()).unwrap();
         let receiver = engine
             .submit(Request {

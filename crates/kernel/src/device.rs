@@ -1,7 +1,9 @@
 //! Where tensors live and ops run.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::cuda::{self, Cuda};
 use crate::{Error, Result};
@@ -16,7 +18,33 @@ pub enum Device {
     Cuda(Cuda),
 }
 
+static TESTED: Mutex<()> = Mutex::new(());
+
+thread_local! {
+    static TESTING: RefCell<Option<MutexGuard<'static, ()>>> = const { RefCell::new(None) };
+}
+
 impl Device {
+    /// Where tests compute: the CPU, or what `CYRENE_TEST_DEVICE` names. One thread at a time may call the ops of a GPU, so a test's
+    /// thread has it until it ends, and others wait.
+    ///
+    /// # Panics
+    /// If the variable names no device that is there.
+    #[doc(hidden)]
+    pub fn for_tests() -> Device {
+        let name = std::env::var("CYRENE_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
+        let device = match name.parse() {
+            Ok(device) => device,
+            Err(error) => panic!("CYRENE_TEST_DEVICE: {error}"),
+        };
+        if device != Device::Cpu {
+            TESTING.with_borrow_mut(|mine| {
+                mine.get_or_insert_with(|| TESTED.lock().unwrap_or_else(PoisonError::into_inner));
+            });
+        }
+        device
+    }
+
     /// Waits for queued work; nothing to do on a CPU.
     ///
     /// # Errors

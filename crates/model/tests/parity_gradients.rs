@@ -3,9 +3,7 @@
 
 mod common;
 
-use common::{
-    Row, Tensors, assert_close, device, host, load_model, named, reference, relative_error, sum,
-};
+use common::{Row, Tensors, assert_close, host, load_model, named, reference, relative_error, sum};
 use kernel::ops::grad_norm;
 use kernel::{DType, Device};
 use model::{Gradients, Model, Saved};
@@ -113,7 +111,7 @@ fn bf16_gradients_stay_near_f32() {
         let (mut exact, _) = load(name, DType::F32).unwrap();
         for (tensor, source) in std::iter::zip(exact.trainable_mut(), rounded.trainable()) {
             let widened = source.to_device(Device::Cpu).unwrap().to_dtype(DType::F32);
-            *tensor = widened.to_device(device()).unwrap();
+            *tensor = widened.to_device(Device::for_tests()).unwrap();
         }
         let row = Row::recorded(&golden, "");
         let d_nll = 1.0 / row.n_targets() as f32;

@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use kernel::cuda::Cuda;
 use kernel::{DType, Device, Tensor};
 use model::{Config, Model};
 use safetensors::{Dtype, SafeTensors};
@@ -29,19 +28,10 @@ pub fn reference() -> Option<PathBuf> {
     None
 }
 
-/// Where the tests against the pack compute: the CPU, or what `CYRENE_TEST_DEVICE` names (`cuda`).
-pub fn device() -> Device {
-    match std::env::var("CYRENE_TEST_DEVICE").as_deref() {
-        Err(_) | Ok("cpu") => Device::Cpu,
-        Ok("cuda") => Device::Cuda(Cuda::open(0).unwrap()),
-        Ok(other) => panic!("CYRENE_TEST_DEVICE is `{other}`, not cpu or cuda"),
-    }
-}
-
 /// The model of this folder on the tests' device.
 pub fn load_model(dir: &Path, dtype: DType) -> Model {
     let model = Model::load(dir, dtype).unwrap();
-    model.to_device(device()).unwrap()
+    model.to_device(Device::for_tests()).unwrap()
 }
 
 /// A tensor's numbers, wherever it lies.

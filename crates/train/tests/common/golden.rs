@@ -4,7 +4,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use kernel::cuda::Cuda;
 use kernel::{DType, Device};
 use model::{Model, Saved};
 use safetensors::SafeTensors;
@@ -98,13 +97,8 @@ impl Tensors {
 
 /// On the CPU, or on what `CYRENE_TEST_DEVICE` names (`cuda`).
 pub fn load(reference: &Path, name: &str) -> Model {
-    let device = match std::env::var("CYRENE_TEST_DEVICE").as_deref() {
-        Err(_) | Ok("cpu") => Device::Cpu,
-        Ok("cuda") => Device::Cuda(Cuda::open(0).unwrap()),
-        Ok(other) => panic!("CYRENE_TEST_DEVICE is `{other}`, not cpu or cuda"),
-    };
     let model = Model::load(&reference.join("models").join(name), DType::F32).unwrap();
-    model.to_device(device).unwrap()
+    model.to_device(Device::for_tests()).unwrap()
 }
 
 pub fn n_targets(row: &Row) -> u64 {
