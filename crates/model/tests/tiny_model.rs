@@ -289,19 +289,22 @@ fn what_is_not_kept_is_computed_again_to_the_bit() {
             assert_eq!(saved.bytes(), predicted, "{keeps:?}");
             (nll, grads.tensors, saved.bytes())
         };
-        let (nll, grads, all) = run(Vec::new());
+        let (nll, grads, all) = run(vec![Keep::All; n_layers]);
         let mixed = (0..n_layers)
-            .map(|layer| [Keep::Input, Keep::Mixer, Keep::All][layer % 3])
+            .map(|layer| [Keep::Input, Keep::All, Keep::Mixer, Keep::Products][layer % 4])
             .collect();
         for keeps in [
+            Vec::new(),
             vec![Keep::Mixer; n_layers],
             vec![Keep::Input; n_layers],
             mixed,
         ] {
+            let is_mixed = keeps.windows(2).any(|pair| pair[0] != pair[1]);
             let (again_nll, again, less) = run(keeps);
             assert_eq!(again_nll, nll);
             assert_eq!(again, grads);
-            assert!(less <= all);
+            // What is lent may cost a mixed choice more than it saves in a model of so few layers.
+            assert!(less < all || is_mixed, "{less} bytes of {all}");
         }
     }
 }

@@ -178,17 +178,17 @@ impl MemoryPlan {
         self.bytes.total()
     }
 
-    /// Layers that keep all, all but the feed-forward, their input alone.
-    pub fn kept(&self) -> [usize; 3] {
+    /// Layers that keep all, what costs products, that but for the feed-forward, their input alone.
+    pub fn kept(&self) -> [usize; 4] {
         let count = |keep| self.keeps.iter().filter(|k| **k == keep).count();
-        [Keep::All, Keep::Mixer, Keep::Input].map(count)
+        [Keep::All, Keep::Products, Keep::Mixer, Keep::Input].map(count)
     }
 
     /// One line for people.
     pub fn describe(&self) -> String {
-        let [all, mixer, input] = self.kept();
+        let [all, products, mixer, input] = self.kept();
         let mut text = format!(
-            "{} rows at a time; of {} layers, {all} keep all, {mixer} compute their feed-forward twice, {input} everything",
+            "{} rows at a time; of {} layers, {all} keep all, {products} compute norms and gates twice, {mixer} their feed-forward as well, {input} everything",
             self.rows,
             self.keeps.len(),
         );

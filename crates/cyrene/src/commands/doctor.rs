@@ -58,10 +58,10 @@ pub struct Choices {
     /// Rows at a time: the recipe's, or fewer with as many more micro-batches.
     pub rows: usize,
     pub row_tokens: usize,
-    /// Layers that compute a part twice because the GPU has no room to keep it.
+    /// Layers that compute products twice because the GPU has no room to keep them.
     pub recomputing_layers: usize,
-    /// Layers that keep all, all but the feed-forward, their input alone.
-    pub keeps: [usize; 3],
+    /// Layers that keep all, what costs products, that but for the feed-forward, their input alone.
+    pub keeps: [usize; 4],
     /// Tensors whose moments lie in pinned host memory, and their bytes there.
     pub offloaded_tensors: usize,
     pub offloaded_bytes: u64,
@@ -146,7 +146,7 @@ impl StagePlan {
     fn describe(&self) -> String {
         let verdict = match &self.remedy {
             None => format!(
-                "fits in {}: {} rows of {} tokens at a time, {} layers compute a part twice, {} of moments in host memory",
+                "fits in {}: {} rows of {} tokens at a time, {} layers compute products twice, {} of moments in host memory",
                 size(self.available_bytes),
                 self.choices.rows,
                 self.choices.row_tokens,
@@ -357,7 +357,7 @@ fn memory_plan(name: String, training: &Training, place: Place) -> Result<StageP
             rows: rows.rows,
             row_tokens: rows.row_tokens,
             recomputing_layers: 0,
-            keeps: [training.config.layer_types.len(), 0, 0],
+            keeps: [0, training.config.layer_types.len(), 0, 0],
             offloaded_tensors: 0,
             offloaded_bytes: 0,
         },
@@ -379,7 +379,8 @@ fn memory_plan(name: String, training: &Training, place: Place) -> Result<StageP
                     plan.choices.keeps = memory.kept();
                     plan.choices.offloaded_tensors = memory.n_offloaded();
                     plan.choices.offloaded_bytes = memory.host_bytes as u64;
-                    plan.choices.recomputing_layers = memory.keeps.len() - memory.kept()[0];
+                    let [all, products, ..] = memory.kept();
+                    plan.choices.recomputing_layers = memory.keeps.len() - all - products;
                     plan.bytes = Some(memory.bytes);
                 }
                 Err(error @ train::Error::DoesNotFit { needed, .. }) => {

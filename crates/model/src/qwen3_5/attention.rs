@@ -184,7 +184,7 @@ impl Weights {
             .forward_onto(out_td, in_td, &scratch.gated_thn, lora)
     }
 
-    /// d_x_td assigned.
+    /// d_x_td assigned. `kept`: the scratch is as the forward pass left it.
     pub fn backward(
         &self,
         d_x_td: &mut Tensor,
@@ -193,13 +193,16 @@ impl Weights {
         d_out_td: &Tensor,
         saved: &mut Saved,
         scratch: &mut Scratch,
+        kept: bool,
         x_td: &Tensor,
         cu_seqlens: &[u32],
         place: &Place,
         lora: &mut lora::Scratch,
     ) -> Result<()> {
         // 5. project back
-        sigmoid_gate::forward(&mut scratch.gated_thn, &saved.mixed_thn, &saved.gate_thn)?;
+        if !kept {
+            sigmoid_gate::forward(&mut scratch.gated_thn, &saved.mixed_thn, &saved.gate_thn)?;
+        }
         self.o_proj.backward(
             &mut gradient.d_gated_thn,
             grads,
@@ -216,7 +219,9 @@ impl Weights {
             &saved.gate_thn,
         )?;
         // 3. attend
-        self.rotate(saved, scratch, place)?;
+        if !kept {
+            self.rotate(saved, scratch, place)?;
+        }
         attention::backward(
             &mut gradient.d_q_thn,
             &mut gradient.d_k_tgn,

@@ -40,6 +40,8 @@ pub(crate) struct Saved {
     pub residual: Residual,
     pub mixer: MixerSaved,
     pub mlp: mlp::Saved,
+    /// In the place of the shared scratch where the layer keeps all.
+    own: saved::Scratch,
 }
 
 #[derive(Debug)]
@@ -70,8 +72,10 @@ arena! {
 
 arena! {
     Scratch(c, t) {
-        /// Input of the mixer or the feed-forward [T,D].
+        /// Input of the mixer [T,D].
         normed_td: act [t, c.hidden_size],
+        /// Input of the feed-forward [T,D].
+        mid_normed_td: act [t, c.hidden_size],
     }
 }
 
@@ -102,6 +106,7 @@ impl Saved {
                 LayerType::Full => MixerSaved::Attention(attention::Saved::new(dtype, device)),
             },
             mlp: mlp::Saved::new(dtype, device),
+            own: saved::Scratch::new(dtype, device),
         }
     }
 
@@ -111,8 +116,11 @@ impl Saved {
         if keep >= Keep::Mixer {
             self.resize_mixer(config, n_tokens)?;
         }
-        if keep == Keep::All {
+        if keep >= Keep::Products {
             self.mlp.resize(config, n_tokens)?;
+        }
+        if keep == Keep::All {
+            self.own.resize_own(self.layer_type(), config, n_tokens)?;
         }
         Ok(())
     }
@@ -122,7 +130,7 @@ impl Saved {
         if least < Keep::Mixer {
             self.resize_mixer(config, n_tokens)?;
         }
-        if least < Keep::All {
+        if least < Keep::Products {
             self.mlp.resize(config, n_tokens)?;
         }
         Ok(())
@@ -136,22 +144,33 @@ impl Saved {
         }
     }
 
-    /// Exchanges with `lent` what a layer that keeps `keep` does not own; the same call gives it back.
-    pub fn exchange(&mut self, lent: &mut Saved, keep: Keep) {
+    /// Exchanges with `lent` what a layer that keeps `keep` does not own, and its own scratch with the shared one if it keeps that;
+    /// the same call gives all back.
+    pub fn exchange(&mut self, lent: &mut Saved, scratch: &mut saved::Scratch, keep: Keep) {
         if keep < Keep::Mixer {
             std::mem::swap(&mut self.residual, &mut lent.residual);
             std::mem::swap(&mut self.mixer, &mut lent.mixer);
         }
-        if keep < Keep::All {
+        if keep < Keep::Products {
             std::mem::swap(&mut self.mlp, &mut lent.mlp);
+        }
+        if keep == Keep::All {
+            std::mem::swap(&mut self.own, scratch);
+        }
+    }
+
+    fn layer_type(&self) -> LayerType {
+        match self.mixer {
+            MixerSaved::DeltaNet(_) => LayerType::Linear,
+            MixerSaved::Attention(_) => LayerType::Full,
         }
     }
 
     /// Index of the layer type, for what is there once for each type.
     pub fn lender(&self) -> usize {
-        match self.mixer {
-            MixerSaved::DeltaNet(_) => 0,
-            MixerSaved::Attention(_) => 1,
+        match self.layer_type() {
+            LayerType::Linear => 0,
+            LayerType::Full => 1,
         }
     }
 
@@ -162,7 +181,7 @@ impl Saved {
         dtype: DType,
         keep: Keep,
     ) -> usize {
-        [Keep::Input, Keep::Mixer, Keep::All]
+        [Keep::Input, Keep::Mixer, Keep::Products, Keep::All]
             .into_iter()
             .filter(|part| *part <= keep)
             .map(|part| Saved::part_bytes(layer_type, config, n_tokens, dtype, part))
@@ -177,7 +196,7 @@ impl Saved {
         dtype: DType,
         least: Keep,
     ) -> usize {
-        [Keep::Mixer, Keep::All]
+        [Keep::Mixer, Keep::Products]
             .into_iter()
             .filter(|part| least < *part)
             .map(|part| Saved::part_bytes(layer_type, config, n_tokens, dtype, part))
@@ -202,7 +221,8 @@ impl Saved {
                 Residual::bytes_for(config, n_tokens, dtype)
                     + attention::Saved::bytes_for(config, n_tokens, dtype)
             }
-            (Keep::All, _) => mlp::Saved::bytes_for(config, n_tokens, dtype),
+            (Keep::Products, _) => mlp::Saved::bytes_for(config, n_tokens, dtype),
+            (Keep::All, _) => saved::Scratch::own_bytes_for(layer_type, config, n_tokens, dtype),
         }
     }
 
@@ -214,6 +234,7 @@ impl Saved {
             MixerSaved::Attention(saved) => saved.tensors(),
         });
         tensors.extend(self.mlp.tensors());
+        tensors.extend(self.own.tensors());
         tensors
     }
 }
@@ -283,7 +304,7 @@ impl Weights {
     }
 
     /// `gradient.block.d_x_td` comes in as the gradient of the layer's output and leaves as that of its input.
-    /// What `keep` did not keep is computed again first.
+    /// What `keep` did not keep is computed again first; a layer that keeps all finds it in `scratch`, as its forward pass left it.
     pub fn backward(
         &self,
         grads: &mut Gradients,
@@ -303,12 +324,15 @@ impl Weights {
             d_out_td,
             d_normed_td,
         } = &mut gradient.block;
+        let kept_all = keep == Keep::All;
         // 4. feed forward
         rows::copy(d_out_td, d_x_td)?;
-        self.normalise_mid(saved, scratch, eps)?;
-        if keep < Keep::All {
+        if !kept_all {
+            self.normalise_mid(saved, scratch, eps)?;
+        }
+        if keep < Keep::Products {
             self.mlp
-                .project(&mut saved.mlp, &scratch.block.normed_td, lora)?;
+                .project(&mut saved.mlp, &scratch.block.mid_normed_td, lora)?;
         }
         self.mlp.backward(
             d_normed_td,
@@ -317,7 +341,8 @@ impl Weights {
             d_out_td,
             &saved.mlp,
             &mut scratch.mlp,
-            &scratch.block.normed_td,
+            kept_all,
+            &scratch.block.mid_normed_td,
             lora,
         )?;
         // 3. normalise
@@ -331,7 +356,9 @@ impl Weights {
         )?;
         // 2. mix
         rows::copy(d_out_td, d_x_td)?;
-        self.normalise_input(saved, scratch, eps)?;
+        if !kept_all {
+            self.normalise_input(saved, scratch, eps)?;
+        }
         match (&self.mixer, &mut saved.mixer) {
             (Mixer::DeltaNet(weights), MixerSaved::DeltaNet(kept)) => weights.backward(
                 d_normed_td,
@@ -340,6 +367,7 @@ impl Weights {
                 d_out_td,
                 kept,
                 &mut scratch.delta_net,
+                kept_all,
                 &scratch.block.normed_td,
                 pass.cu_seqlens,
                 eps,
@@ -352,6 +380,7 @@ impl Weights {
                 d_out_td,
                 kept,
                 &mut scratch.attention,
+                kept_all,
                 &scratch.block.normed_td,
                 pass.cu_seqlens,
                 &pass.place,
@@ -437,7 +466,7 @@ impl Weights {
         eps: f32,
     ) -> Result<()> {
         rms_norm::forward(
-            &mut scratch.block.normed_td,
+            &mut scratch.block.mid_normed_td,
             &mut saved.residual.mid_rstd_t,
             &saved.residual.mid_td,
             &self.post_attention_layernorm.tensor,
@@ -460,7 +489,7 @@ impl Weights {
             &saved.residual.mid_td,
             &mut saved.mlp,
             &mut scratch.mlp,
-            &scratch.block.normed_td,
+            &scratch.block.mid_normed_td,
             lora,
         )
     }

@@ -206,7 +206,7 @@ impl Weights {
             .forward_onto(out_td, in_td, &scratch.gated_thv, lora)
     }
 
-    /// d_x_td assigned.
+    /// d_x_td assigned. `kept`: the scratch is as the forward pass left it.
     pub fn backward(
         &self,
         d_x_td: &mut Tensor,
@@ -215,13 +215,16 @@ impl Weights {
         d_out_td: &Tensor,
         saved: &mut Saved,
         scratch: &mut Scratch,
+        kept: bool,
         x_td: &Tensor,
         cu_seqlens: &[u32],
         eps: f32,
         lora: &mut lora::Scratch,
     ) -> Result<()> {
         // 7. project back
-        self.gate(saved, scratch, eps)?;
+        if !kept {
+            self.gate(saved, scratch, eps)?;
+        }
         self.out_proj.backward(
             &mut gradient.d_gated_thv,
             grads,
@@ -241,7 +244,9 @@ impl Weights {
             &saved.mixed_rstd_th,
         )?;
         // 5. delta rule
-        self.inputs(scratch, saved, cu_seqlens)?;
+        if !kept {
+            self.inputs(scratch, saved, cu_seqlens)?;
+        }
         gated_delta_rule::backward(
             &mut gradient.d_q_tgk,
             &mut gradient.d_k_tgk,

@@ -11,7 +11,10 @@ use crate::config::{CONV_WIDTH, Config, LayerType};
 use crate::lora::{self, LoraConfig};
 
 use super::names;
-use super::saved::{Keep, Saved};
+use super::saved::{self, Keep, Saved};
+
+/// Operations of products that take as long as one byte read or written: a card's rates divided, in round figures.
+const OPERATIONS_PER_BYTE: f64 = 250.0;
 
 /// A weight, or a part of an adapter.
 #[derive(Debug, Clone, PartialEq)]
@@ -97,17 +100,30 @@ impl TrainPass<'_> {
         footprint(ops.into_iter().max().unwrap_or(0))
     }
 
-    /// Operations of matrix products, attention and delta rule that a backward pass repeats because they were not kept.
+    /// Operations of matrix products, attention and delta rule that a backward pass repeats because they were not kept, and what else
+    /// it repeats as the operations that would take as long.
     pub fn repeated_operations(&self, keeps: &[Keep]) -> f64 {
         let keep = |layer: usize| keeps.get(layer).copied().unwrap_or_default();
         let layers = self.config.layer_types.iter().enumerate();
         layers
             .map(|(layer, layer_type)| match keep(layer) {
                 Keep::All => 0.0,
-                Keep::Mixer => self.wide_operations(),
-                Keep::Input => self.wide_operations() + self.mixer_operations(*layer_type),
+                Keep::Products => self.cheap_operations(*layer_type),
+                Keep::Mixer => self.cheap_operations(*layer_type) + self.wide_operations(),
+                Keep::Input => {
+                    self.cheap_operations(*layer_type)
+                        + self.wide_operations()
+                        + self.mixer_operations(*layer_type)
+                }
             })
             .sum()
+    }
+
+    /// Norms, convolution, gates: what they write, and about twice as much read.
+    fn cheap_operations(&self, layer_type: LayerType) -> f64 {
+        let written =
+            saved::Scratch::own_bytes_for(layer_type, self.config, self.n_tokens, self.dtype);
+        3.0 * written as f64 * OPERATIONS_PER_BYTE
     }
 
     /// The projections to the feed-forward's width.

@@ -88,7 +88,7 @@ impl Weights {
         self.up_proj.forward(&mut saved.up_tf, x_td, lora)
     }
 
-    /// d_x_td assigned.
+    /// d_x_td assigned. `kept`: the scratch is as the forward pass left it.
     pub fn backward(
         &self,
         d_x_td: &mut Tensor,
@@ -97,11 +97,14 @@ impl Weights {
         d_out_td: &Tensor,
         saved: &Saved,
         scratch: &mut Scratch,
+        kept: bool,
         x_td: &Tensor,
         lora: &mut lora::Scratch,
     ) -> Result<()> {
         // 3. project back
-        swiglu::forward(&mut scratch.product_tf, &saved.gate_tf, &saved.up_tf)?;
+        if !kept {
+            swiglu::forward(&mut scratch.product_tf, &saved.gate_tf, &saved.up_tf)?;
+        }
         self.down_proj.backward(
             &mut gradient.d_product_tf,
             grads,

@@ -227,9 +227,9 @@ impl Qwen3_5 {
         let kept = layers.iter_mut().zip(keeps.iter());
         for (weights, (kept, keep)) in self.layers.iter().zip(kept).rev() {
             let lent = &mut lent[kept.lender()];
-            kept.exchange(lent, *keep);
+            kept.exchange(lent, scratch, *keep);
             let done = weights.backward(grads, gradient, kept, *keep, scratch, &pass, lora);
-            kept.exchange(lent, *keep);
+            kept.exchange(lent, scratch, *keep);
             done?;
         }
         // embedding: into the head's gradient when tied
@@ -381,9 +381,9 @@ impl Qwen3_5 {
             };
             let kept = &mut now[layer_idx];
             let lent = &mut lent[kept.lender()];
-            kept.exchange(lent, keeps[layer_idx]);
+            kept.exchange(lent, scratch, keeps[layer_idx]);
             let done = weights.forward(out_td, kept, scratch, &pass, lora);
-            kept.exchange(lent, keeps[layer_idx]);
+            kept.exchange(lent, scratch, keeps[layer_idx]);
             done?;
         }
         rms_norm::forward(
@@ -411,8 +411,8 @@ impl Qwen3_5 {
         let mut step_scratch = delta_net::StepScratch::new(self.dtype, self.device);
         let mut lora = lora::Scratch::new(self.dtype, self.device);
         step_scratch.resize(&self.config, n_tokens)?;
-        linear.resize(&self.config, n_tokens, Keep::All)?;
-        full.resize(&self.config, n_tokens, Keep::All)?;
+        linear.resize(&self.config, n_tokens, Keep::Products)?;
+        full.resize(&self.config, n_tokens, Keep::Products)?;
         scratch.resize(&self.config, n_tokens)?;
 
         let shape = [n_tokens, self.config.hidden_size];

@@ -1,8 +1,9 @@
 //! What training keeps between forward and backward, and the scratch both use: this page is the training memory.
 //!
 //! Kept for each layer: the residual stream before and after the mixer, every projection's output, the outputs of attention and
-//! of the delta rule, and the reciprocal norms. Recomputed in backward, because it costs no matrix product: outputs of norms, rotation,
-//! convolution, l2 norms, gates and SwiGLU. The delta rule recomputes its chunk states by itself.
+//! of the delta rule, and the reciprocal norms. What costs no matrix product is kept where there is room, and computed again in
+//! backward elsewhere: outputs of norms, rotation, convolution, l2 norms, gates and SwiGLU. The delta rule recomputes its chunk states
+//! by itself.
 //! All of it is an arena: tensors are resized for each row, and a row no longer than an earlier one allocates nothing.
 
 use kernel::cuda::footprint;
@@ -80,16 +81,18 @@ pub enum Keep {
     Input,
     /// All but the two wide tensors of the feed-forward, whose projections run twice.
     Mixer,
-    /// Everything that costs a matrix product; norms, convolutions and gates are cheap and always computed again.
+    /// Everything that costs a matrix product; outputs of norms, convolutions and gates are computed again.
     #[default]
+    Products,
+    /// Those outputs too: nothing runs twice but inside the delta rule.
     All,
 }
 
-/// Reusable activations of one pass; start with `Saved::default()`, which keeps all, and hand the same one in again and again.
+/// Reusable activations of one pass; start with `Saved::default()`, which keeps products, and hand the same one in again and again.
 #[derive(Debug, Default)]
 pub struct Saved {
     arena: Option<Arena>,
-    /// One entry a layer; layers beyond keep all.
+    /// One entry a layer; layers beyond keep products.
     keeps: Vec<Keep>,
 }
 
@@ -110,7 +113,7 @@ pub(crate) struct Arena {
     pub positions_t: Vec<u32>,
 }
 
-/// Recomputable values, shared by all layers.
+/// Values that cost no matrix product, shared by all layers that do not keep their own.
 #[derive(Debug)]
 pub(crate) struct Scratch {
     pub block: block::Scratch,
@@ -129,7 +132,7 @@ pub(crate) struct Gradient {
 }
 
 impl Saved {
-    /// Keeps of each layer what `keeps` says (layers beyond its end keep all).
+    /// Keeps of each layer what `keeps` says (layers beyond its end keep products).
     pub fn keeping(keeps: Vec<Keep>) -> Self {
         Saved { arena: None, keeps }
     }
@@ -162,19 +165,24 @@ impl Saved {
                 block::Saved::lent_bytes_for(layer_type, config, n_tokens, dtype, least)
             })
             .sum();
+        let all_own = types.clone().all(|(layer, _)| keep(layer) == Keep::All);
+        let shared = match all_own {
+            true => 0,
+            false => Scratch::bytes_for(config, n_tokens, dtype),
+        };
         layers
             + lent
             + Last::bytes_for(config, n_tokens, dtype)
-            + Scratch::bytes_for(config, n_tokens, dtype)
+            + shared
             + Gradient::bytes_for(config, n_tokens, dtype)
     }
 
-    /// What layers may keep, from all to least: one after the other gives up its feed-forward, then all it has.
+    /// What layers may keep, from all to least: one after the other gives up what costs no product, then its feed-forward, then all it has.
     pub fn choices(config: &Config) -> Vec<Vec<Keep>> {
         let n_layers = config.layer_types.len();
         let mut keeps = vec![Keep::All; n_layers];
         let mut choices = vec![keeps.clone()];
-        for less in [Keep::Mixer, Keep::Input] {
+        for less in [Keep::Products, Keep::Mixer, Keep::Input] {
             for layer in 0..n_layers {
                 keeps[layer] = less;
                 choices.push(keeps.clone());
@@ -249,7 +257,9 @@ impl Saved {
             lent.resize_lent(config, n_tokens, least)?;
         }
         arena.last.resize(config, n_tokens)?;
-        arena.scratch.resize(config, n_tokens)?;
+        if least.into_iter().any(|least| least < Keep::All) {
+            arena.scratch.resize(config, n_tokens)?;
+        }
         Ok(arena)
     }
 }
@@ -314,14 +324,14 @@ macro_rules! arenas {
                 self.mlp.resize(config, n_tokens)
             }
 
-            fn bytes_for(config: &Config, n_tokens: usize, dtype: DType) -> usize {
+            pub fn bytes_for(config: &Config, n_tokens: usize, dtype: DType) -> usize {
                 block::$name::bytes_for(config, n_tokens, dtype)
                     + delta_net::$name::bytes_for(config, n_tokens, dtype)
                     + attention::$name::bytes_for(config, n_tokens, dtype)
                     + mlp::$name::bytes_for(config, n_tokens, dtype)
             }
 
-            fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
+            pub fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
                 let mut tensors = self.block.tensors();
                 tensors.extend(self.delta_net.tensors());
                 tensors.extend(self.attention.tensors());
@@ -333,3 +343,36 @@ macro_rules! arenas {
 }
 arenas!(Scratch);
 arenas!(Gradient);
+
+impl Scratch {
+    /// As `resize`, for a layer that keeps its own.
+    pub fn resize_own(
+        &mut self,
+        layer_type: LayerType,
+        config: &Config,
+        n_tokens: usize,
+    ) -> Result<()> {
+        self.block.resize(config, n_tokens)?;
+        match layer_type {
+            LayerType::Linear => self.delta_net.resize(config, n_tokens)?,
+            LayerType::Full => self.attention.resize(config, n_tokens)?,
+        }
+        self.mlp.resize(config, n_tokens)
+    }
+
+    /// Bytes of `resize_own`.
+    pub fn own_bytes_for(
+        layer_type: LayerType,
+        config: &Config,
+        n_tokens: usize,
+        dtype: DType,
+    ) -> usize {
+        let mixer = match layer_type {
+            LayerType::Linear => delta_net::Scratch::bytes_for(config, n_tokens, dtype),
+            LayerType::Full => attention::Scratch::bytes_for(config, n_tokens, dtype),
+        };
+        block::Scratch::bytes_for(config, n_tokens, dtype)
+            + mixer
+            + mlp::Scratch::bytes_for(config, n_tokens, dtype)
+    }
+}

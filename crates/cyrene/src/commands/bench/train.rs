@@ -37,8 +37,8 @@ struct Line {
     ms_first_step: f64,
     /// Rows that went at once, of `rows`.
     micro_rows: usize,
-    /// What each layer kept: all, all but the feed-forward, its input alone.
-    keeps: [usize; 3],
+    /// Layers that kept all, what costs products, that but for the feed-forward, their input alone.
+    keeps: [usize; 4],
     /// Bytes of moments in host memory.
     offloaded_bytes: usize,
     /// Most bytes of buffers at once, in the driver's pages; `None` on a CPU, as the three below.
@@ -181,7 +181,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         ms_step,
         ms_first_step,
         micro_rows,
-        keeps: memory.as_ref().map_or([0; 3], MemoryPlan::kept),
+        keeps: memory.as_ref().map_or([0; 4], MemoryPlan::kept),
         offloaded_bytes: memory.as_ref().map_or(0, |memory| memory.host_bytes),
         peak_bytes: match device {
             Device::Cpu => None,
