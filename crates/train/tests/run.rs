@@ -9,7 +9,7 @@ use common::{
     VOCAB, document, job, labelled, listing, metrics, run_silently, tiny_model, train_lines,
     weight_bits,
 };
-use kernel::DType;
+use kernel::{DType, Device};
 use model::{Model, Saved};
 use train::job::ResultKind;
 use train::metrics::{AlertLine, ValidationLine};
@@ -63,6 +63,34 @@ fn loss_falls_on_a_repeated_text() {
     assert!(lines[0].loss > 4.0, "{}", lines[0].loss);
     assert!(lines[39].loss < 0.5 * lines[0].loss, "{}", lines[39].loss);
     assert_eq!(summary.train.as_ref(), lines.last());
+}
+
+/// Needs a GPU: see `Device::for_tests`.
+#[test]
+fn fifty_steps_on_a_gpu_stay_with_those_on_a_cpu() {
+    let device = Device::for_tests();
+    if device == Device::Cpu {
+        println!("skipped: CYRENE_TEST_DEVICE names no GPU");
+        return;
+    }
+    let losses = [Device::Cpu, device].map(|device| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut job = job(dir.path());
+        job.optimizer.lr = 1e-3;
+        job.run.epochs = 10;
+        let model = tiny_model().to_device(device).unwrap();
+        train::run(model, &job, &mut Silent).unwrap();
+        let losses: Vec<f64> = train_lines(dir.path()).iter().map(|l| l.loss).collect();
+        assert_eq!(losses.len(), 50);
+        losses
+    });
+    let apart = losses[0].iter().zip(&losses[1]).map(|(a, b)| (a - b).abs());
+    let apart = apart.fold(0.0, f64::max);
+    println!(
+        "at most {apart:.1e} nats apart, from {:.3} to {:.3}",
+        losses[0][0], losses[0][49]
+    );
+    assert!(apart < 1e-3, "{losses:?}");
 }
 
 #[test]
