@@ -311,7 +311,7 @@ impl Fixed {
         let rates = Rates::of(card);
         let moved = 3 * self.bytes.weights + 2 * 4 * self.n_trained;
         pass.repeated_operations(keeps) / rates.operations
-            + moved as f64 / rates.memory_bytes
+            + (moved as f64 + pass.repeated_bytes(keeps)) / rates.memory_bytes
             + self.n_layers as f64 * LAUNCHES_PER_LAYER * LAUNCH_S
     }
 }

@@ -13,9 +13,6 @@ use crate::lora::{self, LoraConfig};
 use super::names;
 use super::saved::{self, Keep, Saved};
 
-/// Operations of products that take as long as one byte read or written: a card's rates divided, in round figures.
-const OPERATIONS_PER_BYTE: f64 = 250.0;
-
 /// A weight, or a part of an adapter.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TensorSpec {
@@ -100,30 +97,31 @@ impl TrainPass<'_> {
         footprint(ops.into_iter().max().unwrap_or(0))
     }
 
-    /// Operations of matrix products, attention and delta rule that a backward pass repeats because they were not kept, and what else
-    /// it repeats as the operations that would take as long.
+    /// Operations of matrix products, attention and delta rule that a backward pass repeats because they were not kept.
     pub fn repeated_operations(&self, keeps: &[Keep]) -> f64 {
         let keep = |layer: usize| keeps.get(layer).copied().unwrap_or_default();
         let layers = self.config.layer_types.iter().enumerate();
         layers
             .map(|(layer, layer_type)| match keep(layer) {
-                Keep::All => 0.0,
-                Keep::Products => self.cheap_operations(*layer_type),
-                Keep::Mixer => self.cheap_operations(*layer_type) + self.wide_operations(),
-                Keep::Input => {
-                    self.cheap_operations(*layer_type)
-                        + self.wide_operations()
-                        + self.mixer_operations(*layer_type)
-                }
+                Keep::All | Keep::Products => 0.0,
+                Keep::Mixer => self.wide_operations(),
+                Keep::Input => self.wide_operations() + self.mixer_operations(*layer_type),
             })
             .sum()
     }
 
-    /// Norms, convolution, gates: measured on an H100, as long as writing what they write once and a half.
-    fn cheap_operations(&self, layer_type: LayerType) -> f64 {
-        let written =
-            saved::Scratch::own_bytes_for(layer_type, self.config, self.n_tokens, self.dtype);
-        1.5 * written as f64 * OPERATIONS_PER_BYTE
+    /// Bytes that a backward pass moves to repeat norms, convolutions and gates that were not kept.
+    pub fn repeated_bytes(&self, keeps: &[Keep]) -> f64 {
+        let keep = |layer: usize| keeps.get(layer).copied().unwrap_or_default();
+        let layers = self.config.layer_types.iter().enumerate();
+        let written: usize = layers
+            .filter(|(layer, _)| keep(*layer) < Keep::All)
+            .map(|(_, layer_type)| {
+                saved::Scratch::own_bytes_for(*layer_type, self.config, self.n_tokens, self.dtype)
+            })
+            .sum();
+        // Half of what is read lies in a cache still: measured on an H100, as long as writing once and a half.
+        1.5 * written as f64
     }
 
     /// The projections to the feed-forward's width.
