@@ -313,7 +313,7 @@ impl Cuda {
         )
     }
 
-    /// Device copy of a small table (tokens, boundaries), valid for the ops queued until the next upload.
+    /// Device copy of a small table (tokens, boundaries), valid for the ops queued until thirty other tables came.
     pub(crate) fn upload(self, table: &[u32]) -> Result<u64> {
         self.bind()?;
         let mut state = self.state();

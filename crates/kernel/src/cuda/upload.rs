@@ -7,6 +7,8 @@ use crate::Result;
 
 /// More than the distinct tables of one pass.
 const KEPT: usize = 64;
+/// The latest tables are never overwritten: a launch may take several.
+const FRESH: usize = KEPT / 2;
 /// Most numbers for each token in a table: the items of attention's backward where every document is one token.
 const NUMBERS_PER_TOKEN: usize = 8;
 
@@ -22,6 +24,16 @@ pub fn table_bytes(n_tokens: usize) -> usize {
 
 fn capacity(bytes: usize) -> usize {
     bytes.next_power_of_two().max(1 << 10)
+}
+
+/// Which of the tables, latest last, gives its place to one of `bytes`: the oldest that has room, once as many as are kept are there.
+fn reusable(capacities: impl ExactSizeIterator<Item = usize>, bytes: usize) -> Option<usize> {
+    if capacities.len() < KEPT {
+        return None;
+    }
+    let n_old = capacities.len() - FRESH;
+    let mut old = capacities.take(n_old);
+    old.position(|capacity| capacity >= bytes)
 }
 
 #[derive(Default)]
@@ -49,13 +61,8 @@ impl Uploads {
             return Ok(pointer);
         }
         let bytes = std::mem::size_of_val(contents).max(4);
-        let reusable = (self.tables.len() >= KEPT)
-            .then(|| {
-                let fits = |table: &Table| table.buffer.bytes() >= bytes;
-                self.tables.iter().position(fits)
-            })
-            .flatten();
-        let buffer = match reusable {
+        let capacities = self.tables.iter().map(|table| table.buffer.bytes());
+        let buffer = match reusable(capacities, bytes) {
             Some(idx) => self.tables.remove(idx).buffer,
             None => {
                 // The oldest goes, so that a longer row does not leave the tables of shorter ones behind for good.
@@ -75,5 +82,21 @@ impl Uploads {
             buffer,
         });
         Ok(pointer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_gives_its_place_only_when_it_is_old_and_large_enough() {
+        let large_at = |n: usize, at: usize| (0..n).map(move |i| if i == at { 4096 } else { 1024 });
+        assert_eq!(reusable(large_at(KEPT - 1, 0), 1), None);
+        assert_eq!(reusable(large_at(KEPT, 0), 1), Some(0));
+        assert_eq!(reusable(large_at(KEPT, 9), 4000), Some(9));
+        // The first of two tables of one launch has the only large buffer: the second needs another.
+        assert_eq!(reusable(large_at(KEPT, KEPT - 1), 4000), None);
+        assert_eq!(reusable(large_at(KEPT, 0), 5000), None);
     }
 }
