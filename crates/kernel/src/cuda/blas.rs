@@ -153,7 +153,7 @@ impl Blas {
     }
 
     /// The candidate that takes the least time, by its place; the first if none is clearly faster or its result is too large to be copied.
-    /// The first run of a process decides with a cache on disk only: without one, every process would compute with other bits.
+    /// Without a cache on disk that is the first as well: each process would time for itself, and compute with other bits.
     fn fastest(
         &self,
         cuda: Cuda,
@@ -185,15 +185,7 @@ impl Blas {
             // SAFETY: allocated above, and nothing queued uses it any more.
             let _ = unsafe { driver::free_sync(copy) };
         }
-        let mut fastest = 0;
-        for (place, time) in times.iter().enumerate() {
-            if let (Ok(time), Ok(best)) = (time, &times[fastest])
-                && *time < CLEARLY_FASTER * best
-            {
-                fastest = place;
-            }
-        }
-        Ok(fastest)
+        Ok(least(&times))
     }
 
     /// Least of a few runs.
@@ -250,6 +242,22 @@ impl Blas {
             Some(gemm),
         )
     }
+}
+
+/// The place of the least time; an earlier one that is hardly longer is preferred, and what failed is not chosen unless all did.
+fn least(times: &[Result<f32>]) -> usize {
+    let mut least = 0;
+    for (place, time) in times.iter().enumerate() {
+        let is_less = match (time, &times[least]) {
+            (Ok(time), Ok(best)) => *time < CLEARLY_FASTER * best,
+            (Ok(_), Err(_)) => true,
+            (Err(_), _) => false,
+        };
+        if is_less {
+            least = place;
+        }
+    }
+    least
 }
 
 /// The plan with cuBLASLt's first proposal, and all its proposals.
@@ -388,4 +396,19 @@ fn check<T>(
             format!("[{},{}] = [{},{}] x [{},{}]", g.m, g.n, g.m, g.k, g.k, g.n)
         }),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn algorithm_replaces_an_earlier_one_only_where_it_is_clearly_faster_or_that_failed() {
+        let failed = || Err(Error::NoNvrtc);
+        assert_eq!(least(&[Ok(1.0), Ok(0.99), Ok(1.2)]), 0);
+        assert_eq!(least(&[Ok(1.0), Ok(0.9), Ok(0.89), Ok(0.5)]), 3);
+        assert_eq!(least(&[failed(), Ok(2.0), Ok(1.99)]), 1);
+        assert_eq!(least(&[Ok(1.0), failed()]), 0);
+        assert_eq!(least(&[failed(), failed()]), 0);
+    }
 }
