@@ -131,13 +131,13 @@ __device__ __forceinline__ float softplus(float x) { return fmaxf(x, 0.0f) + log
 
 // ---- random numbers
 
-// Sixty-four bits of element `index` of the stream with this key: `random::bits_of` of the host.
 static const u64 GOLDEN = 0x9E3779B97F4A7C15ull;
 __device__ __forceinline__ u64 random_mix(u64 z) {
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
     return z ^ (z >> 31);
 }
+// Sixty-four bits of element `index` of the stream with this key: `random::bits_of` of the host.
 __device__ __forceinline__ u64 random_bits(u64 key, u64 index) { return random_mix(key + GOLDEN * (index + 1)); }
 // Dropout: four neighbours share 64 bits, and an element is dropped where its 15 of them are below `threshold`.
 __device__ __forceinline__ bool keeps(u64 bits_of_four, int j, u32 threshold) {

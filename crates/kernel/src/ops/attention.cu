@@ -36,7 +36,7 @@ __device__ __forceinline__ void matrices_transposed(u32 (&words)[4], u32 address
 __device__ __forceinline__ void pair_arrive(int id) { asm volatile("bar.arrive %0, 64;" ::"r"(id) : "memory"); }
 __device__ __forceinline__ void pair_wait(int id) { asm volatile("bar.sync %0, 64;" ::"r"(id) : "memory"); }
 
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(EMU)
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
 #define WARPGROUPS
 #endif
 

@@ -195,13 +195,9 @@ __device__ __forceinline__ void to_fragment(Fragment (&a)[4], const Tokens& sums
     a[n / 2].words[n % 2 * 2] = pack_bf16(x * sums[n][0], y * sums[n][1]);
     a[n / 2].words[n % 2 * 2 + 1] = pack_bf16(x * sums[n][2], y * sums[n][3]);
 }
-__device__ __forceinline__ void to_fragments(Fragment (&a)[4], const Tokens& sums) {
+template <u32 N> __device__ __forceinline__ void to_fragments(Fragment (&a)[N], const float (&sums)[2 * N][4]) {
 #pragma unroll
-    for (u32 n = 0; n < 8; n++) to_fragment(a, sums, n, 1.0f, 1.0f);
-}
-__device__ __forceinline__ void to_fragments(Fragment (&a)[8], const Keys& sums) {
-#pragma unroll
-    for (u32 n = 0; n < 16; n++) {
+    for (u32 n = 0; n < 2 * N; n++) {
         a[n / 2].words[n % 2 * 2] = pack_bf16(sums[n][0], sums[n][1]);
         a[n / 2].words[n % 2 * 2 + 1] = pack_bf16(sums[n][2], sums[n][3]);
     }
@@ -1075,7 +1071,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) gated_delta_rule_bf16_gradi
         copy_async_wait<0>();
         __syncthreads();
         u32 row = 16 * strip + lane.group;
-        
+
         // q · X - beta k · Y and k · Z, of rows `group` and `group` + 8; the state with its gradient.
         float2 from_start = make_float2(0.0f, 0.0f), to_end = make_float2(0.0f, 0.0f);
         float through = 0.0f;

@@ -72,6 +72,41 @@ __device__ __forceinline__ void turn(u32 (&turned)[4], const u32 (&words)[4]) {
     turned[2] = transpose8(words[1]);
     turned[3] = transpose8(words[3]);
 }
+// Rows `first` + group + {0, 8} of BLOCKS blocks of 32 columns from `start` on of [.., width]; zeros from row `end` on.
+template <int BLOCKS, class X>
+__device__ __forceinline__ void fetch_rows(u32 (&words)[2][BLOCKS][4], const X* x, u32 first, u32 start, u32 end, u32 width, const Lane& lane) {
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+#pragma unroll
+        for (int block = 0; block < BLOCKS; block++) {
+            u32 row = first + 8 * h + lane.group, column = start + 32 * block + 8 * lane.pair;
+            words8(words[h][block], x, (u64)row * width + column, row < end && column < width);
+        }
+}
+template <int BLOCKS> __device__ __forceinline__ void take_over(u32 (&words)[2][BLOCKS][4], const u32 (&next)[2][BLOCKS][4]) {
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+#pragma unroll
+        for (int block = 0; block < BLOCKS; block++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) words[h][block][j] = next[h][block][j];
+}
+// Sums of TILES times 16 ranks over this block's rows (blockIdx.y), to partials [blocks of rows, 16 TILES, width].
+template <int TILES, int BLOCKS>
+__device__ __forceinline__ void store_partials(float* partials, const float (&acc)[TILES][4 * BLOCKS][4], u32 start, u32 width, const Lane& lane) {
+#pragma unroll
+    for (int t = 0; t < TILES; t++)
+#pragma unroll
+        for (int block = 0; block < BLOCKS; block++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                u32 column = start + 32 * block + 8 * lane.pair, r = 16 * t + 8 * h + lane.group;
+                Eight sum;
+#pragma unroll
+                for (int e = 0; e < 8; e++) sum.v[e] = acc[t][4 * block + e / 2][2 * h + e % 2];
+                if (column < width) store8(partials, (i64)(blockIdx.y * (16 * TILES) + r) * width + column, sum);
+            }
+}
 // Column of the block of 32 that is number `group` of product j.
 __device__ __forceinline__ u32 column_of(u32 j, const Lane& lane) { return 32 * (j / 4) + lane.group / 2 * 8 + j % 4 * 2 + lane.group % 2; }
 
@@ -266,28 +301,14 @@ __device__ __forceinline__ void up_backward(float* partial_u, float* partial_b, 
     float acc[RT][4 * BLOCKS][4] = {};
     u32 begin = blockIdx.y * rows_per_block, end = min(n_rows, begin + rows_per_block);
     u32 next[2][BLOCKS][4];
-    auto fetch = [&](u32 first) {
-#pragma unroll
-        for (int h = 0; h < 2; h++)
-#pragma unroll
-            for (int block = 0; block < BLOCKS; block++) {
-                u32 row = first + 8 * h + lane.group, column = start + 32 * block + 8 * lane.pair;
-                words8(next[h][block], d_y, (u64)row * n_out + column, row < end && column < n_out);
-            }
-    };
-    fetch(begin);
+    fetch_rows(next, d_y, begin, start, end, n_out, lane);
     for (u32 batch = begin; batch < end; batch += 16 * STEPS) {
 #pragma unroll 1
         for (int step = 0; step < STEPS; step++) {
             u32 first = batch + 16 * step;
             u32 words[2][BLOCKS][4];
-#pragma unroll
-            for (int h = 0; h < 2; h++)
-#pragma unroll
-                for (int block = 0; block < BLOCKS; block++)
-#pragma unroll
-                    for (int j = 0; j < 4; j++) words[h][block][j] = next[h][block][j];
-            fetch(first + 16);
+            take_over(words, next);
+            fetch_rows(next, d_y, first + 16, start, end, n_out, lane);
             u32 left[RT][4];
 #pragma unroll
             for (int t = 0; t < RT; t++) {
@@ -329,18 +350,7 @@ __device__ __forceinline__ void up_backward(float* partial_u, float* partial_b, 
         }
         __syncthreads();
     }
-#pragma unroll
-    for (int t = 0; t < RT; t++)
-#pragma unroll
-        for (int block = 0; block < BLOCKS; block++)
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                u32 column = start + 32 * block + 8 * lane.pair, r = 16 * t + 8 * h + lane.group;
-                Eight sum;
-#pragma unroll
-                for (int e = 0; e < 8; e++) sum.v[e] = acc[t][4 * block + e / 2][2 * h + e % 2];
-                if (column < n_out) store8(partial_b, (i64)(blockIdx.y * WIDTH + r) * n_out + column, sum);
-            }
+    store_partials<RT, BLOCKS>(partial_b, acc, start, n_out, lane);
 }
 
 #define UP_BACKWARD(NAME, RT, BLOCKS, Y)                                                                                                   \
@@ -419,25 +429,11 @@ __device__ __forceinline__ void down_backward(View d_x, float* partials, const b
     float acc[N * RT][4 * BLOCKS][4] = {};
     u32 begin = blockIdx.y * rows_per_block, end = min(n_rows, begin + rows_per_block);
     u32 next[2][BLOCKS][4];
-    auto fetch = [&](u32 first) {
-#pragma unroll
-        for (int h = 0; h < 2; h++)
-#pragma unroll
-            for (int block = 0; block < BLOCKS; block++) {
-                u32 row = first + 8 * h + lane.group, column = start + 32 * block + 8 * lane.pair;
-                words8(next[h][block], x, (u64)row * n_in + column, row < end && column < n_in);
-            }
-    };
-    fetch(begin);
+    fetch_rows(next, x, begin, start, end, n_in, lane);
     for (u32 first = begin; first < end; first += 16) {
         u32 words[2][BLOCKS][4];
-#pragma unroll
-        for (int h = 0; h < 2; h++)
-#pragma unroll
-            for (int block = 0; block < BLOCKS; block++)
-#pragma unroll
-                for (int j = 0; j < 4; j++) words[h][block][j] = next[h][block][j];
-        fetch(first + 16);
+        take_over(words, next);
+        fetch_rows(next, x, first + 16, start, end, n_in, lane);
         float sums[2][BLOCKS][8] = {};
 #pragma unroll
         for (int n = 0; n < N; n++) {
@@ -492,18 +488,7 @@ __device__ __forceinline__ void down_backward(View d_x, float* partials, const b
                 store8(d_x, i, sum);
             }
     }
-#pragma unroll
-    for (int t = 0; t < N * RT; t++)
-#pragma unroll
-        for (int block = 0; block < BLOCKS; block++)
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                u32 column = start + 32 * block + 8 * lane.pair, r = 16 * t + 8 * h + lane.group;
-                Eight sum;
-#pragma unroll
-                for (int e = 0; e < 8; e++) sum.v[e] = acc[t][4 * block + e / 2][2 * h + e % 2];
-                if (column < n_in) store8(partials, (i64)(blockIdx.y * (16 * N * RT) + r) * n_in + column, sum);
-            }
+    store_partials<N * RT, BLOCKS>(partials, acc, start, n_in, lane);
 }
 
 #define DOWN_BACKWARD(NAME, RT, BLOCKS, ADDS)                                                                                                    \
