@@ -13,8 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::checkpoint::{self, Checkpoint, Planned, Writer};
-use crate::config::Config;
-use crate::config::read_json;
+use crate::config::{Config, read_json};
 use crate::linear::Linear;
 use crate::parameter::{Gradients, Parameter};
 use crate::qwen3_5::{Qwen3_5, memory, names};
@@ -88,6 +87,24 @@ impl Scratch {
         let n_adapters = memory::adapters(config, lora).len() / 2;
         (n_adapters + 1) * footprint(n_tokens * lora.rank * dtype.size())
     }
+
+    /// Allocates what a training pass over `n_tokens` needs.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if the GPU has no room.
+    pub fn reserve(&mut self, config: &Config, lora: &LoraConfig, n_tokens: usize) -> Result<()> {
+        self.make_places(memory::adapters(config, lora).len() / 2);
+        for tensor in self.u_tr.iter_mut().chain([&mut self.d_u_tr]) {
+            tensor.resize(&[n_tokens, lora.rank])?;
+        }
+        Ok(())
+    }
+
+    fn make_places(&mut self, n: usize) {
+        let n = n.max(self.u_tr.len());
+        let empty = || Tensor::empty_on(self.device, self.dtype);
+        self.u_tr.resize_with(n, empty);
+    }
 }
 
 impl Adapter {
@@ -160,10 +177,7 @@ impl Adapter {
             Some(_) => self.layer_number as usize,
             None => 0,
         };
-        while scratch.u_tr.len() <= place {
-            let empty = Tensor::empty_on(scratch.device, scratch.dtype);
-            scratch.u_tr.push(empty);
-        }
+        scratch.make_places(place + 1);
         let u_tr = &mut scratch.u_tr[place];
         u_tr.resize(&[x_ti.numel() / n_in, rank])?;
         low_rank::down_forward(u_tr, x_ti, &self.a_ri.tensor, drops.as_ref())?;

@@ -8,7 +8,8 @@
 
 use super::check;
 use super::dropout::Dropout;
-use crate::{Device, Result, Tensor};
+use crate::cuda::Card;
+use crate::{DType, Device, Result, Tensor};
 
 /// u_tr = dropout(x_ti) a_riᵀ, assigned. Shapes: u_tr [T,R], x_ti [..., I], leading dimensions flattened to T; a_ri [R,I] f32.
 ///
@@ -112,6 +113,12 @@ pub fn down_backward_residual(
 ) -> Result<()> {
     const OP: &str = "low_rank::down_backward_residual";
     down_backward_as(OP, d_x_ti, d_a_ri, d_u_tr, x_ti, a_ri, dropout, true)
+}
+
+/// Most bytes of scratch that [`up_backward`] and [`down_backward`] take on a GPU for `t` rows between `rank` and a side of `wide`
+/// features, where u is of type `dtype`.
+pub fn backward_scratch_bytes(card: Card, [t, wide, rank]: [usize; 3], dtype: DType) -> usize {
+    cuda::scratch_bytes(card, Dims { t, wide, rank }, dtype)
 }
 
 fn up_forward_as(
@@ -356,7 +363,7 @@ mod cpu {
 mod cuda {
     use super::{Dims, Dropout};
     use crate::cuda::sources::LOW_RANK;
-    use crate::cuda::{Args, Cuda, Grid};
+    use crate::cuda::{Args, Card, Cuda, Grid};
     use crate::{DType, Result, Tensor};
 
     const THREADS: u32 = 256;
@@ -383,7 +390,7 @@ mod cuda {
         ];
         let Dims { t, wide, rank } = dims;
         let drops = Drops::of(dropout);
-        if !(fits(dims, u) && x.dtype() == DType::Bf16) {
+        if !(fits(dims, u.dtype()) && x.dtype() == DType::Bf16) {
             return narrow(cuda, u, x, a, dims, [wide, 1], 1.0, drops);
         }
         for slice in slices(rank) {
@@ -391,11 +398,9 @@ mod cuda {
                 .pointer(slice.of_columns(u))
                 .tensor(x)
                 .pointer(slice.of_rows(a, wide))
-                .u64(drops.key)
-                .u32(t)
-                .u32(wide)
-                .u32(slice.len)
-                .u32(rank)
+                .u64(drops.key);
+            let args = slice
+                .sizes(args, dims)
                 .u32(drops.threshold as usize)
                 .f32(drops.scale);
             // Two warps over each other where registers allow: each reads A once more.
@@ -429,27 +434,19 @@ mod cuda {
         ];
         const ROWS: usize = 128;
         let Dims { t, wide, rank } = dims;
-        if !fits(dims, u) {
+        if !fits(dims, u.dtype()) {
             let at = [1, rank];
             return broad(cuda, y, u, b, dims, at, adds, scale, Drops::of(None));
         }
         for slice in slices(rank) {
-            let kernels = if adds || slice.start > 0 {
-                ADDING
-            } else {
-                ASSIGNING
-            };
+            let kernel = slice.kernel([ASSIGNING, ADDING], adds);
             let args = Args::new()
                 .view_mut(y)
                 .pointer(slice.of_columns(u))
-                .pointer(slice.of_columns(b))
-                .u32(t)
-                .u32(wide)
-                .u32(slice.len)
-                .u32(rank)
-                .f32(scale);
+                .pointer(slice.of_columns(b));
+            let args = slice.sizes(args, dims).f32(scale);
             let grid = grid(wide.div_ceil(64 * WARPS), t.div_ceil(ROWS));
-            cuda.launch(&LOW_RANK, kernels[slice.tiles() - 1], grid, args)?;
+            cuda.launch(&LOW_RANK, kernel, grid, args)?;
         }
         Ok(())
     }
@@ -477,7 +474,7 @@ mod cuda {
             "low_rank_up_backward_f32_4",
         ];
         let Dims { t, wide, rank } = dims;
-        if !(fits(dims, u) && d_u.dtype() == DType::Bf16) {
+        if !(fits(dims, u.dtype()) && d_u.dtype() == DType::Bf16) {
             let none = Drops::of(None);
             if let Some(d_b) = d_b {
                 weight(cuda, d_b, d_y, u, [t, wide, rank], scale, none)?;
@@ -489,9 +486,8 @@ mod cuda {
             DType::F32 => FROM_F32,
         };
         for slice in slices(rank) {
-            let parts = Parts::new(cuda, dims, slice);
-            let u_bytes = (4 * parts.across * t * slice.width()).next_multiple_of(256);
-            let b_bytes = 4 * parts.down * slice.width() * wide;
+            let parts = Parts::new(cuda.card(), dims, slice);
+            let [u_bytes, b_bytes] = parts.bytes(dims, slice);
             let partial_u = cuda.scratch(u_bytes + b_bytes)?;
             let partial_b = partial_u + u_bytes as u64;
             let args = Args::new()
@@ -499,12 +495,8 @@ mod cuda {
                 .pointer(partial_b)
                 .tensor(d_y)
                 .pointer(slice.of_columns(u))
-                .pointer(slice.of_columns(b))
-                .u32(t)
-                .u32(wide)
-                .u32(slice.len)
-                .u32(rank)
-                .u32(parts.rows_each);
+                .pointer(slice.of_columns(b));
+            let args = slice.sizes(args, dims).u32(parts.rows_each);
             let kernel = kernels[slice.tiles() - 1];
             cuda.launch(&LOW_RANK, kernel, parts.grid(), args)?;
 
@@ -558,35 +550,29 @@ mod cuda {
         ];
         let Dims { t, wide, rank } = dims;
         let drops = Drops::of(dropout);
-        if !(fits(dims, d_u) && x.dtype() == DType::Bf16) {
+        if !(fits(dims, d_u.dtype()) && x.dtype() == DType::Bf16) {
             if let Some(d_a) = d_a {
                 weight(cuda, d_a, d_u, x, [t, rank, wide], 1.0, drops)?;
             }
             return broad(cuda, d_x, d_u, a, dims, [wide, 1], adds, 1.0, drops);
         }
         for slice in slices(rank) {
-            let parts = Parts::new(cuda, dims, slice);
-            let partials = cuda.scratch(4 * parts.down * slice.width() * wide)?;
-            let kernels = if adds || slice.start > 0 {
-                ADDING
-            } else {
-                ASSIGNING
-            };
+            let parts = Parts::new(cuda.card(), dims, slice);
+            let [_, a_bytes] = parts.bytes(dims, slice);
+            let partials = cuda.scratch(a_bytes)?;
+            let kernel = slice.kernel([ASSIGNING, ADDING], adds);
             let args = Args::new()
                 .view_mut(d_x)
                 .pointer(partials)
                 .pointer(slice.of_columns(d_u))
                 .tensor(x)
                 .pointer(slice.of_rows(a, wide))
-                .u64(drops.key)
-                .u32(t)
-                .u32(wide)
-                .u32(slice.len)
-                .u32(rank)
+                .u64(drops.key);
+            let args = slice
+                .sizes(args, dims)
                 .u32(parts.rows_each)
                 .u32(drops.threshold as usize)
                 .f32(drops.scale);
-            let kernel = kernels[slice.tiles() - 1];
             cuda.launch(&LOW_RANK, kernel, parts.grid(), args)?;
 
             let Some(d_a) = &d_a else { continue };
@@ -604,9 +590,21 @@ mod cuda {
         Ok(())
     }
 
-    /// Whether the fast kernels take a bf16 `u` of these sizes: whole vectors of eight features, words of two ranks.
-    fn fits(dims: Dims, u: &Tensor) -> bool {
-        u.dtype() == DType::Bf16 && dims.wide.is_multiple_of(8) && dims.rank.is_multiple_of(2)
+    /// See [`super::backward_scratch_bytes`]: up_backward's, which has the sums of d_u besides. The other kernels take none.
+    pub(super) fn scratch_bytes(card: Card, dims: Dims, dtype: DType) -> usize {
+        if !fits(dims, dtype) {
+            return 0;
+        }
+        let bytes = slices(dims.rank).map(|slice| {
+            let bytes = Parts::new(card, dims, slice).bytes(dims, slice);
+            bytes.iter().sum()
+        });
+        bytes.max().unwrap_or(0)
+    }
+
+    /// Whether the fast kernels take a bf16 u of these sizes: whole vectors of eight features, words of two ranks.
+    fn fits(dims: Dims, u_dtype: DType) -> bool {
+        u_dtype == DType::Bf16 && dims.wide.is_multiple_of(8) && dims.rank.is_multiple_of(2)
     }
 
     /// Ranks `start` to `start + len`.
@@ -633,6 +631,21 @@ mod cuda {
             16 * self.tiles()
         }
 
+        /// Of kernels by tiles, assigning and adding ones: only the first slice assigns, the others add to it.
+        fn kernel(self, [assigning, adding]: [[&'static str; 4]; 2], adds: bool) -> &'static str {
+            let kernels = if adds || self.start > 0 {
+                adding
+            } else {
+                assigning
+            };
+            kernels[self.tiles() - 1]
+        }
+
+        /// T, the wide side, the slice's ranks, all ranks.
+        fn sizes(self, args: Args, dims: Dims) -> Args {
+            args.u32(dims.t).u32(dims.wide).u32(self.len).u32(dims.rank)
+        }
+
         /// Of [T,R] or [O,R].
         fn of_columns(self, tensor: &Tensor) -> u64 {
             tensor.device_pointer() + (self.start * tensor.dtype().size()) as u64
@@ -652,18 +665,25 @@ mod cuda {
     }
 
     impl Parts {
-        fn new(cuda: Cuda, dims: Dims, slice: Slice) -> Parts {
+        fn new(card: Card, dims: Dims, slice: Slice) -> Parts {
             // A warp has 64 columns, or 32 where ranks take the registers.
             let columns = if slice.tiles() == 1 { 64 } else { 32 };
             let across = dims.wide.div_ceil(columns * WARPS);
-            let at_once = cuda.n_multiprocessors() as usize * BLOCKS_EACH;
+            let at_once = card.n_multiprocessors as usize * BLOCKS_EACH;
             let down = (at_once / across).max(1);
-            let rows_each = dims.t.div_ceil(down).next_multiple_of(16);
+            let rows_each = dims.t.div_ceil(down).next_multiple_of(16).max(16);
             Parts {
                 across,
                 down: dims.t.div_ceil(rows_each),
                 rows_each,
             }
+        }
+
+        /// Of the partial sums over the wide dimension [across, T, width], and over rows [down, width, wide].
+        fn bytes(&self, dims: Dims, slice: Slice) -> [usize; 2] {
+            let of_wide = size_of::<f32>() * self.across * dims.t * slice.width();
+            let of_rows = size_of::<f32>() * self.down * slice.width() * dims.wide;
+            [of_wide.next_multiple_of(256), of_rows]
         }
 
         fn grid(&self) -> Grid {
@@ -778,9 +798,9 @@ mod cuda {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Error;
     use crate::ops::testing::{STORAGES, assert_close, f64s, plus, tensor};
     use crate::ops::{dropout, matmul};
-    use crate::{DType, Error};
 
     /// Fewer rows than a block of them, several blocks, nothing a multiple of a vector.
     const SHAPES: [(usize, usize, usize, usize); 3] =
@@ -875,6 +895,26 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// As the kernels lay out what blocks add up apart, an H100's at the shapes of a released size.
+    #[test]
+    fn scratch_holds_the_partial_sums_of_every_slice() {
+        let card = Card {
+            compute: 90,
+            n_multiprocessors: 132,
+            memory_bytes: 80 << 30,
+        };
+        let bytes = |dims, dtype| backward_scratch_bytes(card, dims, dtype);
+        // 18 blocks across, so 14 of 592 rows each down.
+        let want = 4 * 16 * (18 * 8192 + 14 * 9216);
+        assert_eq!(bytes([8192, 9216, 16], DType::Bf16), want);
+        // Ranks 64 and 16: 36 across and 7 down at the larger.
+        let want = 4 * 64 * (36 * 8192 + 7 * 9216);
+        assert_eq!(bytes([8192, 9216, 80], DType::Bf16), want);
+        assert_eq!(bytes([8192, 9216, 16], DType::F32), 0);
+        assert_eq!(bytes([8192, 9216, 3], DType::Bf16), 0);
+        assert_eq!(bytes([0, 9216, 16], DType::Bf16), 0);
     }
 
     #[test]

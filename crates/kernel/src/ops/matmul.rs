@@ -5,7 +5,7 @@
 
 use super::{check, copy};
 use crate::cpu::{View, ViewMut};
-use crate::{DType, Device, Error, Result, Tensor};
+use crate::{Device, Error, Result, Tensor};
 
 /// y_to = x_ti w_oiᵀ. Shapes: y_to [..., O], x_ti [..., I], leading dimensions flattened to T; w_oi [O,I].
 /// The last dimensions may multiply up to O or I: heads [T,H,N] count as [T,H·N].
@@ -224,20 +224,6 @@ impl Dims {
 pub(super) enum Write {
     Assign,
     Add,
-}
-
-/// Bytes of scratch that a product of operands with so many elements takes on a GPU: those that have to be rounded first.
-pub fn scratch_bytes(operands: [(usize, DType); 2], out_dtype: DType) -> usize {
-    let rounded = cuda::rounded(operands.map(|(_, dtype)| dtype), out_dtype);
-    (operands.into_iter().zip(rounded))
-        .map(|((numel, _), rounded)| {
-            if rounded {
-                cuda::rounded_bytes(numel)
-            } else {
-                0
-            }
-        })
-        .sum()
 }
 
 pub(super) mod cpu {
@@ -689,13 +675,13 @@ mod cuda {
 
     /// Which operands are rounded to bf16 first. cuBLASLt has no product of two types, and none of f32 that ends in bf16; the
     /// result is as coarse as the operands then are.
-    pub(super) fn rounded(dtypes: [DType; 2], out_dtype: DType) -> [bool; 2] {
+    fn rounded(dtypes: [DType; 2], out_dtype: DType) -> [bool; 2] {
         let all_f32 = dtypes == [DType::F32; 2] && out_dtype == DType::F32;
         dtypes.map(|dtype| dtype == DType::F32 && !all_f32)
     }
 
     /// Scratch of a rounded operand.
-    pub(super) fn rounded_bytes(numel: usize) -> usize {
+    fn rounded_bytes(numel: usize) -> usize {
         (numel * DType::Bf16.size()).next_multiple_of(256)
     }
 

@@ -4,7 +4,7 @@ use kernel::DType;
 use kernel::cuda::{Card, footprint};
 use kernel::ops::{
     attention, causal_conv1d, delta_gate, delta_inputs, gated_delta_rule, gated_rms_norm,
-    linear_cross_entropy, matmul, rms_norm,
+    linear_cross_entropy, low_rank, rms_norm,
 };
 
 use crate::config::{CONV_WIDTH, Config, LayerType};
@@ -75,13 +75,13 @@ impl TrainPass<'_> {
         let (g, k) = (c.linear_num_key_heads, c.linear_key_head_dim);
         let heads = [t, c.num_attention_heads, c.num_key_value_heads, c.head_dim];
         let head = [t, c.hidden_size, c.vocab_size];
-        // The gradient of the residual stream is f32 and is rounded before products; so is an f32 weight of an adapter.
-        let widest = c.hidden_size.max(c.intermediate_size);
-        let rank = self.lora.map_or(0, |lora| lora.rank);
-        let stream = [
-            (t * c.hidden_size, DType::F32),
-            (rank * widest.max(c.conv_channels()), DType::F32),
-        ];
+        // Products of the layers need none: all their operands have the model's type.
+        let adapters = self.lora.map_or(0, |lora| {
+            let specs = adapters(c, lora).into_iter();
+            let sides = specs.map(|spec| [t, spec.numel() / lora.rank, lora.rank]);
+            let bytes = sides.map(|dims| low_rank::backward_scratch_bytes(card, dims, dtype));
+            bytes.max().unwrap_or(0)
+        });
         let ops = [
             linear_cross_entropy::scratch_bytes(card, head, dtype, DType::F32),
             attention::backward_scratch_bytes(card, heads, self.longest),
@@ -92,7 +92,7 @@ impl TrainPass<'_> {
             gated_rms_norm::backward_scratch_bytes(card, t * h, v),
             rms_norm::backward_scratch_bytes(card, t, c.hidden_size),
             rms_norm::backward_scratch_bytes(card, t * c.num_attention_heads, c.head_dim),
-            matmul::scratch_bytes(stream, DType::Bf16),
+            adapters,
         ];
         footprint(ops.into_iter().max().unwrap_or(0))
     }

@@ -198,6 +198,9 @@ impl Saved {
     pub fn reserve(&mut self, model: &Model, n_tokens: usize) -> Result<()> {
         let (config, dtype, device) = (model.config(), model.dtype(), model.device());
         let arena = self.prepare(config, dtype, device, &[0, n_tokens as u32], None)?;
+        if let Some(lora) = model.lora() {
+            arena.lora.reserve(config, lora, n_tokens)?;
+        }
         arena.gradient.resize(config, n_tokens)
     }
 
