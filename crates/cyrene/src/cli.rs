@@ -348,14 +348,8 @@ pub struct CorpusEncode {
     pub stage: TrainStage,
     #[arg(long)]
     pub tokenizer: PathBuf,
-    /// What of a conversation carries loss: each answer (ignore-empty-think), its think block too (default), the last answer (last-round)
-    #[arg(
-        long,
-        value_enum,
-        default_value = "ignore-empty-think",
-        hide_possible_values = true
-    )]
-    pub loss_scale: LossScale,
+    #[command(flatten)]
+    pub loss: Loss,
     /// JSON lines
     pub file: PathBuf,
 }
@@ -398,14 +392,8 @@ pub struct CorpusPeek {
     /// split.json: say the side of each row
     #[arg(long)]
     pub split: Option<PathBuf>,
-    /// What of a conversation carries loss: each answer (ignore-empty-think), its think block too (default), the last answer (last-round)
-    #[arg(
-        long,
-        value_enum,
-        default_value = "ignore-empty-think",
-        hide_possible_values = true
-    )]
-    pub loss_scale: LossScale,
+    #[command(flatten)]
+    pub loss: Loss,
     /// Show where each token ends
     #[arg(long)]
     pub tokens: bool,
@@ -435,6 +423,18 @@ pub struct CorpusExport {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum TableFormat {
     Parquet,
+}
+
+#[derive(Debug, Args)]
+pub struct Loss {
+    /// What of a conversation carries loss: each answer (ignore-empty-think), its think block too (default), the last answer (last-round)
+    #[arg(
+        long,
+        value_enum,
+        default_value = "ignore-empty-think",
+        hide_possible_values = true
+    )]
+    pub loss_scale: LossScale,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -1,6 +1,6 @@
 //! Where an axis has its ticks, and how numbers are written beside them.
 
-/// Round steps from 0 to at least `most`: 1, 2 or 5 times a power of ten, four or five of them.
+/// Round ticks from 0 to at least `most`, two to six of them: their step is 1, 2, 2.5 or 5 times a power of ten.
 pub(super) fn linear(most: u64) -> Vec<u64> {
     let rough = (most.max(4) as f64 / 4.0).max(1.0);
     let power = 10f64.powf(rough.log10().floor());

@@ -105,14 +105,12 @@ fn kind_colour(kind_idx: usize) -> String {
     colour(8 + 8 * kind_idx)
 }
 
-/// Text that any XML reader takes: escaped, and without the control characters that XML has no way to write.
+/// Text that any XML reader takes: escaped, and without the characters that XML has no way to write.
 pub fn plain(text: &str) -> String {
-    let shown = |c: char| {
-        if c < ' ' && c != '\t' && c != '\n' {
-            '\u{fffd}'
-        } else {
-            c
-        }
+    let shown = |c: char| match c {
+        '\t' | '\n' => c,
+        '\0'..='\u{1f}' | '\u{fffe}' | '\u{ffff}' => '\u{fffd}',
+        c => c,
     };
     escape(&text.chars().map(shown).collect::<String>())
 }
@@ -146,7 +144,7 @@ mod tests {
             note: "<3>".to_owned(),
         };
         let rows = vec![
-            bar("a & b\u{1}", vec![1.0, 0.0]),
+            bar("a & b\u{1}\u{ffff}", vec![1.0, 0.0]),
             bar(
                 "一二三四五六七八九十一二三四五六七八九十一二三四五六七八九十一二三四五六七八九十",
                 vec![0.0, 5.5],

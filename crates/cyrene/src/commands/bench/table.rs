@@ -54,14 +54,14 @@ fn row(path: &Path, line_no: usize, line: &str) -> Result<Option<String>> {
     };
     let gib = |key: &str| match case[key].as_f64() {
         Some(bytes) => format!("{:.1}", bytes / f64::from(1u32 << 30)),
-        None => "".to_owned(),
+        None => String::new(),
     };
     let share = match case["ceiling_tflops"].as_f64() {
         Some(ceiling) => format!(
             "{:.0} % of {ceiling:.0} TFLOP/s",
             100.0 * number("model_tflops")? / ceiling
         ),
-        None => "".to_owned(),
+        None => String::new(),
     };
     let mut row = String::new();
     write!(

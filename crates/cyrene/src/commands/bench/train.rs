@@ -64,9 +64,11 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         misuse!("no size `{}`; there are {}", args.size, sizes::names());
     };
     let config = Config::from_json(&json)?;
-    let Some(n_tokens) = args.rows.checked_mul(args.row_tokens) else {
+    let n_rows = args.rows.checked_mul(args.accumulate);
+    let Some(n_tokens) = n_rows.and_then(|n| n.checked_mul(args.row_tokens)) else {
         misuse!(
-            "{} rows of {} tokens are too many",
+            "{} times {} rows of {} tokens are too many",
+            args.accumulate,
             args.rows,
             args.row_tokens
         );
@@ -164,7 +166,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let mut timed = milliseconds.split_off(WARMUP);
     timed.sort_by(f64::total_cmp);
     let ms_step = timed[timed.len() / 2];
-    let tokens_per_s = (n_tokens * args.accumulate) as f64 / ms_step * 1e3;
+    let tokens_per_s = n_tokens as f64 / ms_step * 1e3;
     let line = Line {
         bench: "train",
         size: args.size.clone(),

@@ -12,7 +12,7 @@ use crate::ui::Ui;
 
 pub fn run(args: &CorpusEncode, ui: &Ui) -> Result<()> {
     let tokenizer = Tokenizer::load(&args.tokenizer)?;
-    let encoding = encoding(args.stage, args.loss_scale, &tokenizer);
+    let encoding = encoding(args.stage, args.loss.loss_scale, &tokenizer);
     if !args.file.is_file() {
         misuse!("{} is no file; expected JSON lines", args.file.display());
     }

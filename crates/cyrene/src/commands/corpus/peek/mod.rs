@@ -93,7 +93,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         );
     }
     let split = args.split.as_deref().map(Split::load).transpose()?;
-    let encoding = encoding(args.stage, args.loss_scale, &tokenizer);
+    let encoding = encoding(args.stage, args.loss.loss_scale, &tokenizer);
     let sample = dataset::sample(
         &args.path,
         split.as_ref(),
