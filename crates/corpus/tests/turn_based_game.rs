@@ -724,9 +724,16 @@ fn vendor_pages_are_on_a_side_of_the_split() {
     assert!(error.contains("--vendor FOLDER"), "{error}");
 }
 
-/// The error of a build beside a split.
-fn refusal(tree: &Tree, task: Task, split: &Split) -> String {
-    tree.check_split(task, split).unwrap_err().to_string()
+/// A build beside a split is refused, with all of these words.
+fn refuses(tree: &Tree, task: Task, split: &Split, words: &[&str]) {
+    says(tree.check_split(task, split).unwrap_err(), words);
+}
+
+fn says(error: Error, words: &[&str]) {
+    let said = error.to_string();
+    for word in words {
+        assert!(said.contains(word), "no `{word}` in: {said}");
+    }
 }
 
 #[test]
@@ -748,15 +755,11 @@ fn texts_tie_as_the_rows_show_them() {
     tree.check_split(Task::PtEverything, &split).unwrap();
     split.train.remove("talk/104001");
     split.val.insert("talk/104001".to_owned());
-    let said = refusal(&tree, Task::SftCyrene, &split);
-    assert!(
-        said.contains("`We sail at dawn, Sam.` (en, hash "),
-        "{said}"
-    );
-    assert!(
-        said.contains("stands in talk/104001 (held out) and in talk/104002 (training)"),
-        "{said}"
-    );
+    let words = [
+        "`We sail at dawn, Sam.` (en, hash ",
+        "stands in talk/104001 (held out) and in talk/104002 (training)",
+    ];
+    refuses(&tree, Task::SftCyrene, &split, &words);
 }
 
 #[test]
@@ -785,16 +788,14 @@ fn build_beside_a_split_guards_pages_and_knows_every_scene() {
         }
         parted
     };
-    let said = refusal(&tree, Task::PtEverything, &part(&["miyoushe/b.md"]));
-    assert!(
-        said.contains("stands in miyoushe/b.md (held out) and in talk/104001 (training)"),
-        "{said}"
-    );
-    let said = refusal(&tree, Task::PtVendor, &part(&["miyoushe/b.md"]));
-    assert!(
-        said.contains("stands in miyoushe/b.md (held out) and in miyoushe/c.md (training)"),
-        "{said}"
-    );
+    let page = part(&["miyoushe/b.md"]);
+    for (task, other) in [
+        (Task::PtEverything, "talk/104001"),
+        (Task::PtVendor, "miyoushe/c.md"),
+    ] {
+        let said = format!("stands in miyoushe/b.md (held out) and in {other} (training)");
+        refuses(&tree, task, &page, &[&said]);
+    }
     let talk_too = part(&["miyoushe/b.md", "miyoushe/c.md", "talk/104001"]);
     for task in [Task::PtEverything, Task::PtVendor] {
         tree.check_split(task, &talk_too).unwrap();
@@ -802,18 +803,14 @@ fn build_beside_a_split_guards_pages_and_knows_every_scene() {
     // A split without pages does not know them; the story may be built beside them all the same.
     let without = tree.split(None);
     tree.check_split(Task::PtEverything, &without).unwrap();
-    let said = refusal(&tree, Task::PtVendor, &without);
-    assert!(said.contains("holds scene `miyoushe/a.md`"), "{said}");
-    assert!(said.contains("--vendor FOLDER"), "{said}");
+    let words = ["holds scene `miyoushe/a.md`", "--vendor FOLDER"];
+    refuses(&tree, Task::PtVendor, &without, &words);
     // A scene taken out by hand is no longer known.
     let mut lacking = split.clone();
     lacking.train.remove("talk/104002");
     std::fs::remove_dir_all(root.join("out")).unwrap();
-    let said = refusal(&tree, Task::SftEverything, &lacking);
-    assert!(
-        said.contains("holds scene `talk/104002`, which the split does not know"),
-        "{said}"
-    );
+    let unknown = "holds scene `talk/104002`, which the split does not know";
+    refuses(&tree, Task::SftEverything, &lacking, &[unknown]);
 }
 
 #[test]
@@ -833,15 +830,9 @@ fn split_of_an_older_tree_is_refused_by_build_and_by_readers() {
     tree.put("miyoushe/a.md", b"another a");
     tree.build(Task::PtVendor).unwrap();
     let expect = "the split was made from another version of the story's `vendor/miyoushe`";
-    for said in [
-        refusal(&tree, Task::PtVendor, &split),
-        load(Task::PtVendor).unwrap_err().to_string(),
-    ] {
-        assert!(
-            said.contains(expect) && said.contains("corpus split --force"),
-            "{said}"
-        );
-    }
+    let words = [expect, "corpus split --force"];
+    refuses(&tree, Task::PtVendor, &split, &words);
+    says(load(Task::PtVendor).unwrap_err(), &words);
     tree.put("miyoushe/a.md", b"a");
     tree.build(Task::PtVendor).unwrap();
     // 2. a talk has changed, in the texts alone
@@ -854,16 +845,9 @@ fn split_of_an_older_tree_is_refused_by_build_and_by_readers() {
     tree.write();
     load(Task::SftEverything).unwrap();
     tree.build(Task::SftEverything).unwrap();
-    let said = [
-        refusal(&tree, Task::PtEverything, &split),
-        load(Task::SftEverything).unwrap_err().to_string(),
-    ];
-    for said in said {
-        assert!(
-            said.contains("another version of the story's `TextMap/CHS`"),
-            "{said}"
-        );
-    }
+    let words = ["another version of the story's `TextMap/CHS`"];
+    refuses(&tree, Task::PtEverything, &split, &words);
+    says(load(Task::SftEverything).unwrap_err(), &words);
 }
 
 #[test]

@@ -1,58 +1,15 @@
 //! The program from outside: exit codes, errors that name the thing and the remedy, runs that survive a kill.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod common;
+
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::sync::OnceLock;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-fn cyrene(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_cyrene"))
-        .args(args)
-        .output()
-        .unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// Runs and expects an exit code and words of the error.
-fn fails(args: &[&str], code: i32, words: &[&str]) {
-    let output = cyrene(args);
-    let text = stderr(&output);
-    assert_eq!(output.status.code(), Some(code), "{args:?}: {text}");
-    for word in words {
-        assert!(text.contains(word), "{args:?}: no `{word}` in: {text}");
-    }
-}
-
-fn succeeds(args: &[&str]) -> String {
-    let output = cyrene(args);
-    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// The demo's tokenizer, untrained model and data sets, made once for all tests.
-fn demo() -> &'static Path {
-    static DEMO: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
-    let (_, path) = DEMO.get_or_init(|| {
-        let dir = tempfile::tempdir().unwrap();
-        succeeds(&[
-            "live",
-            "--demo",
-            "--until",
-            "corpus",
-            "--runs",
-            dir.path().to_str().unwrap(),
-        ]);
-        let run = dir.path().join("demo");
-        (dir, run)
-    });
-    path
-}
+use common::{cyrene, demo, fails, stderr, succeeds};
 
 fn model() -> String {
     demo().join("fetch/model").to_str().unwrap().to_owned()

@@ -1,57 +1,19 @@
 //! `corpus stats`, `peek` and `export` from outside: pages that are XML, numbers that agree, masks that training has.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-use std::sync::OnceLock;
+mod common;
+
+use std::path::Path;
 
 use serde_json::Value;
 
-fn cyrene(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_cyrene"))
-        .args(args)
-        .output()
-        .unwrap()
-}
-
-fn succeeds(args: &[&str]) -> String {
-    let output = cyrene(args);
-    assert!(
-        output.status.success(),
-        "{args:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// Runs and expects misuse, with words of the error.
-fn is_misuse(args: &[&str], words: &[&str]) {
-    let output = cyrene(args);
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{args:?}: {text}");
-    for word in words {
-        assert!(text.contains(word), "{args:?}: no `{word}` in: {text}");
-    }
-}
+use common::{demo, fails, succeeds};
 
 fn json_lines(text: &str) -> Vec<Value> {
     let lines = text.lines();
     lines
         .map(|line| serde_json::from_str(line).unwrap())
         .collect()
-}
-
-/// The demo's run folder up to its data sets, made once for all tests.
-fn demo() -> &'static Path {
-    static DEMO: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
-    let (_, path) = DEMO.get_or_init(|| {
-        let dir = tempfile::tempdir().unwrap();
-        let runs = dir.path().to_str().unwrap();
-        succeeds(&["live", "--demo", "--until", "corpus", "--runs", runs]);
-        let run = dir.path().join("demo");
-        (dir, run)
-    });
-    path
 }
 
 /// A path in the demo's run folder.
@@ -249,15 +211,15 @@ fn stats_says_on_the_terminal_what_json_says() {
 
 #[test]
 fn stats_names_what_is_no_data_set() {
-    is_misuse(&["corpus", "stats"], &["PATHS"]);
-    is_misuse(
+    fails(&["corpus", "stats"], 2, &["PATHS"]);
+    fails(
         &["corpus", "stats", "nowhere"],
+        2,
         &["nowhere", "corpus build"],
     );
     let dir = tempfile::tempdir().unwrap();
-    let output = cyrene(&["corpus", "stats", dir.path().to_str().unwrap()]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("manifest.json"));
+    let empty = dir.path().to_str().unwrap();
+    fails(&["corpus", "stats", empty], 1, &["manifest.json"]);
 }
 
 /// Peeked rows beside what `corpus encode` says of the same rows.
@@ -428,7 +390,7 @@ fn peek_reads_any_rows_that_train_reads() {
     assert_eq!(rows[1]["trained"], 1);
     let mut args = args;
     args[2] = "nowhere.jsonl";
-    is_misuse(&args, &["nowhere.jsonl"]);
+    fails(&args, 2, &["nowhere.jsonl"]);
 }
 
 #[test]

@@ -4,24 +4,14 @@
 #[path = "common/golden.rs"]
 mod golden;
 
-use golden::{Tensors, assert_close, check_steps, json, largest_difference, load, loss, reference};
+use golden::{
+    GRAD_NORM_REL, LOSS_REL, ROWS, Tensors, assert_close, check_steps, json, largest_difference,
+    load, loss, reference,
+};
 use kernel::Device;
 use train::OptimizerConfig;
-use train::memory::StepRows;
 use train::schedule::Schedule;
 use train::step::Trainer;
-
-/// Of no consequence on a CPU.
-const ROWS: StepRows = StepRows {
-    rows: 1,
-    row_tokens: 64,
-    accumulate: 1,
-};
-
-/// Losses, relative: both sides are f32 and sum in their own order.
-const LOSS_REL: f64 = 1e-5;
-/// Gradient norms before clipping, relative: the recorded f32 gradients are themselves up to 6e-5 off the f64 ones.
-const GRAD_NORM_REL: f64 = 1e-4;
 
 /// `weight_abs`: the largest difference between f32 and f64 weights after this run that the reference pack saw; a learning rate of 1e-3
 /// amplifies sign-like updates where gradients are near 0 (seen most in the gradient norms of tiny_a, whose losses still agree to 1.3e-6).

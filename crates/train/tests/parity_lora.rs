@@ -6,23 +6,14 @@ mod golden;
 
 use std::fs;
 
-use golden::{Tensors, assert_close, check_steps, json, largest_difference, load, loss, reference};
+use golden::{
+    GRAD_NORM_REL, LOSS_REL, ROWS, Tensors, assert_close, check_steps, json, largest_difference,
+    load, loss, reference,
+};
 use train::OptimizerConfig;
-use train::memory::StepRows;
 use train::schedule::Schedule;
 use train::step::Trainer;
 
-/// Of no consequence on a CPU.
-const ROWS: StepRows = StepRows {
-    rows: 1,
-    row_tokens: 64,
-    accumulate: 1,
-};
-
-/// Losses, relative: both sides are f32 and sum in their own order.
-const LOSS_REL: f64 = 1e-5;
-/// Gradient norms before clipping, relative: the recorded f32 gradients are themselves up to 6e-5 off the f64 ones.
-const GRAD_NORM_REL: f64 = 1e-4;
 /// Adapter weights, absolute, after updates of up to 1.5e-3: as for AdamW at lr 1e-3, see `parity_adamw.rs`.
 const WEIGHT_ABS: f32 = 2e-4;
 

@@ -6,7 +6,6 @@ use std::path::Path;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-use super::maps::TABLES;
 use super::{check_place, clear, put, sections};
 use crate::build::{BuildRequest, SplitRequest, build, make_split};
 use crate::character::Character;
@@ -14,6 +13,7 @@ use crate::error::Error;
 use crate::language::Language;
 use crate::rows;
 use crate::source::SourceKind;
+use crate::source::turn_based_game::Tables;
 use crate::split::{Split, SplitOptions};
 use crate::task::Task;
 
@@ -50,11 +50,11 @@ const STORY_TASKS: [Task; 5] = [
 /// A tree: a section for each table that is not empty, and sections `CHS`, `EN`, `EN_0`, `EN_1` for maps.
 pub(super) fn game(data: &[u8], folder: &Path) {
     clear(folder, "TextMap");
-    for table in TABLES {
+    for table in Tables::names() {
         put(folder, &format!("ExcelOutput/{table}.json"), b"[]");
     }
     for (name, text) in sections(data) {
-        if TABLES.contains(&name.as_str()) {
+        if Tables::names().any(|table| table == name) {
             put(folder, &format!("ExcelOutput/{name}.json"), &text);
         } else if ["CHS", "EN", "EN_0", "EN_1"].contains(&name.as_str()) {
             put(folder, &format!("TextMap/TextMap{name}.json"), &text);

@@ -97,38 +97,15 @@ impl<'de> Deserialize<'de> for Pairs {
     }
 }
 
-/// Tables that any task reads, and the two of joined texts.
-pub(super) const TABLES: [&str; 19] = [
-    "TalkSentenceConfig",
-    "AvatarConfig",
-    "AvatarConfigLD",
-    "VoiceAtlas",
-    "BookSeriesConfig",
-    "LocalbookConfig",
-    "StoryAtlas",
-    "NounAtlas",
-    "ChronicleConclusion",
-    "MainMission",
-    "SubMission",
-    "TarotMails",
-    "TarotMailbox",
-    "TarotBookSentence",
-    "TarotWikiData",
-    "TarotWikiSubdata",
-    "TarotWikiChangeinfo",
-    "TextJoinConfig",
-    "TextJoinItem",
-];
-
 /// A line with the name of a table, then the table.
 pub(super) fn tables(data: &[u8], folder: &Path) {
     let mut halves = data.splitn(2, |b| *b == b'\n');
     let name = halves.next().unwrap_or_default();
     let table = halves.next().unwrap_or_default();
-    let Some(name) = TABLES.into_iter().find(|known| known.as_bytes() == name) else {
+    let Some(name) = Tables::names().find(|known| known.as_bytes() == name) else {
         return;
     };
-    for other in TABLES {
+    for other in Tables::names() {
         put(folder, &format!("ExcelOutput/{other}.json"), b"[]");
     }
     put(folder, &format!("ExcelOutput/{name}.json"), table);

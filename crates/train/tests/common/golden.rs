@@ -10,8 +10,21 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use text::pack::Row;
 use train::data::as_batch;
+use train::memory::StepRows;
 use train::schedule::Schedule;
 use train::step::Trainer;
+
+/// Of no consequence on a CPU; on a GPU, larger batches than planned only make buffers grow.
+pub const ROWS: StepRows = StepRows {
+    rows: 1,
+    row_tokens: 64,
+    accumulate: 1,
+};
+
+/// Losses, relative: both sides are f32 and sum in their own order.
+pub const LOSS_REL: f64 = 1e-5;
+/// Gradient norms before clipping, relative: the recorded f32 gradients are themselves up to 6e-5 off the f64 ones.
+pub const GRAD_NORM_REL: f64 = 1e-4;
 
 /// `reference/` of the pack; None, with a note, where it is absent and not required.
 pub fn reference() -> Option<PathBuf> {

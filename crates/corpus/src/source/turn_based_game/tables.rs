@@ -127,6 +127,12 @@ pub(crate) struct JoinItemRow {
 }
 
 impl Tables {
+    /// Every table that any task reads, the two of joined texts last.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        let joins = ["TextJoinConfig", "TextJoinItem"];
+        TALK_TABLES.into_iter().chain(PT_TABLES).chain(joins)
+    }
+
     /// Reads the tables that the tasks need.
     ///
     /// # Errors
