@@ -16,6 +16,8 @@ pub struct AdamW {
     config: OptimizerConfig,
     /// Updates made so far.
     pub steps: u64,
+    /// Of weights and moments that are stored as bf16; stochastic, but where a bench measures what nearest would cost.
+    pub rounding: adamw::Rounding,
     /// Of each tensor, with the weight's shape.
     pub moments: Vec<Moments>,
     /// Decay of each tensor.
@@ -46,6 +48,7 @@ impl AdamW {
         let mut optimizer = AdamW {
             config: config.clone(),
             steps: 0,
+            rounding: adamw::Rounding::Stochastic,
             moments: Vec::new(),
             weight_decay: Vec::new(),
             stream: None,
@@ -110,6 +113,7 @@ impl AdamW {
             step: self.steps,
             grad_scale,
             seed: 0,
+            rounding: self.rounding,
         };
         let tensors = weights.into_iter().zip(gradients).zip(&mut self.moments);
         // A tensor's number seeds its rounding, where it is stored as bf16: no two tensors share a pattern.

@@ -5,7 +5,8 @@
 //! Source: arXiv 1711.05101; the order of operations is that of `torch.optim.AdamW` (single tensor).
 //!
 //! What is stored as bf16 is rounded stochastically: up with the chance that equals the part of the step to the upper neighbour.
-//! So updates far below the 8 bits of a bf16 weight count on average, where rounding to nearest would lose them all.
+//! So updates far below the 8 bits of a bf16 weight count on average, where rounding to nearest loses them all: [`Rounding::Nearest`]
+//! is there to measure that.
 
 use super::check;
 use crate::{Device, Result, Tensor};
@@ -24,9 +25,21 @@ pub struct Update {
     pub grad_scale: f32,
     /// Of the stochastic rounding, with `step` and an element's index: give every tensor its own. Unused where all is f32.
     pub seed: u64,
+    /// Of w, m and v alike. Unused where all is f32.
+    pub rounding: Rounding,
 }
 
-/// w, m and v updated in place, those that are bf16 by stochastic rounding. Shapes: any, all alike. The same bits on every device.
+/// How an f32 result becomes the bf16 that is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Rounding {
+    /// To one of the two neighbours, by chance, so that the mean over many steps is right.
+    #[default]
+    Stochastic,
+    /// To the nearest, ties to even: a step below half the distance to the neighbour is lost.
+    Nearest,
+}
+
+/// w, m and v updated in place, those that are bf16 rounded as `update` says. Shapes: any, all alike. The same bits on every device.
 ///
 /// # Errors
 /// [`crate::Error::Shape`] where shapes differ.
@@ -123,7 +136,7 @@ impl Scalars {
 }
 
 mod cpu {
-    use super::{Scalars, Update};
+    use super::{Rounding, Scalars, Update};
     use crate::cpu::{In, Out, for_rows};
     use crate::{DType, Tensor, random};
 
@@ -147,7 +160,9 @@ mod cpu {
             grad_scale,
             ..
         } = *update;
-        let narrow = [&*w, m, v].map(|tensor| tensor.dtype() == DType::Bf16);
+        // Storing rounds to the nearest by itself.
+        let by_chance = [&*w, m, v]
+            .map(|tensor| tensor.dtype() == DType::Bf16 && update.rounding == Rounding::Stochastic);
         let key = random::key(update.seed, update.step);
         for_rows(
             [Out::update(w, 1), Out::update(m, 1), Out::update(v, 1)],
@@ -163,8 +178,9 @@ mod cpu {
                     *w = *w * keep - step_size * (*m / denominator);
                 }
                 // Each of the three has 16 bits of an element's 64.
-                for (part, (values, narrow)) in [w, m, v].into_iter().zip(narrow).enumerate() {
-                    if narrow {
+                for (part, (values, by_chance)) in [w, m, v].into_iter().zip(by_chance).enumerate()
+                {
+                    if by_chance {
                         for (index, value) in (first as u64..).zip(values) {
                             let noise = random::bits_of(key, index) >> (16 * part);
                             *value = round_by_chance(*value, noise as u16);
@@ -187,7 +203,7 @@ mod cpu {
 pub(super) mod cuda {
     use std::ops::Range;
 
-    use super::{Part, Scalars, Update};
+    use super::{Part, Rounding, Scalars, Update};
     use crate::cuda::sources::ADAMW;
     use crate::cuda::{Args, Cuda, Grid, Table};
     use crate::{DType, Result, Tensor, random};
@@ -235,7 +251,8 @@ pub(super) mod cuda {
             .f32(scalars.root_correction)
             .f32(update.eps)
             .f32(scalars.keep)
-            .f32(scalars.step_size);
+            .f32(scalars.step_size)
+            .u32(to_nearest(update));
         if n.is_multiple_of(8) {
             return cuda.launch(&ADAMW, "adamw_step_8", Grid::each(n / 8, THREADS), args);
         }
@@ -274,8 +291,14 @@ pub(super) mod cuda {
             .f32(scalars.to_v)
             .f32(scalars.root_correction)
             .f32(update.eps)
-            .f32(scalars.step_size);
+            .f32(scalars.step_size)
+            .u32(to_nearest(update));
         cuda.launch(&ADAMW, "adamw_step_all", grid, args)
+    }
+
+    /// The kernels' flag.
+    fn to_nearest(update: &Update) -> usize {
+        usize::from(update.rounding == Rounding::Nearest)
     }
 }
 
@@ -294,6 +317,7 @@ mod tests {
         step: 1,
         grad_scale: 0.5,
         seed: 7,
+        rounding: Rounding::Stochastic,
     };
 
     fn define(w: &mut [f64], m: &mut [f64], v: &mut [f64], grad: &[f64], u: &Update) {
@@ -424,9 +448,9 @@ mod tests {
         assert_close("v", &v, &v_want, BF16_REL);
     }
 
-    #[test]
-    fn updates_below_half_a_step_count_on_average() {
-        // Around 1 a bf16 weight moves in steps of 2^-8 downwards; each update is a fortieth of one.
+    /// How far weights of 1 get in 20 steps of lr 1e-4 down, as a share of the 20 steps' sum.
+    fn moved(rounding: Rounding) -> f64 {
+        // Below 1 a bf16 weight moves in steps of 2^-8; each update is a fortieth of one.
         let n = 4096;
         let mut w = Tensor::from_f32(&[n], vec![1.0; n]).to_dtype(DType::Bf16);
         let zeros = || Tensor::zeros(&[n], DType::F32);
@@ -438,13 +462,46 @@ mod tests {
                 lr,
                 weight_decay: 0.0,
                 step: count,
+                rounding,
                 ..UPDATE
             };
             step(&mut w, &mut m, &mut v, &grad, &update).unwrap();
         }
         let mean = f64s(&w).iter().sum::<f64>() / n as f64;
-        let moved = (1.0 - mean) / (20.0 * f64::from(lr));
-        assert!((moved - 1.0).abs() < 0.1, "{moved}");
+        (1.0 - mean) / (20.0 * f64::from(lr))
+    }
+
+    #[test]
+    fn updates_below_half_a_step_count_on_average_and_are_lost_to_nearest() {
+        let by_chance = moved(Rounding::Stochastic);
+        assert!((by_chance - 1.0).abs() < 0.1, "{by_chance}");
+        assert_eq!(moved(Rounding::Nearest), 0.0);
+    }
+
+    #[test]
+    fn nearest_is_the_f32_result_rounded_to_even() {
+        let update = Update {
+            rounding: Rounding::Nearest,
+            step: 3,
+            ..UPDATE
+        };
+        let shape = [37, 61];
+        let grad = tensor(&shape, 4, DType::F32);
+        let start = || [1, 2, 3].map(|seed| tensor(&shape, seed, DType::Bf16));
+        let [mut w, mut m, v] = start();
+        let mut v = positive(&v);
+        let [mut w_want, mut m_want, v_want] = start().map(|t| t.to_dtype(DType::F32));
+        let mut v_want = positive(&v_want);
+        step(&mut w, &mut m, &mut v, &grad, &update).unwrap();
+        step(&mut w_want, &mut m_want, &mut v_want, &grad, &update).unwrap();
+        for (got, want) in [(w, w_want), (m, m_want), (v, v_want)] {
+            assert_eq!(got, want.to_dtype(DType::Bf16));
+        }
+    }
+
+    fn positive(x: &Tensor) -> Tensor {
+        let values = x.to_f32_vec().into_iter().map(f32::abs).collect();
+        Tensor::from_f32(x.shape(), values).to_dtype(x.dtype())
     }
 
     #[test]

@@ -49,6 +49,7 @@ fn update(step: u64, seed: usize) -> adamw::Update {
         step,
         grad_scale: 0.37,
         seed: seed as u64,
+        rounding: adamw::Rounding::Stochastic,
     }
 }
 

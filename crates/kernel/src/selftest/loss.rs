@@ -2,6 +2,7 @@
 //! repeated), the gradients' norm, the optimizer's step, dropout.
 
 use super::{Check, Tolerance};
+use crate::ops::adamw::Rounding;
 use crate::ops::linear_cross_entropy::NO_TARGET;
 use crate::ops::{adamw, dropout, embedding, grad_norm, linear_cross_entropy};
 use crate::{DType, Result, Tensor};
@@ -218,84 +219,99 @@ pub(super) fn adamw(check: &mut Check) -> Result<()> {
         [Bf16, Bf16, Bf16, Bf16],
         [F32, Bf16, Bf16, F32],
     ];
-    for [w_type, m_type, v_type, grad_type] in kinds {
-        for (n, step) in [(1, 1), (1021, 3), (8, 2), (100_000, 12_345)] {
-            let w = check.tensor(&[n], w_type);
-            let m = check.range(&[n], m_type, -0.1, 0.1);
-            let v = check.range(&[n], v_type, 0.0, 0.01);
-            let grad = check.tensor(&[n], grad_type);
-            let update = adamw::Update {
-                lr: 1e-4,
-                beta1: 0.9,
-                beta2: 0.95,
-                eps: 1e-8,
-                weight_decay: 0.1,
-                step,
-                grad_scale: 0.37,
-                seed: 5,
-            };
-            check.both(
-                &format!("w {w_type}, m {m_type}, v {v_type}, gradient {grad_type}, {n} elements"),
-                EXACT,
-                vec![("w", w), ("m", m), ("v", v)],
-                &[&grad],
-                |out, ins| {
-                    let [w, m, v] = out else {
-                        unreachable!("three outputs were handed in")
-                    };
-                    adamw::step(w, m, v, &ins[0], &update)
-                },
-            )?;
+    for rounding in [Rounding::Stochastic, Rounding::Nearest] {
+        for kind in kinds {
+            for (n, step) in [(1, 1), (1021, 3), (8, 2), (100_000, 12_345)] {
+                adamw_step(check, kind, n, step, rounding)?;
+            }
+            adamw_step_all(check, kind, rounding)?;
         }
     }
-    // Many tensors at once: of no elements, of less than a block, of several.
-    for kind in kinds {
-        let sizes = [1, 8, 0, 1021, 8192, 20_000, 0];
-        let tensors = |check: &mut Check, dtype, low, high| {
-            sizes.map(|n| check.range(&[n], dtype, low, high))
-        };
-        let w = tensors(check, kind[0], -1.0, 1.0);
-        let m = tensors(check, kind[1], -0.1, 0.1);
-        let v = tensors(check, kind[2], 0.0, 0.01);
-        let grads = tensors(check, kind[3], -1.0, 1.0);
-        let of = |name, tensors: [Tensor; 7]| tensors.map(|tensor| (name, tensor));
-        let outputs = [of("w", w), of("m", m), of("v", v)];
-        let [w_type, m_type, v_type, grad_type] = kind;
-        check.both(
-            &format!("all at once, w {w_type}, m {m_type}, v {v_type}, gradient {grad_type}"),
-            EXACT,
-            outputs.into_iter().flatten().collect(),
-            &grads.each_ref(),
-            |out, ins| {
-                let (w, rest) = out.split_at_mut(sizes.len());
-                let (m, v) = rest.split_at_mut(sizes.len());
-                let moments = w.iter_mut().zip(m.iter_mut().zip(v));
-                let parts = moments.zip(ins.iter().zip(0..));
-                let mut parts: Vec<adamw::Part> = parts
-                    .map(|((w, (m, v)), (grad, seed))| adamw::Part {
-                        w,
-                        m,
-                        v,
-                        grad,
-                        weight_decay: 0.1 * (seed % 2) as f32,
-                        seed,
-                    })
-                    .collect();
-                let update = adamw::Update {
-                    lr: 1e-4,
-                    beta1: 0.9,
-                    beta2: 0.95,
-                    eps: 1e-8,
-                    weight_decay: 0.0,
-                    step: 17,
-                    grad_scale: 0.37,
-                    seed: 0,
-                };
-                adamw::step_all(&mut parts, &update)
-            },
-        )?;
-    }
     Ok(())
+}
+
+const UPDATE: adamw::Update = adamw::Update {
+    lr: 1e-4,
+    beta1: 0.9,
+    beta2: 0.95,
+    eps: 1e-8,
+    weight_decay: 0.1,
+    step: 17,
+    grad_scale: 0.37,
+    seed: 5,
+    rounding: Rounding::Stochastic,
+};
+
+fn adamw_step(
+    check: &mut Check,
+    [w_type, m_type, v_type, grad_type]: [DType; 4],
+    n: usize,
+    step: u64,
+    rounding: Rounding,
+) -> Result<()> {
+    let w = check.tensor(&[n], w_type);
+    let m = check.range(&[n], m_type, -0.1, 0.1);
+    let v = check.range(&[n], v_type, 0.0, 0.01);
+    let grad = check.tensor(&[n], grad_type);
+    let update = adamw::Update {
+        step,
+        rounding,
+        ..UPDATE
+    };
+    check.both(
+        &format!(
+            "w {w_type}, m {m_type}, v {v_type}, gradient {grad_type}, {n} elements, {rounding:?}"
+        ),
+        EXACT,
+        vec![("w", w), ("m", m), ("v", v)],
+        &[&grad],
+        |out, ins| {
+            let [w, m, v] = out else {
+                unreachable!("three outputs were handed in")
+            };
+            adamw::step(w, m, v, &ins[0], &update)
+        },
+    )
+}
+
+/// Many tensors at once: of no elements, of less than a block, of several.
+fn adamw_step_all(check: &mut Check, kind: [DType; 4], rounding: Rounding) -> Result<()> {
+    let sizes = [1, 8, 0, 1021, 8192, 20_000, 0];
+    let tensors =
+        |check: &mut Check, dtype, low, high| sizes.map(|n| check.range(&[n], dtype, low, high));
+    let w = tensors(check, kind[0], -1.0, 1.0);
+    let m = tensors(check, kind[1], -0.1, 0.1);
+    let v = tensors(check, kind[2], 0.0, 0.01);
+    let grads = tensors(check, kind[3], -1.0, 1.0);
+    let of = |name, tensors: [Tensor; 7]| tensors.map(|tensor| (name, tensor));
+    let outputs = [of("w", w), of("m", m), of("v", v)];
+    let [w_type, m_type, v_type, grad_type] = kind;
+    check.both(
+        &format!(
+            "all at once, w {w_type}, m {m_type}, v {v_type}, gradient {grad_type}, {rounding:?}"
+        ),
+        EXACT,
+        outputs.into_iter().flatten().collect(),
+        &grads.each_ref(),
+        |out, ins| {
+            let (w, rest) = out.split_at_mut(sizes.len());
+            let (m, v) = rest.split_at_mut(sizes.len());
+            let moments = w.iter_mut().zip(m.iter_mut().zip(v));
+            let parts = moments.zip(ins.iter().zip(0..));
+            let mut parts: Vec<adamw::Part> = parts
+                .map(|((w, (m, v)), (grad, seed))| adamw::Part {
+                    w,
+                    m,
+                    v,
+                    grad,
+                    weight_decay: 0.1 * (seed % 2) as f32,
+                    seed,
+                })
+                .collect();
+            let update = adamw::Update { rounding, ..UPDATE };
+            adamw::step_all(&mut parts, &update)
+        },
+    )
 }
 
 pub(super) fn dropout(check: &mut Check) -> Result<()> {
