@@ -209,10 +209,10 @@ fn bootstrap(samples: &[Sample], scores: &[Score], keep: &impl Fn(&Sample) -> bo
 }
 
 /// SplitMix64: a seed, a stream; enough for a bootstrap.
-struct SplitMix(u64);
+pub(super) struct SplitMix(pub u64);
 
 impl SplitMix {
-    fn next(&mut self) -> u64 {
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
