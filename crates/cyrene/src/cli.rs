@@ -121,6 +121,27 @@ pub enum Bench {
     Table(BenchTable),
     /// Data sets from a story: lines and tokens a second, peak memory, where the time goes
     Corpus(BenchCorpus),
+    /// Held-out loss after the same steps with f32 weights and with bf16 weights rounded stochastically and to nearest
+    Rounding(BenchRounding),
+}
+
+#[derive(Debug, Args)]
+pub struct BenchRounding {
+    /// A TOML file that says rows, batch and optimizer; its dtype, base and steps do not count where given here
+    pub recipe: PathBuf,
+    /// Checkpoint to go on from: a Hugging Face folder; default is the recipe's base
+    #[arg(long)]
+    pub model: Option<PathBuf>,
+    /// Optimizer steps of each of the three trainings
+    #[arg(long, default_value_t = 300)]
+    pub steps: u64,
+    /// Change a recipe key, e.g. optimizer.lr=1e-5
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    #[command(flatten)]
+    pub device: Device,
+    #[command(flatten)]
+    pub memory: Memory,
 }
 
 #[derive(Debug, Args)]

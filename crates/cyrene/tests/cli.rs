@@ -707,3 +707,71 @@ fn doctor_predicts_memory_and_time() {
     // Four copies of the weights (weight, gradient, two moments) at the least.
     assert!(stage["peak_bytes"].as_u64().unwrap() > 16 * 4_000_000);
 }
+
+#[test]
+fn rounding_to_nearest_loses_what_stochastic_rounding_keeps() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = write_recipe(dir.path(), "schedule = \"constant\"\nwarmup_steps = 0\n");
+    let bench = |more: &[&str]| {
+        let args = [
+            "bench",
+            "rounding",
+            recipe.to_str().unwrap(),
+            "--device",
+            "cpu",
+        ];
+        [&args[..], more]
+            .concat()
+            .into_iter()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let args = bench(&["--steps", "12", "--set", "optimizer.lr=3e-5", "--json"]);
+    let report = succeeds(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let report: Value = serde_json::from_str(&report).unwrap();
+    let case = |at: usize, key: &str| report["cases"][at][key].clone();
+    let number = |value: &Value| value.as_f64().unwrap();
+    let names: Vec<_> = (0..3)
+        .map(|at| [case(at, "weights"), case(at, "rounding")])
+        .collect();
+    assert_eq!(
+        names,
+        [
+            [json!("f32"), Value::Null],
+            [json!("bf16"), json!("stochastic")],
+            [json!("bf16"), json!("nearest")]
+        ]
+    );
+    // A fifth of the weights is small enough for a nearest step; by chance as many move as in f32, and more.
+    let [f32, stochastic, nearest] = [0, 1, 2].map(|at| number(&case(at, "moved")));
+    assert!(
+        nearest < 0.8 * f32 && stochastic > nearest,
+        "{f32} {stochastic} {nearest}"
+    );
+    let gained = |at: usize| {
+        number(&report["before"]["nats_per_token"])
+            - number(&case(at, "held_out")["nats_per_token"])
+    };
+    assert!(gained(0) > 0.0);
+    assert!(
+        (gained(1) / gained(0) - 1.0).abs() < 0.1,
+        "{} of {}",
+        gained(1),
+        gained(0)
+    );
+    assert!(
+        gained(2) < 0.9 * gained(0),
+        "{} of {}",
+        gained(2),
+        gained(0)
+    );
+    let apart = &report["stochastic_over_nearest"];
+    assert!(number(&apart["nats_per_token"]) < 0.0 && number(&apart["high"]) < 0.0);
+
+    let lora = bench(&["--set", "tuner.kind=lora"]);
+    fails(
+        &lora.iter().map(String::as_str).collect::<Vec<_>>(),
+        2,
+        &["tuner.kind"],
+    );
+}

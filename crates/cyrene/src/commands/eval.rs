@@ -335,8 +335,8 @@ fn samples(rows: &[Row], trained: Option<&TrainedRows>, seed: u64) -> (Vec<Sampl
     (out, not_recorded)
 }
 
-/// None for rows on neither side.
-fn sample(row: &Row) -> Option<Sample> {
+/// A row as metrics take it; None for rows on neither side.
+pub fn sample(row: &Row) -> Option<Sample> {
     Some(Sample {
         scene: row.scene.clone().unwrap_or_default(),
         language: row.language.clone().unwrap_or_default(),

@@ -85,26 +85,7 @@ pub fn train(
     let resolved = recipe.resolved()?;
     std::fs::create_dir_all(out).with_context(|| format!("making {}", out.display()))?;
     let job = Job {
-        seed: recipe.seed,
-        data: DataConfig {
-            row_tokens: recipe.data.row_tokens,
-            packing: recipe.data.packing,
-        },
-        tuner: recipe.tuner.clone(),
-        optimizer: recipe.optimizer.clone(),
-        batch: recipe.batch.clone(),
-        run: recipe.run.clone(),
-        train: data.train,
-        source_weights: recipe
-            .data
-            .sources
-            .iter()
-            .map(|source| source.weight)
-            .collect(),
-        validation: data.validation,
-        tokenizer,
         out_dir: out.to_owned(),
-        base_name: recipe.base.clone(),
         origin: serde_json::json!({
             "recipe_sha256": hash_bytes(resolved.as_bytes()),
             "version": env!("CARGO_PKG_VERSION"),
@@ -112,6 +93,7 @@ pub fn train(
         }),
         force,
         stop: interrupt::flag(),
+        ..job(recipe, data, tokenizer)
     };
     let model = Model::load(&base, recipe.dtype.dtype())
         .with_context(|| format!("loading {}", base.display()))?
@@ -171,11 +153,53 @@ fn account(recipe: &Recipe, folder: &Path, split: Option<&Split>) -> Result<Opti
     account::of_sources(&sources, split)
 }
 
-/// Documents of a recipe, by side.
+/// What a recipe and its data say of a job: nowhere to write to yet, nobody who stops it.
+pub fn job(recipe: &Recipe, data: Data, tokenizer: Option<Arc<Tokenizer>>) -> Job {
+    let documents =
+        |rows: Vec<HeldOut>| rows.into_iter().map(|held| document(held.row, held.source));
+    let validation = data.held_out.into_iter().map(|(side, rows)| ValidationSet {
+        name: side.name().to_owned(),
+        documents: documents(rows).collect(),
+    });
+    Job {
+        seed: recipe.seed,
+        data: DataConfig {
+            row_tokens: recipe.data.row_tokens,
+            packing: recipe.data.packing,
+        },
+        tuner: recipe.tuner.clone(),
+        optimizer: recipe.optimizer.clone(),
+        batch: recipe.batch.clone(),
+        run: recipe.run.clone(),
+        train: data.train,
+        source_weights: recipe
+            .data
+            .sources
+            .iter()
+            .map(|source| source.weight)
+            .collect(),
+        validation: validation.collect(),
+        tokenizer,
+        out_dir: PathBuf::new(),
+        base_name: recipe.base.clone(),
+        origin: serde_json::Value::Null,
+        force: false,
+        stop: Arc::default(),
+    }
+}
+
+/// Rows of a recipe, by side.
 pub struct Data {
     pub train: Vec<Document>,
-    /// `val` first, then the others that have documents.
-    pub validation: Vec<ValidationSet>,
+    /// `val` first, then the others that have rows; of each as many as `data.validation_tokens` lets through.
+    pub held_out: BTreeMap<Side, Vec<HeldOut>>,
+}
+
+/// A row that nobody trains on.
+pub struct HeldOut {
+    pub row: Row,
+    /// Place of its source in the recipe.
+    source: u32,
 }
 
 /// Reads and encodes the sources of a recipe.
@@ -194,53 +218,55 @@ pub fn rows(
         tokenizer,
     };
     let mut train = Vec::new();
-    let mut held_out: BTreeMap<Side, Vec<Document>> = BTreeMap::new();
+    let mut held_out: BTreeMap<Side, Vec<HeldOut>> = BTreeMap::new();
     let mut seen = std::collections::HashSet::new();
     for (source_idx, source) in recipe.data.sources.iter().enumerate() {
+        let source_idx = source_idx as u32;
         for row in dataset::source(&folder.join(&source.path), split, encoding)? {
             let is_drawn = split.is_none()
                 && drawn(recipe.seed, &row.encoded.input_ids) < recipe.data.validation_share;
             let side = if is_drawn { Side::Val } else { row.side };
             match side {
                 // Only what is explicitly for training in its language.
-                Side::Train => train.push(document(row, source_idx as u32)),
+                Side::Train => train.push(document(row, source_idx)),
                 Side::Val | Side::ValStrict | Side::ProbeX => {
                     // A source named twice to weigh more is held out once.
                     if seen.insert(row.encoded.input_ids.clone()) {
-                        let documents = held_out.entry(side).or_default();
-                        documents.push(document(row, source_idx as u32));
+                        let rows = held_out.entry(side).or_default();
+                        rows.push(HeldOut {
+                            row,
+                            source: source_idx,
+                        });
                     }
                 }
                 Side::Contaminated | Side::Filtered => {}
             }
         }
     }
-    let validation = held_out.into_iter().map(|(side, documents)| ValidationSet {
-        name: side.name().to_owned(),
-        documents: sampled(documents, recipe.data.validation_tokens, recipe.seed),
-    });
-    Ok(Data {
-        train,
-        validation: validation.collect(),
-    })
+    for rows in held_out.values_mut() {
+        let all = std::mem::take(rows);
+        let length = |held: &HeldOut| held.row.encoded.input_ids.len();
+        *rows = sampled(all, length, recipe.data.validation_tokens, recipe.seed);
+    }
+    Ok(Data { train, held_out })
 }
 
-/// Documents drawn by seed until they hold `tokens`; all of them, in their order, if they hold no more.
-fn sampled(documents: Vec<Document>, tokens: usize, seed: u64) -> Vec<Document> {
-    let mut drawn: Vec<usize> = (0..documents.len()).collect();
+/// Rows drawn by seed until they hold `tokens`; all of them, in their order, if they hold no more.
+fn sampled<R>(rows: Vec<R>, length: impl Fn(&R) -> usize, tokens: usize, seed: u64) -> Vec<R> {
+    let mut drawn: Vec<usize> = (0..rows.len()).collect();
     drawn.sort_by_cached_key(|at| hash_bytes(format!("{seed} held out {at}").as_bytes()));
     let mut left = tokens;
-    let mut kept = vec![false; documents.len()];
+    let mut kept = vec![false; rows.len()];
     for at in drawn {
-        let length = documents[at].encoded.input_ids.len();
+        let length = length(&rows[at]);
         if length <= left {
             left -= length;
             kept[at] = true;
         }
     }
-    let pairs = documents.into_iter().zip(kept);
+    let pairs = rows.into_iter().zip(kept);
     pairs
-        .filter_map(|(document, kept)| kept.then_some(document))
+        .filter_map(|(row, kept)| kept.then_some(row))
         .collect()
 }
 
@@ -423,34 +449,16 @@ fn describe(summary: &Summary) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use text::labels::Encoded;
 
     #[test]
     fn held_out_sample_fits_the_budget_and_follows_the_seed() {
-        let documents = |n: usize| -> Vec<Document> {
-            (0..n)
-                .map(|at| Document {
-                    encoded: Encoded {
-                        input_ids: vec![at as u32; 10],
-                        labels: vec![at as i32; 10],
-                    },
-                    source: 0,
-                    language: None,
-                    bytes: 0,
-                })
-                .collect()
-        };
-        let ids = |documents: Vec<Document>| -> Vec<u32> {
-            documents
-                .iter()
-                .map(|document| document.encoded.input_ids[0])
-                .collect()
-        };
-        assert_eq!(ids(sampled(documents(5), 50, 7)), [0, 1, 2, 3, 4]);
-        let some = ids(sampled(documents(50), 105, 7));
+        let rows = |n: u32| -> Vec<u32> { (0..n).collect() };
+        let ten = |_: &u32| 10;
+        assert_eq!(sampled(rows(5), ten, 50, 7), [0, 1, 2, 3, 4]);
+        let some = sampled(rows(50), ten, 105, 7);
         assert_eq!(some.len(), 10);
-        assert_eq!(some, ids(sampled(documents(50), 105, 7)));
-        assert_ne!(some, ids(sampled(documents(50), 105, 8)));
+        assert_eq!(some, sampled(rows(50), ten, 105, 7));
+        assert_ne!(some, sampled(rows(50), ten, 105, 8));
     }
 
     /// Six scenes in two languages, built; `s<n>` says "word<n>" in English and "字<n>" in Chinese.
@@ -506,14 +514,15 @@ mod tests {
         let recipe = Recipe::parse(recipe, "test", &[]).unwrap();
         let split = load_split(&recipe, folder.path()).unwrap();
         let data = rows(&recipe, folder.path(), split.as_ref(), Some(&tokenizer)).unwrap();
+        let job = job(&recipe, data, None);
         let texts = |documents: &[Document]| -> Vec<String> {
             documents
                 .iter()
                 .map(|d| tokenizer.decode(&d.encoded.input_ids, true).unwrap())
                 .collect()
         };
-        assert_eq!(texts(&data.train), ["字0", "字3", "word0", "word0"]);
-        let held_out: Vec<_> = data
+        assert_eq!(texts(&job.train), ["字0", "字3", "word0", "word0"]);
+        let held_out: Vec<_> = job
             .validation
             .iter()
             .map(|set| (set.name.as_str(), texts(&set.documents)))
@@ -555,9 +564,10 @@ mod tests {
         };
         let held_out = |seed: u64| -> std::collections::BTreeSet<u32> {
             let data = rows(&recipe(seed), folder.path(), None, None).unwrap();
+            let job = job(&recipe(seed), data, None);
             let first = |d: &Document| d.encoded.input_ids[0];
-            let val: Vec<u32> = data.validation[0].documents.iter().map(first).collect();
-            let train: Vec<u32> = data.train.iter().map(first).collect();
+            let val: Vec<u32> = job.validation[0].documents.iter().map(first).collect();
+            let train: Vec<u32> = job.train.iter().map(first).collect();
             assert!(val.iter().all(|row| !train.contains(row)));
             let of_150 = 150 - val.len();
             let trained: std::collections::BTreeSet<u32> = train.into_iter().collect();
