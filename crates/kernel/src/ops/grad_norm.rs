@@ -20,6 +20,11 @@ pub fn forward(grads: &[&Tensor]) -> Result<f32> {
     }
 }
 
+/// Bytes of scratch that [`forward`] takes on a GPU for tensors of so many elements.
+pub fn scratch_bytes(numels: impl Iterator<Item = usize>) -> usize {
+    cuda::scratch_bytes(cuda::n_blocks(numels))
+}
+
 mod cpu {
     use rayon::prelude::*;
 
@@ -64,10 +69,18 @@ mod cuda {
     /// Elements whose squares one block sums in f32.
     const BLOCK: usize = 8 * 8 * THREADS as usize;
 
+    pub(super) fn n_blocks(numels: impl Iterator<Item = usize>) -> usize {
+        numels.map(|numel| numel.div_ceil(BLOCK)).sum()
+    }
+
+    /// The norm, then the partial sums.
+    pub(super) fn scratch_bytes(n_blocks: usize) -> usize {
+        4 * (1 + n_blocks)
+    }
+
     pub(super) fn forward(cuda: Cuda, grads: &[&Tensor]) -> Result<f32> {
-        let n_blocks: usize = grads.iter().map(|grad| grad.numel().div_ceil(BLOCK)).sum();
-        // The norm, then the partial sums.
-        let norm = cuda.scratch(4 * (1 + n_blocks))?;
+        let n_blocks = n_blocks(grads.iter().map(|grad| grad.numel()));
+        let norm = cuda.scratch(scratch_bytes(n_blocks))?;
         let partials = norm + 4;
         let mut table = Table::new(grads.len());
         for grad in grads {

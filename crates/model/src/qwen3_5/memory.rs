@@ -4,7 +4,7 @@ use kernel::DType;
 use kernel::cuda::{Card, footprint};
 use kernel::ops::{
     attention, causal_conv1d, delta_gate, delta_inputs, gated_delta_rule, gated_rms_norm,
-    linear_cross_entropy, low_rank, rms_norm,
+    grad_norm, linear_cross_entropy, low_rank, rms_norm,
 };
 
 use crate::config::{CONV_WIDTH, Config, LayerType};
@@ -93,6 +93,7 @@ impl TrainPass<'_> {
             rms_norm::backward_scratch_bytes(card, t, c.hidden_size),
             rms_norm::backward_scratch_bytes(card, t * c.num_attention_heads, c.head_dim),
             adapters,
+            grad_norm::scratch_bytes(self.trained().iter().map(TensorSpec::numel)),
         ];
         footprint(ops.into_iter().max().unwrap_or(0))
     }
