@@ -55,6 +55,8 @@ pub(crate) struct Context {
     n_multiprocessors: u32,
     shared_bytes_per_block: usize,
     total_bytes: usize,
+    /// Whether the driver limits how long a kernel runs, as it does for a GPU that draws a desktop.
+    has_display: bool,
     context: sys::CUcontext,
     stream: sys::CUstream,
     copies: ring::Copies,
@@ -179,12 +181,18 @@ impl Cuda {
         self.0.meter.set_limit(Card::buffers_of_memory(bytes));
     }
 
-    /// Bytes that buffers may yet take: what is free now without what kernels are going to take, or what a limit leaves.
+    /// Bytes that buffers may yet take: what is free now without what kernels, and a desktop on the same GPU, are going to take, or
+    /// what a limit leaves.
     ///
     /// # Errors
     /// [`Error::Cuda`] if the GPU is gone.
     pub fn available_bytes(self) -> Result<usize> {
-        let free = self.free_bytes()?.saturating_sub(card::KERNEL_BYTES);
+        let others = match self.0.has_display {
+            true => card::DISPLAY_BYTES,
+            false => 0,
+        };
+        let free = self.free_bytes()?;
+        let free = free.saturating_sub(card::KERNEL_BYTES + others);
         let left = self.0.meter.left();
         Ok(left.map_or(free, |left| left.min(free)))
     }
@@ -391,6 +399,7 @@ impl Context {
         }
         let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let shared = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        let run_limit = attribute(Attribute::CU_DEVICE_ATTRIBUTE_KERNEL_EXEC_TIMEOUT)?;
         // SAFETY: as above; the primary context is kept until the process ends.
         let (total_bytes, context) = unsafe {
             (
@@ -412,6 +421,7 @@ impl Context {
             n_multiprocessors: multiprocessors as u32,
             shared_bytes_per_block: shared as usize,
             total_bytes,
+            has_display: run_limit != 0,
             context,
             stream,
             copies: ring::Copies::new()?,
