@@ -261,6 +261,9 @@ pub struct Doctor {
     /// GiB of GPU memory to plan for, context and kernels included, also where there is no GPU; default is all that is free
     #[arg(long, value_name = "GIB")]
     pub memory: Option<f64>,
+    /// GiB of memory of the GPU's host to plan for; default is what can be had now, and enough where there is no GPU
+    #[arg(long, value_name = "GIB")]
+    pub host_memory: Option<f64>,
 }
 
 #[derive(Debug, Args)]

@@ -87,19 +87,19 @@ pub fn device_within(name: &str, limit: &Memory) -> Result<Device> {
     let device = device(name)?;
     match (limit.memory, device) {
         (None, _) => {}
-        (Some(gib), Device::Cuda(cuda)) => cuda.limit_memory(memory_bytes(gib)?),
+        (Some(gib), Device::Cuda(cuda)) => cuda.limit_memory(memory_bytes("--memory", gib)?),
         (Some(_), Device::Cpu) => misuse!("--memory limits a GPU's memory; this is the CPU"),
     }
     Ok(device)
 }
 
-/// Bytes of `--memory GIB`.
+/// Bytes of a flag that gives GiB.
 ///
 /// # Errors
 /// [`Misuse`] for what is no number of GiB.
-pub fn memory_bytes(gib: f64) -> Result<usize> {
+pub fn memory_bytes(flag: &str, gib: f64) -> Result<usize> {
     if !(gib.is_finite() && gib > 0.0) {
-        misuse!("--memory is {gib}; give GiB, a number above 0");
+        misuse!("{flag} is {gib}; give GiB, a number above 0");
     }
     Ok((gib * f64::from(1 << 30)) as usize)
 }

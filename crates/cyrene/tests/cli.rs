@@ -709,6 +709,28 @@ fn doctor_predicts_memory_and_time() {
 }
 
 #[test]
+fn doctor_holds_moments_against_the_hosts_memory() {
+    let plan = |host: &str| -> Value {
+        let args = ["doctor", "--size", "4b", "--memory", "30", "--json"];
+        let report = succeeds(&[&args[..], &["--device", "cpu", "--host-memory", host]].concat());
+        serde_json::from_str::<Value>(&report).unwrap()["stages"][0].take()
+    };
+    let ample = plan("64");
+    assert_eq!(ample["fits"], true);
+    let moments = ample["choices"]["offloaded_bytes"].as_u64().unwrap();
+    assert!(moments > 8 << 30 && moments <= ample["host_available_bytes"].as_u64().unwrap());
+    let small = plan("8");
+    assert_eq!(small["fits"], false);
+    let remedy = small["remedy"].as_str().unwrap();
+    assert!(remedy.contains("bytes of host memory for the optimizer's moments"));
+    fails(
+        &["doctor", "--size", "4b", "--host-memory", "0"],
+        2,
+        &["--host-memory is 0"],
+    );
+}
+
+#[test]
 fn rounding_to_nearest_loses_what_stochastic_rounding_keeps() {
     let dir = tempfile::tempdir().unwrap();
     let recipe = write_recipe(dir.path(), "schedule = \"constant\"\nwarmup_steps = 0\n");

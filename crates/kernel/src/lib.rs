@@ -10,6 +10,7 @@ pub mod cuda;
 pub mod device;
 pub mod dtype;
 mod error;
+pub mod host;
 pub mod ops;
 pub mod random;
 pub mod selftest;

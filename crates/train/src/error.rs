@@ -20,6 +20,14 @@ pub enum Error {
         available: usize,
         row_tokens: usize,
     },
+    #[error(
+        "training within {gpu_bytes} bytes of the GPU needs {needed} bytes of host memory for the optimizer's moments, and {available} can be locked; close other programs, give the machine or its container more memory, use tuner.kind = \"lora\" or a smaller base, or a GPU with more memory"
+    )]
+    DoesNotFitHost {
+        needed: usize,
+        available: usize,
+        gpu_bytes: usize,
+    },
     #[error(transparent)]
     Text(#[from] text::Error),
     #[error("{action} {path}: {source}")]

@@ -5,6 +5,7 @@
 //! reckoned in round figures of a card's class, which decide between plans and are shown to nobody.
 
 use kernel::cuda::{Card, WORKSPACE_BYTES, footprint, table_bytes};
+use kernel::host::HostMemory;
 use kernel::ops::adamw_host::stream_bytes;
 use kernel::{DType, Device};
 use model::{Config, Keep, LoraConfig, Model, Saved, TensorSpec, TrainPass};
@@ -100,16 +101,26 @@ pub struct MemoryPlan {
     pub op_scratch_bytes: usize,
 }
 
+/// What a plan may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes of the GPU for buffers, weights included.
+    pub gpu_bytes: usize,
+    /// Bytes of the host that may be page-locked.
+    pub host_bytes: usize,
+}
+
 impl MemoryPlan {
-    /// The best plan on `card` whose buffers take at most `budget` bytes, weights included.
+    /// The best plan on `card` that takes no more than `room`.
     ///
     /// # Errors
-    /// [`Error::DoesNotFit`] with the least that is needed.
-    pub fn new(training: &Training, card: Card, budget: usize) -> Result<MemoryPlan> {
+    /// [`Error::DoesNotFit`] and [`Error::DoesNotFitHost`] with the least that is needed.
+    pub fn new(training: &Training, card: Card, room: Room) -> Result<MemoryPlan> {
+        let budget = room.gpu_bytes;
         let choices = Saved::choices(training.config);
         let fixed = Fixed::of(training);
         let mut best: Option<(f64, MemoryPlan)> = None;
-        let mut least = usize::MAX;
+        let (mut least, mut least_host) = (usize::MAX, usize::MAX);
         for rows in (1..=training.rows.rows.max(1)).rev() {
             let pass = training.pass(rows);
             let n_passes = (training.rows.rows * training.rows.accumulate).div_ceil(rows);
@@ -132,6 +143,10 @@ impl MemoryPlan {
                 if bytes.total() > budget {
                     continue;
                 }
+                least_host = least_host.min(host_bytes);
+                if host_bytes > room.host_bytes {
+                    continue;
+                }
                 // 3. what it costs
                 let seconds = n_passes as f64 * fixed.pass_seconds(&pass, card, keeps)
                     + host_bytes as f64 / Rates::of(card).link_bytes;
@@ -152,10 +167,17 @@ impl MemoryPlan {
                 }
             }
         }
-        best.map(|(_, plan)| plan).ok_or(Error::DoesNotFit {
-            needed: least,
-            available: budget,
-            row_tokens: training.rows.row_tokens,
+        best.map(|(_, plan)| plan).ok_or(match least_host {
+            usize::MAX => Error::DoesNotFit {
+                needed: least,
+                available: budget,
+                row_tokens: training.rows.row_tokens,
+            },
+            needed => Error::DoesNotFitHost {
+                needed,
+                available: room.host_bytes,
+                gpu_bytes: budget,
+            },
         })
     }
 
@@ -168,9 +190,12 @@ impl MemoryPlan {
             return Ok(None);
         };
         let training = Training::of(model, rows);
-        // The weights are there already.
-        let budget = cuda.available_bytes()? + weight_bytes(&training);
-        MemoryPlan::new(&training, cuda.card(), budget).map(Some)
+        let room = Room {
+            // The weights are there already.
+            gpu_bytes: cuda.available_bytes()? + weight_bytes(&training),
+            host_bytes: HostMemory::now().lockable_bytes(),
+        };
+        MemoryPlan::new(&training, cuda.card(), room).map(Some)
     }
 
     /// Most bytes of buffers at a time.
@@ -390,6 +415,14 @@ mod tests {
         }
     }
 
+    /// With as much host memory as anyone could want.
+    fn room(gpu_bytes: usize) -> Room {
+        Room {
+            gpu_bytes,
+            host_bytes: usize::MAX,
+        }
+    }
+
     fn training(config: &Config, rows: usize) -> Training<'_> {
         Training {
             config,
@@ -411,7 +444,7 @@ mod tests {
             let training = training(&config, 3);
             let card = h100(gib * GIB);
             let budget = card.buffer_bytes();
-            let plan = MemoryPlan::new(&training, card, budget).unwrap();
+            let plan = MemoryPlan::new(&training, card, room(budget)).unwrap();
             assert!(plan.peak_bytes() <= budget, "{gib} GiB");
             // More memory is never slower.
             let fixed = Fixed::of(&training);
@@ -446,13 +479,45 @@ mod tests {
         let config = config_4b();
         let training = training(&config, 3);
         let card = h100(24 * GIB);
-        let refused = MemoryPlan::new(&training, card, card.buffer_bytes()).err();
+        let refused = MemoryPlan::new(&training, card, room(card.buffer_bytes())).err();
         let Some(Error::DoesNotFit { needed, .. }) = refused else {
             panic!("{refused:?}");
         };
         assert!(needed > card.buffer_bytes());
-        let plan = MemoryPlan::new(&training, card, needed).unwrap();
+        let plan = MemoryPlan::new(&training, card, room(needed)).unwrap();
         assert_eq!((plan.rows, plan.peak_bytes()), (1, needed));
-        assert!(MemoryPlan::new(&training, card, needed - 1).is_err());
+        assert!(MemoryPlan::new(&training, card, room(needed - 1)).is_err());
+    }
+
+    #[test]
+    fn a_host_with_less_memory_gets_another_plan_or_is_told_what_is_needed() {
+        let config = config_4b();
+        // Of many micro-batches, so that computing twice costs more than moving moments.
+        let mut training = training(&config, 3);
+        training.rows.accumulate = 16;
+        let card = h100(40 * GIB);
+        let gpu = card.buffer_bytes();
+        let plan = |gpu_bytes, host_bytes| {
+            let room = Room {
+                gpu_bytes,
+                host_bytes,
+            };
+            MemoryPlan::new(&training, card, room)
+        };
+        // 1. enough: what is fastest keeps more activations on the GPU and moves more moments
+        let ample = plan(gpu, usize::MAX).unwrap();
+        assert!(ample.host_bytes > 0);
+        // 2. less: a plan that is slower, and stays within
+        let within = ample.host_bytes - 1;
+        let tight = plan(gpu, within).unwrap();
+        assert!(tight.host_bytes <= within && tight.peak_bytes() <= gpu);
+        assert!((tight.rows, &tight.keeps) != (ample.rows, &ample.keeps));
+        // 3. too little: what the least demanding plan needs
+        let small = 30 * GIB;
+        let Err(Error::DoesNotFitHost { needed, .. }) = plan(small, GIB) else {
+            panic!("moments of gigabytes in one");
+        };
+        assert!(plan(small, needed - 1).is_err());
+        assert_eq!(plan(small, needed).unwrap().host_bytes, needed);
     }
 }

@@ -5,11 +5,12 @@ use std::time::Instant;
 
 use anyhow::Result;
 use kernel::cuda::Card;
+use kernel::host::HostMemory;
 use kernel::{DType, Device, Tensor, ops};
 use model::{Config, LoraConfig, TensorSpec};
 use serde::Serialize;
 use text::Tokenizer;
-use train::memory::{Bytes, MemoryPlan, StepRows, Training};
+use train::memory::{Bytes, MemoryPlan, Room, StepRows, Training};
 use train::{BatchConfig, DataConfig};
 
 use super::train::{base_folder, load_split, rows};
@@ -39,6 +40,8 @@ pub struct StagePlan {
     pub peak_bytes: u64,
     /// What training may take.
     pub available_bytes: u64,
+    /// Host memory that may be locked for moments; None on a CPU, and for a GPU whose host is not known.
+    pub host_available_bytes: Option<u64>,
     pub fits: bool,
     /// What to change where it does not fit.
     pub remedy: Option<String>,
@@ -74,22 +77,35 @@ struct Report {
     stages: Vec<StagePlan>,
 }
 
+/// Host memory of a machine that nobody described: enough.
+const UNKNOWN: usize = usize::MAX;
+
 /// Where the planned training is to run.
 #[derive(Debug, Clone, Copy)]
 enum Place {
     Cpu {
         free_bytes: u64,
     },
-    /// A GPU, here or not, and what buffers may take of it.
+    /// A GPU, here or not, and what training may take of it and of its host.
     Gpu {
         card: Card,
-        budget: usize,
+        room: Room,
     },
 }
 
 pub fn run(args: &Doctor, ui: &Ui) -> Result<()> {
     let device = load::device(&args.device.device)?;
-    let limit = args.memory.map(load::memory_bytes).transpose()?;
+    let bytes = |flag, gib: Option<f64>| gib.map(|gib| load::memory_bytes(flag, gib)).transpose();
+    let limit = bytes("--memory", args.memory)?;
+    let host_bytes = match (bytes("--host-memory", args.host_memory)?, device) {
+        (Some(bytes), _) => HostMemory {
+            total_bytes: bytes as u64,
+            available_bytes: bytes as u64,
+        }
+        .lockable_bytes(),
+        (None, Device::Cuda(_)) => HostMemory::now().lockable_bytes(),
+        (None, Device::Cpu) => UNKNOWN,
+    };
     let mut machine = machine(Path::new("."));
     machine.device = device.to_string();
     let place = match (device, limit) {
@@ -101,7 +117,10 @@ pub fn run(args: &Doctor, ui: &Ui) -> Result<()> {
             machine.memory_free_bytes = cuda.free_bytes()? as u64;
             Place::Gpu {
                 card: cuda.card(),
-                budget: cuda.available_bytes()?,
+                room: Room {
+                    gpu_bytes: cuda.available_bytes()?,
+                    host_bytes,
+                },
             }
         }
         (Device::Cpu, None) => Place::Cpu {
@@ -111,7 +130,10 @@ pub fn run(args: &Doctor, ui: &Ui) -> Result<()> {
             let card = Card::with_memory(bytes);
             Place::Gpu {
                 card,
-                budget: card.buffer_bytes(),
+                room: Room {
+                    gpu_bytes: card.buffer_bytes(),
+                    host_bytes,
+                },
             }
         }
     };
@@ -146,12 +168,17 @@ impl StagePlan {
     fn describe(&self) -> String {
         let verdict = match &self.remedy {
             None => format!(
-                "fits in {}: {} rows of {} tokens at a time, {} layers compute products twice, {} of moments in host memory",
+                "fits in {}: {} rows of {} tokens at a time, {} layers compute products twice, {} of moments in host memory{}",
                 size(self.available_bytes),
                 self.choices.rows,
                 self.choices.row_tokens,
                 self.choices.recomputing_layers,
-                size(self.choices.offloaded_bytes)
+                size(self.choices.offloaded_bytes),
+                self.host_available_bytes
+                    .map_or(String::new(), |bytes| format!(
+                        " ({} can be had)",
+                        size(bytes)
+                    ))
             ),
             Some(remedy) => format!("DOES NOT FIT in {}: {remedy}", size(self.available_bytes)),
         };
@@ -193,8 +220,8 @@ impl Machine {
 /// Looks at the machine; `place` decides which disk.
 pub fn machine(place: &Path) -> Machine {
     let mut system = sysinfo::System::new();
-    system.refresh_memory();
     system.refresh_cpu_all();
+    let memory = HostMemory::now();
     let processor = system
         .cpus()
         .first()
@@ -205,8 +232,8 @@ pub fn machine(place: &Path) -> Machine {
         device: "cpu".to_owned(),
         processor,
         threads: std::thread::available_parallelism().map_or(1, usize::from),
-        memory_bytes: system.total_memory(),
-        memory_free_bytes: system.available_memory(),
+        memory_bytes: memory.total_bytes,
+        memory_free_bytes: memory.available_bytes,
         disk_free_bytes: disk_free(place),
         nvidia_driver: nvidia_driver(),
     }
@@ -340,6 +367,7 @@ fn memory_plan(name: String, training: &Training, place: Place) -> Result<StageP
         name,
         peak_bytes: 0,
         available_bytes: 0,
+        host_available_bytes: None,
         fits: true,
         remedy: None,
         tokens: None,
@@ -370,9 +398,11 @@ fn memory_plan(name: String, training: &Training, place: Place) -> Result<StageP
             plan.fits = plan.peak_bytes < free_bytes;
             plan.remedy = (!plan.fits).then(|| "lower batch.rows or data.row_tokens, use tuner.kind = \"lora\", or dtype = \"bf16\"".to_owned());
         }
-        Place::Gpu { card, budget } => {
-            plan.available_bytes = budget as u64;
-            match MemoryPlan::new(training, card, budget) {
+        Place::Gpu { card, room } => {
+            plan.available_bytes = room.gpu_bytes as u64;
+            plan.host_available_bytes =
+                (room.host_bytes != UNKNOWN).then_some(room.host_bytes as u64);
+            match MemoryPlan::new(training, card, room) {
                 Ok(memory) => {
                     plan.peak_bytes = memory.peak_bytes() as u64;
                     plan.choices.rows = memory.rows;
@@ -382,6 +412,12 @@ fn memory_plan(name: String, training: &Training, place: Place) -> Result<StageP
                     let [all, products, ..] = memory.kept();
                     plan.choices.recomputing_layers = memory.keeps.len() - all - products;
                     plan.bytes = Some(memory.bytes);
+                }
+                Err(error @ train::Error::DoesNotFitHost { needed, .. }) => {
+                    plan.peak_bytes = room.gpu_bytes as u64;
+                    plan.choices.offloaded_bytes = needed as u64;
+                    plan.fits = false;
+                    plan.remedy = Some(error.to_string());
                 }
                 Err(error @ train::Error::DoesNotFit { needed, .. }) => {
                     plan.peak_bytes = needed as u64;
