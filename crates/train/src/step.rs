@@ -58,7 +58,8 @@ impl Trainer {
         Ok(trainer)
     }
 
-    /// Takes what the plan has counted, so that no later step can fail for want of memory.
+    /// Takes activations and scratch as the plan has counted them, so that a plan that is wrong fails before the first step. Tables and
+    /// cuBLASLt's workspace come with their first use.
     fn reserve(&mut self, rows: StepRows) -> Result<()> {
         let (Some(memory), Device::Cuda(cuda)) = (&self.memory, self.model.device()) else {
             return Ok(());

@@ -141,8 +141,10 @@ impl Blas {
                 Some(chosen) => chosen,
                 None => {
                     let fastest = self.fastest(cuda, gemm, &plan, &candidates)?;
-                    self.choices.put(name, candidates[fastest].data);
-                    fastest
+                    if let Some(fastest) = fastest {
+                        self.choices.put(name, candidates[fastest].data);
+                    }
+                    fastest.unwrap_or(0)
                 }
             };
             plan.algorithm = candidates[chosen];
@@ -152,25 +154,26 @@ impl Blas {
         Ok(())
     }
 
-    /// The candidate that takes the least time, by its place; the first if none is clearly faster or its result is too large to be copied.
-    /// Without a cache on disk that is the first as well: each process would time for itself, and compute with other bits.
+    /// The candidate that takes the least time, by its place: the first if none is clearly faster. None, where nothing was timed: the
+    /// result is too large to be copied, the GPU has no room for a copy now, or there is no cache on disk, so that each process would
+    /// time for itself and compute with other bits.
     fn fastest(
         &self,
         cuda: Cuda,
         gemm: &Gemm,
         plan: &Plan,
         candidates: &[sys::cublasLtMatmulAlgo_t],
-    ) -> Result<usize> {
+    ) -> Result<Option<usize>> {
         if !self.choices.are_kept() {
-            return Ok(0);
+            return Ok(None);
         }
         // d itself can be written again and again unless it is added to.
         let copy = if gemm.base == Some(gemm.d) {
             let bytes = gemm.m * gemm.d_stride * gemm.out_dtype.size();
-            // SAFETY: freed below; a GPU without room for it keeps the first proposal.
+            // SAFETY: freed below.
             match (bytes <= COPY_BYTES).then(|| unsafe { driver::malloc_sync(bytes) }) {
                 Some(Ok(copy)) => Some(copy),
-                _ => return Ok(0),
+                _ => return Ok(None),
             }
         } else {
             None
@@ -185,7 +188,7 @@ impl Blas {
             // SAFETY: allocated above, and nothing queued uses it any more.
             let _ = unsafe { driver::free_sync(copy) };
         }
-        Ok(least(&times))
+        Ok(Some(least(&times)))
     }
 
     /// Least of a few runs.

@@ -41,10 +41,15 @@ impl Choices {
         self.by_product.get(product).copied()
     }
 
-    /// Remembers it, on disk too. A cache that cannot be written costs time at the next start, nothing else.
+    /// Remembers it, on disk too, beside what other processes have put there. A cache that cannot be written costs time at the next
+    /// start, nothing else.
     pub fn put(&mut self, product: String, algorithm: Algorithm) {
         self.by_product.insert(product, algorithm);
         if let Some(path) = &self.path {
+            let text = fs::read_to_string(path).unwrap_or_default();
+            for (product, algorithm) in parse(&text) {
+                self.by_product.entry(product).or_insert(algorithm);
+            }
             let beside = path.with_extension(format!("{}.partial", std::process::id()));
             let _ = fs::write(&beside, format(&self.by_product))
                 .and_then(|()| fs::rename(&beside, path));

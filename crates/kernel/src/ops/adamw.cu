@@ -1,7 +1,5 @@
 // AdamW, a thread an element or one for eight. Every operation is rounded by itself, never fused, so that the results are the
-// CPU's bit for bit.
-
-// Steps over many tensors go in one launch, over a table of them.
+// CPU's bit for bit. Steps over many tensors go in one launch, over a table of them.
 
 // The scalars of adamw.rs, combined on the host.
 struct Scalars {
