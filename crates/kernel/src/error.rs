@@ -98,4 +98,12 @@ pub enum Error {
         "cuBLASLt refused {product}: {status}; update the driver and cuBLASLt, or use --device cpu"
     )]
     CublasLt { status: String, product: String },
+    #[error(
+        "the library NCCL (libnccl.so.2, version 2.18 or later), which several GPUs need, was not found; install it (pip install nvidia-nccl-cu13, or the system's libnccl2) and put its folder on LD_LIBRARY_PATH, or start a single process without RANK and WORLD_SIZE"
+    )]
+    NoNccl,
+    #[error(
+        "NCCL failed in {call}: {what}; NCCL_DEBUG=INFO shows more, NCCL_SOCKET_IFNAME chooses the network interface"
+    )]
+    Nccl { call: &'static str, what: String },
 }

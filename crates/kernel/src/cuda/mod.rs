@@ -13,6 +13,7 @@ mod card;
 mod choices;
 mod meter;
 mod module;
+pub mod nccl;
 mod pinned;
 mod ring;
 mod table;
