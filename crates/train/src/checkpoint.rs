@@ -16,8 +16,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use kernel::cuda::Pinned;
-use kernel::tensor::Storage;
-use kernel::{DType, Device, Tensor};
+use kernel::{DType, Tensor};
 use model::Model;
 use safetensors::tensor::Metadata;
 use safetensors::{Dtype, View};
@@ -28,6 +27,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::job::RunConfig;
 use crate::metrics::{TrainLine, ValidationLine};
 use crate::optimizer::{AdamW, Moments};
+use crate::ranks::{Ranks, copy_sent, host_bytes, set_host_bytes};
 use crate::tensorboard::Position;
 
 /// Form of `state.json`.
@@ -116,16 +116,30 @@ impl Checkpoints {
         Ok(Checkpoints { dir, newest })
     }
 
+    /// Those that rank 0 writes, as another rank knows them: nothing on its own disk is looked at or touched.
+    pub fn of_first_rank(out_dir: &Path) -> Self {
+        Checkpoints {
+            dir: out_dir.join("checkpoints"),
+            newest: None,
+        }
+    }
+
+    /// The same, with the newest as rank 0 said it.
+    pub fn with_newest(self, newest: Option<u64>) -> Self {
+        Checkpoints { newest, ..self }
+    }
+
     /// Step and folder of the newest checkpoint.
     pub fn newest(&self) -> Option<(u64, PathBuf)> {
         self.newest.map(|step| (step, self.folder(step)))
     }
 
     /// Writes the checkpoint of `state.step` (if it is not there already), names it in `last`, and in `best` if it has the lowest
-    /// held-out loss, and removes all but the `keep_last` newest (0 keeps all) and the best.
+    /// held-out loss, and removes all but the `keep_last` newest (0 keeps all) and the best. Rank 0 does that; the others hand it the
+    /// moments that they own.
     ///
     /// # Errors
-    /// The disk is full or refuses; no checkpoint is damaged then.
+    /// The disk is full or refuses, or a rank is gone; no checkpoint is damaged then.
     pub fn write(
         &mut self,
         model: &Model,
@@ -133,11 +147,17 @@ impl Checkpoints {
         state: &State,
         base_name: &str,
         run: &RunConfig,
+        ranks: &Ranks,
     ) -> Result<PathBuf> {
         let folder = self.folder(state.step);
+        if !ranks.is_first() {
+            hand_out_moments(optimizer, ranks)?;
+            self.newest = Some(state.step);
+            return Ok(folder);
+        }
         if self.newest != Some(state.step) {
             let partial = self.dir.join(format!("{PARTIAL}step-{}", state.step));
-            let written = write_folder(&partial, model, optimizer, state, base_name)
+            let written = write_folder(&partial, model, optimizer, state, base_name, ranks)
                 .and_then(|()| fs::rename(&partial, &folder).during("renaming", &partial))
                 .and_then(|()| sync(&self.dir));
             if let Err(error) = written {
@@ -146,6 +166,9 @@ impl Checkpoints {
                 return Err(error);
             }
             self.newest = Some(state.step);
+        }
+        for peer in 1..ranks.n_ranks() {
+            ranks.send(peer, &[])?;
         }
         self.point("last", state.step)?;
         let best = state.best.map(|best| best.step);
@@ -220,16 +243,24 @@ pub fn read_weights(folder: &Path, model: &mut Model) -> Result<()> {
     Ok(())
 }
 
-/// Reads AdamW's moments into `optimizer`, whose tensors have `names` in order.
+/// Reads AdamW's moments into `optimizer`, whose tensors have `names` in order, and sends those that other ranks own to them.
 ///
 /// # Errors
-/// The file is missing, damaged, or of another model.
-pub fn read_optimizer(folder: &Path, names: &[String], optimizer: &mut AdamW) -> Result<()> {
+/// The file is missing, damaged, or of another model; a rank is gone.
+pub fn read_optimizer(
+    folder: &Path,
+    names: &[String],
+    optimizer: &mut AdamW,
+    ranks: &Ranks,
+) -> Result<()> {
     let path = folder.join("optimizer.safetensors");
     let mut file = File::open(&path).during("opening", &path)?;
     let (data_start, metadata) = read_header(&mut file, &path)?;
-    for kind in [Kind::M, Kind::V] {
-        for (name, moments) in names.iter().zip(&mut optimizer.moments) {
+    let AdamW {
+        owners, moments, ..
+    } = optimizer;
+    for kind in Kind::ALL {
+        for ((name, moments), owner) in names.iter().zip(&mut *moments).zip(owners.ranks()) {
             let name = kind.name(name);
             let moment = Moment::of(moments, kind);
             let info = metadata
@@ -243,24 +274,70 @@ pub fn read_optimizer(folder: &Path, names: &[String], optimizer: &mut AdamW) ->
                 })?;
             file.seek(SeekFrom::Start(data_start + info.data_offsets.0 as u64))
                 .during("seeking in", &path)?;
-            let mut read = |bytes: &mut [u8]| file.read_exact(bytes).during("reading", &path);
-            match (moments, kind) {
-                (Moments::Host(host), Kind::M) => read(host.m.bytes_mut()?)?,
-                (Moments::Host(host), Kind::V) => read(host.v.bytes_mut()?)?,
-                (Moments::Resident { m: tensor, .. }, Kind::M)
-                | (Moments::Resident { v: tensor, .. }, Kind::V) => {
-                    let mut moment = Tensor::zeros(tensor.shape(), tensor.dtype());
-                    read(match moment.storage_mut() {
-                        Storage::F32(data) => bytemuck::cast_slice_mut(data),
-                        Storage::Bf16(data) => bytemuck::cast_slice_mut(data),
-                        Storage::Cuda(..) => unreachable!("made on the host"),
-                    })?;
-                    tensor.copy_from(&moment)?;
-                }
+            let mut bytes = vec![0; moment.n_bytes()];
+            file.read_exact(&mut bytes).during("reading", &path)?;
+            match *owner == ranks.rank() {
+                true => set_moment(moments, kind, &bytes)?,
+                false => ranks.send(*owner, &bytes)?,
             }
         }
     }
     Ok(())
+}
+
+/// The other side of [`read_optimizer`]: takes the moments that this rank owns from rank 0.
+///
+/// # Errors
+/// A rank is gone.
+pub fn receive_optimizer(optimizer: &mut AdamW, ranks: &Ranks) -> Result<()> {
+    for kind in Kind::ALL {
+        for moments in &mut optimizer.moments {
+            if !matches!(moments, Moments::Elsewhere { .. }) {
+                set_moment(moments, kind, &ranks.receive(0)?)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Tells the other ranks where rank 0 found the run, and whether moments follow.
+///
+/// # Errors
+/// A rank is gone.
+pub fn share_state(state: &State, has_moments: bool, ranks: &Ranks) -> Result<()> {
+    if ranks.n_ranks() > 1 {
+        let said = serde_json::to_vec(&(state, has_moments)).map_err(|source| Error::State {
+            path: PathBuf::from("the state that rank 0 shares"),
+            source,
+        })?;
+        ranks.from_first(said)?;
+    }
+    Ok(())
+}
+
+/// The other side of [`share_state`]; `out_dir` is named in an error.
+///
+/// # Errors
+/// A rank is gone.
+pub fn shared_state(out_dir: &Path, ranks: &Ranks) -> Result<(State, bool)> {
+    let said = ranks.from_first(Vec::new())?;
+    serde_json::from_slice(&said).map_err(|source| Error::State {
+        path: out_dir.join("checkpoints"),
+        source,
+    })
+}
+
+/// Gives rank 0 each moment that it asks for, until it has no more questions.
+fn hand_out_moments(optimizer: &AdamW, ranks: &Ranks) -> Result<()> {
+    loop {
+        let asked = ranks.receive(0)?;
+        let Ok([kind, tensor_idx @ ..]) = <[u8; 9]>::try_from(asked) else {
+            return Ok(());
+        };
+        let kind = Kind::ALL[usize::from(kind != 0)];
+        let moments = &optimizer.moments[u64::from_le_bytes(tensor_idx) as usize];
+        ranks.send(0, &Moment::of(moments, kind).bytes()?)?;
+    }
 }
 
 /// Start of the data and the table of tensors. Read by hand, so that one moment at a time is in memory.
@@ -296,6 +373,7 @@ fn write_folder(
     optimizer: &AdamW,
     state: &State,
     base_name: &str,
+    ranks: &Ranks,
 ) -> Result<()> {
     if folder.exists() {
         fs::remove_dir_all(folder).during("removing", folder)?;
@@ -306,12 +384,19 @@ fn write_folder(
     let path = folder.join("optimizer.safetensors");
     let names = model.trainable_names();
     let failed = Cell::new(None);
-    let tensors = [Kind::M, Kind::V].into_iter().flat_map(|kind| {
+    let tensors = Kind::ALL.into_iter().flat_map(|kind| {
         let failed = &failed;
-        let named = names.iter().zip(&optimizer.moments);
-        named.map(move |(name, moments)| {
-            let moment = Moment::of(moments, kind);
-            (kind.name(name), Written { moment, failed })
+        let named = names.iter().zip(&optimizer.moments).enumerate();
+        named.map(move |(tensor_idx, (name, moments))| {
+            let written = Written {
+                moment: Moment::of(moments, kind),
+                kind,
+                tensor_idx,
+                owner: optimizer.owners.ranks()[tensor_idx],
+                ranks,
+                failed,
+            };
+            (kind.name(name), written)
         })
     });
     safetensors::serialize_to_file(tensors, None, &path).map_err(|source| match source {
@@ -323,7 +408,7 @@ fn write_folder(
         source => Error::OptimizerFile { path, source },
     })?;
     if let Some(error) = failed.take() {
-        return Err(error.into());
+        return Err(error);
     }
 
     let path = folder.join("state.json");
@@ -344,14 +429,20 @@ pub fn save_weights(
     dtype: Option<kernel::DType>,
     base_name: &str,
 ) -> Result<PathBuf> {
-    if model.lora().is_some() {
-        let folder = parent.join("adapter");
-        model.save_adapter(&folder, base_name)?;
-        return Ok(folder);
+    let folder = weights_folder(model, parent);
+    match model.lora() {
+        Some(_) => model.save_adapter(&folder, base_name)?,
+        None => model.save(&folder, dtype)?,
     }
-    let folder = parent.join("model");
-    model.save(&folder, dtype)?;
     Ok(folder)
+}
+
+/// Where trained weights lie below `parent`: `adapter/` where one is attached, else `model/`.
+pub fn weights_folder(model: &Model, parent: &Path) -> PathBuf {
+    parent.join(match model.lora() {
+        Some(_) => "adapter",
+        None => "model",
+    })
 }
 
 /// Which of the two moments.
@@ -362,6 +453,8 @@ enum Kind {
 }
 
 impl Kind {
+    const ALL: [Kind; 2] = [Kind::M, Kind::V];
+
     /// A moment's name in the file.
     fn name(self, tensor: &str) -> String {
         match self {
@@ -381,6 +474,8 @@ struct Moment<'a> {
 enum Place<'a> {
     Tensor(&'a Tensor),
     Pinned(&'a Pinned),
+    /// With the rank that owns the tensor.
+    Elsewhere,
 }
 
 impl<'a> Moment<'a> {
@@ -392,6 +487,9 @@ impl<'a> Moment<'a> {
             }
             (Moments::Host(host), Kind::M) => (host.shape(), host.dtype(), Place::Pinned(&host.m)),
             (Moments::Host(host), Kind::V) => (host.shape(), host.dtype(), Place::Pinned(&host.v)),
+            (Moments::Elsewhere { shape, dtype }, _) => {
+                (shape.as_slice(), *dtype, Place::Elsewhere)
+            }
         };
         Moment {
             shape,
@@ -400,21 +498,13 @@ impl<'a> Moment<'a> {
         }
     }
 
-    /// The bytes, fetched from the device if they lie there.
-    fn bytes(&self) -> kernel::Result<Cow<'a, [u8]>> {
-        let tensor = match self.place {
-            Place::Pinned(pinned) => return Ok(pinned.bytes()?.into()),
-            Place::Tensor(tensor) => tensor,
-        };
-        Ok(match tensor.storage() {
-            Storage::F32(data) => bytemuck::cast_slice(data).into(),
-            Storage::Bf16(data) => bytemuck::cast_slice(data).into(),
-            Storage::Cuda(..) => match tensor.to_device(Device::Cpu)?.storage() {
-                Storage::F32(data) => bytemuck::cast_slice(data).to_vec().into(),
-                Storage::Bf16(data) => bytemuck::cast_slice(data).to_vec().into(),
-                Storage::Cuda(..) => unreachable!("copied to the host"),
-            },
-        })
+    /// The bytes, fetched from the device if they lie there; none of what lies elsewhere.
+    fn bytes(&self) -> Result<Cow<'a, [u8]>> {
+        match self.place {
+            Place::Tensor(tensor) => host_bytes(tensor),
+            Place::Pinned(pinned) => Ok(pinned.bytes()?.into()),
+            Place::Elsewhere => Ok(Cow::default()),
+        }
     }
 
     fn n_bytes(&self) -> usize {
@@ -422,11 +512,49 @@ impl<'a> Moment<'a> {
     }
 }
 
-/// A moment as safetensors wants to see it: fetched from the device only while it is written.
+/// Overwrites a moment that lies here.
+fn set_moment(moments: &mut Moments, kind: Kind, bytes: &[u8]) -> Result<()> {
+    match (moments, kind) {
+        (Moments::Resident { m: tensor, .. }, Kind::M)
+        | (Moments::Resident { v: tensor, .. }, Kind::V) => set_host_bytes(tensor, bytes),
+        (Moments::Host(host), Kind::M) => copy_sent(host.m.bytes_mut()?, bytes),
+        (Moments::Host(host), Kind::V) => copy_sent(host.v.bytes_mut()?, bytes),
+        (Moments::Elsewhere { .. }, _) => unreachable!("moments go to the rank that owns them"),
+    }
+}
+
+/// A moment as safetensors wants to see it: fetched from the device, or from the rank that owns it, only while it is written.
 struct Written<'a> {
     moment: Moment<'a>,
+    kind: Kind,
+    tensor_idx: usize,
+    owner: usize,
+    ranks: &'a Ranks,
     /// Where a failed copy is reported: `data` cannot.
-    failed: &'a Cell<Option<kernel::Error>>,
+    failed: &'a Cell<Option<Error>>,
+}
+
+impl Written<'_> {
+    fn bytes(&self) -> Result<Cow<'_, [u8]>> {
+        if self.owner == self.ranks.rank() {
+            return self.moment.bytes();
+        }
+        let mut asked = [self.kind as u8; 9];
+        asked[1..].copy_from_slice(&(self.tensor_idx as u64).to_le_bytes());
+        self.ranks.send(self.owner, &asked)?;
+        let bytes = self.ranks.receive(self.owner)?;
+        match bytes.len() == self.data_len() {
+            true => Ok(bytes.into()),
+            false => Err(Error::Rank {
+                rank: self.owner,
+                what: format!(
+                    "it has moments of {} bytes where {} are needed",
+                    bytes.len(),
+                    self.data_len()
+                ),
+            }),
+        }
+    }
 }
 
 impl View for Written<'_> {
@@ -437,9 +565,11 @@ impl View for Written<'_> {
         self.moment.shape
     }
     fn data(&self) -> Cow<'_, [u8]> {
-        self.moment.bytes().unwrap_or_else(|error| {
-            self.failed.set(Some(error));
-            vec![0; self.moment.n_bytes()].into()
+        self.bytes().unwrap_or_else(|error| {
+            // The first failure is the cause of the others.
+            let first = self.failed.take();
+            self.failed.set(first.or(Some(error)));
+            vec![0; self.data_len()].into()
         })
     }
     fn data_len(&self) -> usize {

@@ -100,6 +100,11 @@ impl Pieces {
         pack::row(self.in_rows(rows))
     }
 
+    /// Documents that these rows are made of, each as often as it has pieces in them.
+    pub fn documents<'a>(&'a self, rows: &'a [RowPlan]) -> impl Iterator<Item = usize> + 'a {
+        self.in_rows(rows).map(|piece| piece.document)
+    }
+
     /// Positions that carry loss in these rows.
     fn n_targets(&self, rows: &[RowPlan]) -> u64 {
         self.in_rows(rows)
@@ -107,7 +112,7 @@ impl Pieces {
             .sum()
     }
 
-    fn in_rows(&self, rows: &[RowPlan]) -> impl Iterator<Item = &Piece> {
+    fn in_rows<'a>(&'a self, rows: &'a [RowPlan]) -> impl Iterator<Item = &'a Piece> {
         rows.iter()
             .flat_map(|row| &row.pieces)
             .map(|piece_idx| &self.pieces[*piece_idx])
@@ -129,7 +134,7 @@ pub struct Plan {
     pieces: Pieces,
     epochs: Vec<Vec<RowPlan>>,
     steps: Vec<Step>,
-    /// Rows of a micro-batch: as the job says, or fewer where a GPU's memory plan has it so.
+    /// Rows of a micro-batch: as the job says, or fewer where the memory plan of a rank's GPU has it so. The same on all ranks.
     pub rows_per_batch: usize,
     account: Account,
 }

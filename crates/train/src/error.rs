@@ -114,6 +114,35 @@ pub enum Error {
         /// `key: was X, is Y`, one entry a key.
         differences: Vec<String>,
     },
+    #[error(
+        "a step has {micro_batches} micro-batches of {rows} rows, but {n_ranks} ranks are to share them; start fewer ranks, or give batch.accumulate = {n_ranks} or more and fewer batch.rows, whose product is what one step learns from"
+    )]
+    TooFewMicroBatches {
+        micro_batches: usize,
+        rows: usize,
+        n_ranks: usize,
+    },
+    #[error("rank {rank} of {n_ranks} at {place}: {what}")]
+    Meeting {
+        rank: usize,
+        n_ranks: usize,
+        /// Where rank 0 is met.
+        place: String,
+        what: String,
+    },
+    #[error(
+        "rank {rank} failed, and with it the run: {what}; start all ranks again by the same command to go on from the last checkpoint"
+    )]
+    Rank { rank: usize, what: String },
+    #[error(
+        "{what} is {here} on rank {rank} and {first} on rank 0; start all ranks with one recipe, the same data and the same kind of device"
+    )]
+    RanksDiffer {
+        what: String,
+        rank: usize,
+        here: String,
+        first: String,
+    },
     #[error("stopped after step {step}; run the same command again to go on from {checkpoint}")]
     Interrupted { step: u64, checkpoint: PathBuf },
 }

@@ -11,6 +11,8 @@ pub mod memory;
 pub mod metrics;
 pub mod optimizer;
 pub mod progress;
+pub mod ranks;
+mod record;
 mod run;
 pub mod schedule;
 mod seed;
@@ -25,4 +27,4 @@ pub use job::{
     ValidationSet,
 };
 pub use progress::{Progress, Silent, Start, StepReport};
-pub use run::{Summary, run};
+pub use run::{Summary, run, run_among};

@@ -4,6 +4,8 @@
 //! training does what `doctor` said. Of all plans that fit, the one with the least extra time is chosen; what a plan costs is
 //! reckoned in round figures of a card's class, which decide between plans and are shown to nobody.
 
+use std::ops::RangeInclusive;
+
 use kernel::cuda::{Card, WORKSPACE_BYTES, footprint, table_bytes};
 use kernel::host::HostMemory;
 use kernel::ops::adamw_host::stream_bytes;
@@ -12,6 +14,7 @@ use model::{Config, Keep, LoraConfig, Model, Saved, TensorSpec, TrainPass};
 
 use crate::error::{Error, Result};
 use crate::job::Job;
+use crate::ranks::Ranks;
 
 /// The rows of an optimizer step as a recipe asks for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +33,11 @@ impl StepRows {
             row_tokens: job.data.row_tokens,
             accumulate: job.batch.accumulate,
         }
+    }
+
+    /// Micro-batches of a step where each has at most `rows_per_batch` rows.
+    pub fn micro_batches(self, rows_per_batch: usize) -> usize {
+        (self.rows * self.accumulate).div_ceil(rows_per_batch.max(1))
     }
 }
 
@@ -116,14 +124,24 @@ impl MemoryPlan {
     /// # Errors
     /// [`Error::DoesNotFit`] and [`Error::DoesNotFitHost`] with the least that is needed.
     pub fn new(training: &Training, card: Card, room: Room) -> Result<MemoryPlan> {
+        MemoryPlan::best(training, card, room, 1..=training.rows.rows.max(1))
+    }
+
+    /// The best of those with as many rows at a time.
+    fn best(
+        training: &Training,
+        card: Card,
+        room: Room,
+        at_once: RangeInclusive<usize>,
+    ) -> Result<MemoryPlan> {
         let budget = room.gpu_bytes;
         let choices = Saved::choices(training.config);
         let fixed = Fixed::of(training);
         let mut best: Option<(f64, MemoryPlan)> = None;
         let (mut least, mut least_host) = (usize::MAX, usize::MAX);
-        for rows in (1..=training.rows.rows.max(1)).rev() {
+        for rows in at_once.rev() {
             let pass = training.pass(rows);
-            let n_passes = (training.rows.rows * training.rows.accumulate).div_ceil(rows);
+            let n_passes = training.rows.micro_batches(rows);
             let op_scratch_bytes = pass.scratch_bytes(card);
             for keeps in &choices {
                 // 1. all but the moments
@@ -181,21 +199,32 @@ impl MemoryPlan {
         })
     }
 
-    /// The plan for a model that lies on a GPU; None on a CPU, which needs none.
+    /// Rows at a time, the same on all ranks, and the plan for a model that lies on a GPU; None on a CPU, which needs none. As many rows
+    /// as fit where least do: all ranks must cut a step into the same micro-batches, or rows would be lost or learned from twice.
     ///
     /// # Errors
-    /// As [`MemoryPlan::new`].
-    pub fn for_model(model: &Model, rows: StepRows) -> Result<Option<MemoryPlan>> {
+    /// As [`MemoryPlan::new`]; [`Error::Rank`] if a rank is gone.
+    pub fn among(
+        model: &Model,
+        rows: StepRows,
+        ranks: &Ranks,
+    ) -> Result<(usize, Option<MemoryPlan>)> {
         let Device::Cuda(cuda) = model.device() else {
-            return Ok(None);
+            return Ok((ranks.least(rows.rows)?, None));
         };
         let training = Training::of(model, rows);
         let room = Room {
             // The weights are there already.
             gpu_bytes: cuda.available_bytes()? + weight_bytes(&training),
-            host_bytes: HostMemory::now().lockable_bytes(),
+            // The ranks of a host lock its memory at the same time; as if all were on this one.
+            host_bytes: HostMemory::now().lockable_bytes() / ranks.n_ranks(),
         };
-        MemoryPlan::new(&training, cuda.card(), room).map(Some)
+        let mut plan = MemoryPlan::new(&training, cuda.card(), room)?;
+        let agreed = ranks.least(plan.rows)?;
+        if agreed < plan.rows {
+            plan = MemoryPlan::best(&training, cuda.card(), room, agreed..=agreed)?;
+        }
+        Ok((agreed, Some(plan)))
     }
 
     /// Most bytes of buffers at a time.

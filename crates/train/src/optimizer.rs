@@ -6,6 +6,7 @@ use kernel::{DType, Device, Tensor};
 
 use crate::error::Result;
 use crate::job::OptimizerConfig;
+use crate::ranks::{Owners, Ranks};
 
 /// Moments and scalars of AdamW; tensors in the order of the model's trainable names.
 ///
@@ -18,6 +19,8 @@ pub struct AdamW {
     pub steps: u64,
     /// Of weights and moments that are stored as bf16; stochastic, but where a bench measures what nearest would cost.
     pub rounding: adamw::Rounding,
+    /// Which tensors have their moments here, and are updated here.
+    pub owners: Owners,
     /// Of each tensor, with the weight's shape.
     pub moments: Vec<Moments>,
     /// Decay of each tensor.
@@ -33,22 +36,27 @@ pub enum Moments {
     Resident { m: Tensor, v: Tensor },
     /// In pinned host memory, while the weight lies on a GPU.
     Host(HostMoments),
+    /// With the rank that owns the tensor; here nothing but their shape and type.
+    Elsewhere { shape: Vec<usize>, dtype: DType },
 }
 
 impl AdamW {
-    /// Zero moments for these tensors, by name; in host memory where `offloaded` says so of a tensor on a GPU (beyond its end: not).
+    /// Zero moments for those of these tensors, by name, that are owned here; in host memory where `offloaded` says so of a tensor on a
+    /// GPU (beyond its end: not).
     ///
     /// # Errors
     /// The device, or the host, has no room.
     pub fn new<'a>(
         config: &OptimizerConfig,
         tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,
+        owners: Owners,
         offloaded: &[bool],
     ) -> Result<Self> {
         let mut optimizer = AdamW {
             config: config.clone(),
             steps: 0,
             rounding: adamw::Rounding::Stochastic,
+            owners,
             moments: Vec::new(),
             weight_decay: Vec::new(),
             stream: None,
@@ -56,6 +64,10 @@ impl AdamW {
         for (idx, (name, tensor)) in tensors.enumerate() {
             let (shape, dtype) = (tensor.shape(), moment_dtype(tensor));
             optimizer.moments.push(match tensor.device() {
+                _ if !optimizer.owners.has(idx) => Moments::Elsewhere {
+                    shape: shape.to_vec(),
+                    dtype,
+                },
                 Device::Cuda(cuda) if offloaded.get(idx) == Some(&true) => {
                     if optimizer.stream.is_none() {
                         optimizer.stream = Some(Stream::new(cuda)?);
@@ -85,12 +97,13 @@ impl AdamW {
         };
         let hosted = self.moments.iter().filter_map(|moments| match moments {
             Moments::Host(moments) => Some(moments),
-            Moments::Resident { .. } => None,
+            Moments::Resident { .. } | Moments::Elsewhere { .. } => None,
         });
         Ok(stream.prefetch(&hosted.collect::<Vec<_>>())?)
     }
 
-    /// One update of all `weights` by `gradients` (f32, same order and shapes), which are multiplied by `grad_scale` first.
+    /// One update of those of all `weights` that are owned here by `gradients` (f32, same order and shapes), which are multiplied by
+    /// `grad_scale` first.
     ///
     /// # Errors
     /// Shapes that do not match.
@@ -140,6 +153,7 @@ impl AdamW {
                         ..shared
                     },
                 }),
+                Moments::Elsewhere { .. } => {}
             }
         }
         // The link to the host is what takes longest: it starts first, and the others are updated while the last pieces go back.
@@ -160,13 +174,19 @@ pub fn moment_dtype(weight: &Tensor) -> DType {
     }
 }
 
-/// Global norm of all gradients together.
+/// Global norm of all gradients together, of which each rank adds those that it owns.
 ///
 /// # Errors
-/// Gradients that are not f32.
-pub fn global_norm(gradients: &[Tensor]) -> Result<f32> {
-    let gradients: Vec<&Tensor> = gradients.iter().collect();
-    Ok(grad_norm::forward(&gradients)?)
+/// Gradients that are not f32; a rank that is gone.
+pub fn global_norm(gradients: &[Tensor], owners: &Owners, ranks: &Ranks) -> Result<f32> {
+    let owned = gradients.iter().enumerate();
+    let owned = owned.filter(|(tensor, _)| owners.has(*tensor));
+    let owned: Vec<&Tensor> = owned.map(|(_, gradient)| gradient).collect();
+    // The square of an f32 is exact in f64, so that one rank alone gets its norm back bit for bit.
+    let norm = f64::from(grad_norm::forward(&owned)?);
+    let mut squares = [norm * norm];
+    ranks.sum(&mut squares)?;
+    Ok(squares[0].sqrt() as f32)
 }
 
 /// What gradients are multiplied by so that their norm does not exceed `grad_clip`: min(1, grad_clip / (norm + 1e-6)); 0 turns clipping off.

@@ -14,12 +14,13 @@ use crate::error::{Error, IoContext, Result};
 use crate::identity;
 use crate::job::{Job, ResultKind, SaveDType};
 use crate::memory::StepRows;
-use crate::metrics::{MetricsFile, TrainLine, ValidationLine};
+use crate::metrics::{TrainLine, ValidationLine};
 use crate::progress::{Clock, Progress, Remaining, Start, StepReport};
+use crate::ranks::Ranks;
+use crate::record::Record;
 use crate::schedule::Schedule;
 use crate::seed::{Purpose, derive};
 use crate::step::Trainer;
-use crate::tensorboard::EventFile;
 use crate::validate::{Validator, gap_alert};
 
 /// What a finished run has to say.
@@ -51,7 +52,23 @@ pub struct Summary {
 /// job ([`Error::RecipeChanged`]), a loss that is no number ([`Error::NotFinite`]), a GPU that fails ([`Error::DeviceFailed`]), a stop that was asked for ([`Error::Interrupted`]), a disk
 /// that refuses. The checkpoints written so far stay whole.
 pub fn run(model: Model, job: &Job, progress: &mut dyn Progress) -> Result<(Model, Summary)> {
-    let mut run = Run::start(model, job, progress)?;
+    run_among(model, job, &Ranks::alone(), progress)
+}
+
+/// As [`run`], by several processes together, each with the same model and job: a step's micro-batches and the optimizer's moments are
+/// dealt to them, and what is learned is the same up to the order of sums. Rank 0 alone reads and writes the job's folder; its checkpoints
+/// are those of one process, and any number of ranks goes on from them.
+///
+/// # Errors
+/// As [`run`]; fewer micro-batches a step than ranks ([`Error::TooFewMicroBatches`]); ranks that were not started alike ([`Error::RanksDiffer`]); a rank
+/// that failed ([`Error::Rank`]). Whoever calls this must tell the others of an error by [`Ranks::fail`].
+pub fn run_among(
+    model: Model,
+    job: &Job,
+    ranks: &Ranks,
+    progress: &mut dyn Progress,
+) -> Result<(Model, Summary)> {
+    let mut run = Run::start(model, job, ranks, progress)?;
     loop {
         run.validate_if_due()?;
         run.checkpoint_if_due()?;
@@ -64,6 +81,7 @@ pub fn run(model: Model, job: &Job, progress: &mut dyn Progress) -> Result<(Mode
 
 struct Run<'a> {
     job: &'a Job,
+    ranks: &'a Ranks,
     progress: &'a mut dyn Progress,
     plan: Plan,
     schedule: Schedule,
@@ -71,8 +89,7 @@ struct Run<'a> {
     trainer: Trainer,
     checkpoints: Checkpoints,
     state: State,
-    metrics: MetricsFile,
-    events: EventFile,
+    record: Record,
     clock: Clock,
     started: Instant,
     elapsed_before_s: f64,
@@ -80,7 +97,12 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn start(mut model: Model, job: &'a Job, progress: &'a mut dyn Progress) -> Result<Self> {
+    fn start(
+        mut model: Model,
+        job: &'a Job,
+        ranks: &'a Ranks,
+        progress: &'a mut dyn Progress,
+    ) -> Result<Self> {
         // 1. what to do
         job.check()?;
         attach(&mut model, job)?;
@@ -88,10 +110,16 @@ impl<'a> Run<'a> {
         let mut plan = Plan::new(job, vocab_size)?;
         let validator = Validator::new(job, &plan, vocab_size)?;
         let schedule = Schedule::new(&job.optimizer, plan.total_steps());
-        // 2. where it had got to
-        fs::create_dir_all(&job.out_dir).during("making", &job.out_dir)?;
-        let checkpoints = Checkpoints::open(&job.out_dir)?;
         let identity = identity::of(job);
+        ranks.require_same(&identity)?;
+        // 2. where it had got to, as rank 0 finds it
+        let checkpoints = match ranks.is_first() {
+            true => {
+                fs::create_dir_all(&job.out_dir).during("making", &job.out_dir)?;
+                Checkpoints::open(&job.out_dir)?
+            }
+            false => Checkpoints::of_first_rank(&job.out_dir),
+        };
         let resumed = match checkpoints.newest() {
             Some((_, folder)) => Some((resumable(job, &identity, &folder)?, folder)),
             None => None,
@@ -99,32 +127,39 @@ impl<'a> Run<'a> {
         if let Some((_, folder)) = &resumed {
             checkpoint::read_weights(folder, &mut model)?;
         }
-        let mut trainer = Trainer::new(model, &job.optimizer, job.seed, StepRows::of(job))?;
-        if let Some(memory) = &trainer.memory {
-            plan.rows_per_batch = memory.rows;
-        }
-        let metrics_path = job.out_dir.join("metrics.jsonl");
-        let (state, metrics, events) = match resumed {
-            Some((state, folder)) => {
-                trainer.optimizer.steps = state.step;
-                checkpoint::read_optimizer(
-                    &folder,
-                    &trainer.model.trainable_names(),
-                    &mut trainer.optimizer,
-                )?;
-                let metrics = MetricsFile::open(&metrics_path, state.metrics_bytes)?;
-                let events = EventFile::resume(&job.out_dir, &state.tensorboard)?;
-                (state, metrics, events)
+        ranks.copy_from_first(model.trainable_mut())?;
+        let rows = StepRows::of(job);
+        let mut trainer = Trainer::among(model, &job.optimizer, job.seed, rows, ranks.clone())?;
+        plan.rows_per_batch = trainer.rows_per_batch;
+        let (state, record, checkpoints) = if ranks.is_first() {
+            let (state, record, folder) = match resumed {
+                Some((state, folder)) => {
+                    let record =
+                        Record::resume(&job.out_dir, state.metrics_bytes, &state.tensorboard)?;
+                    (state, record, Some(folder))
+                }
+                None => {
+                    let (record, position) = Record::start(&job.out_dir)?;
+                    let origin = job.origin.clone();
+                    let state = State::start(plan.total_steps(), identity, origin, position);
+                    (state, record, None)
+                }
+            };
+            checkpoint::share_state(&state, folder.is_some(), ranks)?;
+            if let Some(folder) = folder {
+                let names = trainer.model.trainable_names();
+                checkpoint::read_optimizer(&folder, &names, &mut trainer.optimizer, ranks)?;
             }
-            None => {
-                EventFile::remove_all(&job.out_dir)?;
-                let metrics = MetricsFile::open(&metrics_path, 0)?;
-                let events = EventFile::create(&job.out_dir)?;
-                let origin = job.origin.clone();
-                let state = State::start(plan.total_steps(), identity, origin, events.position());
-                (state, metrics, events)
+            (state, record, checkpoints)
+        } else {
+            let (state, has_moments) = checkpoint::shared_state(&job.out_dir, ranks)?;
+            if has_moments {
+                checkpoint::receive_optimizer(&mut trainer.optimizer, ranks)?;
             }
+            let newest = has_moments.then_some(state.step);
+            (state, Record::none(), checkpoints.with_newest(newest))
         };
+        trainer.optimizer.steps = state.step;
         // 3. tell it
         progress.started(&Start {
             total_steps: plan.total_steps(),
@@ -142,6 +177,7 @@ impl<'a> Run<'a> {
         Ok(Run {
             elapsed_before_s: state.elapsed_s,
             job,
+            ranks,
             progress,
             plan,
             schedule,
@@ -149,8 +185,7 @@ impl<'a> Run<'a> {
             trainer,
             checkpoints,
             state,
-            metrics,
-            events,
+            record,
             clock: Clock::default(),
             started: Instant::now(),
             last_save: Instant::now(),
@@ -184,8 +219,8 @@ impl<'a> Run<'a> {
             trained_tokens: step.n_targets,
             tokens_per_s: (step.n_tokens as f64 / seconds.max(1e-9) * 10.0).round() / 10.0,
         };
-        self.metrics.line(&line)?;
-        self.events.scalars(
+        self.record.line(&line)?;
+        self.record.scalars(
             line.step,
             &[
                 ("train/loss", line.loss),
@@ -223,6 +258,7 @@ impl<'a> Run<'a> {
             &mut self.trainer.saved,
             job,
             &self.plan,
+            self.ranks,
             step,
             &mut |done| {
                 progress.validating(step, done, tokens);
@@ -243,7 +279,7 @@ impl<'a> Run<'a> {
 
     fn record_validation(&mut self, lines: &[ValidationLine]) -> Result<()> {
         for line in lines {
-            self.metrics.line(line)?;
+            self.record.line(line)?;
             let tag = |name: &str| format!("{}/{name}/{}", line.split, line.language);
             let tags = [tag("loss"), tag("bits_per_byte"), tag("probe"), tag("gap")];
             let values = [
@@ -257,14 +293,14 @@ impl<'a> Run<'a> {
                 .zip(values)
                 .filter_map(|(tag, value)| Some((tag.as_str(), value?)))
                 .collect();
-            self.events.scalars(line.step, &known)?;
+            self.record.scalars(line.step, &known)?;
         }
         self.progress.validation(lines);
         let Some(all) = lines.first() else {
             return Ok(());
         };
         if let Some(alert) = gap_alert(all) {
-            self.metrics.line(&alert)?;
+            self.record.line(&alert)?;
             tracing::debug!(step = alert.step, alert = alert.alert, text = alert.text);
             self.progress.alert(&alert);
         }
@@ -282,9 +318,14 @@ impl<'a> Run<'a> {
         let step = self.state.step;
         let run = &self.job.run;
         let pending = self.validation_due(step) && self.state.validated_step != Some(step);
-        let stop = self.job.stop.load(Ordering::Relaxed) && (pending || !self.is_done());
-        let by_clock = run.save_every_minutes > 0.0
+        // All ranks do the same: one that was asked to stop stops all, and rank 0 has the clock.
+        let clock_says = run.save_every_minutes > 0.0
             && self.last_save.elapsed().as_secs_f64() >= run.save_every_minutes * 60.0;
+        let asked = self.job.stop.load(Ordering::Relaxed);
+        let mut asks = [asked, clock_says && self.ranks.is_first()].map(|ask| f64::from(ask as u8));
+        self.ranks.sum(&mut asks)?;
+        let [asked, by_clock] = asks.map(|ask| ask > 0.0);
+        let stop = asked && (pending || !self.is_done());
         let by_count = run.save_every > 0 && step.is_multiple_of(run.save_every);
         let is_best = run.save_best && self.state.best.is_some_and(|best| best.step == step);
         let trained = step > 0 && (by_clock || by_count || is_best || self.is_done());
@@ -292,10 +333,10 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let started = Instant::now();
-        self.metrics.sync()?;
-        self.events.sync()?;
-        self.state.metrics_bytes = self.metrics.bytes();
-        self.state.tensorboard = self.events.position();
+        if let Some((metrics_bytes, position)) = self.record.sync()? {
+            self.state.metrics_bytes = metrics_bytes;
+            self.state.tensorboard = position;
+        }
         self.state.elapsed_s = self.elapsed_s();
         let folder = self.checkpoints.write(
             &self.trainer.model,
@@ -303,6 +344,7 @@ impl<'a> Run<'a> {
             &self.state,
             &self.job.base_name,
             run,
+            self.ranks,
         )?;
         self.clock.saved(started.elapsed().as_secs_f64());
         self.last_save = Instant::now();
@@ -321,20 +363,21 @@ impl<'a> Run<'a> {
         let mut n_steps = self.state.step;
         if let (ResultKind::Best, Some(best)) = (self.job.run.result, best) {
             n_steps = best.step;
-            let folder = self.checkpoints.folder(best.step);
-            checkpoint::read_weights(&folder, &mut self.trainer.model)?;
+            if self.ranks.is_first() {
+                let folder = self.checkpoints.folder(best.step);
+                checkpoint::read_weights(&folder, &mut self.trainer.model)?;
+            }
         }
         let dtype = match self.job.run.save_dtype {
             SaveDType::Base => None,
             SaveDType::Bf16 => Some(DType::Bf16),
             SaveDType::F32 => Some(DType::F32),
         };
-        let result = checkpoint::save_weights(
-            &self.trainer.model,
-            &self.job.out_dir,
-            dtype,
-            &self.job.base_name,
-        )?;
+        let (model, out_dir) = (&self.trainer.model, &self.job.out_dir);
+        let result = match self.ranks.is_first() {
+            true => checkpoint::save_weights(model, out_dir, dtype, &self.job.base_name)?,
+            false => checkpoint::weights_folder(model, out_dir),
+        };
         let summary = Summary {
             steps: self.state.step,
             account: *self.plan.account(),

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::job::OptimizerConfig;
 use crate::memory::{MemoryPlan, StepRows};
 use crate::optimizer::{AdamW, clip_factor, global_norm};
+use crate::ranks::{Owners, Ranks};
 use crate::seed::{Purpose, derive};
 
 /// A model with what training it needs: moments, gradients, activations.
@@ -17,11 +18,14 @@ pub struct Trainer {
     pub model: Model,
     pub optimizer: AdamW,
     pub saved: Saved,
-    /// None on a CPU, which keeps all and takes the rows as they come.
+    /// None on a CPU, which keeps all.
     pub memory: Option<MemoryPlan>,
+    /// Rows of a micro-batch, the same on all ranks.
+    pub rows_per_batch: usize,
     gradients: Gradients,
     grad_clip: f64,
     seed: u64,
+    ranks: Ranks,
 }
 
 /// What one step measured.
@@ -40,13 +44,33 @@ impl Trainer {
     /// # Errors
     /// [`Error::DoesNotFit`] with what is missing, before anything is allocated.
     pub fn new(model: Model, config: &OptimizerConfig, seed: u64, rows: StepRows) -> Result<Self> {
-        let memory = MemoryPlan::for_model(&model, rows)?;
+        Trainer::among(model, config, seed, rows, Ranks::alone())
+    }
+
+    /// As [`Trainer::new`], one of several that train together: moments for the tensors that this rank owns, and as many rows at a time
+    /// as fit on every rank, so that all cut a step into the same micro-batches.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`]; [`Error::TooFewMicroBatches`], on all ranks, if some would have nothing to do; [`Error::Rank`] if a rank is gone.
+    pub fn among(
+        model: Model,
+        config: &OptimizerConfig,
+        seed: u64,
+        rows: StepRows,
+        ranks: Ranks,
+    ) -> Result<Self> {
+        let (rows_per_batch, memory) = MemoryPlan::among(&model, rows, &ranks)?;
+        check_ranks(rows.micro_batches(rows_per_batch), rows_per_batch, &ranks)?;
         let names = model.trainable_names();
         let tensors = model.trainable();
+        let sizes: Vec<usize> = tensors.iter().map(|tensor| tensor.numel()).collect();
+        let owners = Owners::deal(&sizes, ranks.rank(), ranks.n_ranks());
         let named = names.iter().map(String::as_str).zip(tensors);
         let offloaded = memory.as_ref().map_or(&[][..], |memory| &memory.offloaded);
         let mut trainer = Trainer {
-            optimizer: AdamW::new(config, named, offloaded)?,
+            optimizer: AdamW::new(config, named, owners, offloaded)?,
+            ranks,
+            rows_per_batch,
             saved: Saved::default(),
             gradients: model.gradients()?,
             grad_clip: config.grad_clip,
@@ -71,9 +95,11 @@ impl Trainer {
     }
 
     /// Loss = Σ nll over all micro-batches / `n_targets`, the targets of all micro-batches together; one update at learning rate `lr`.
+    /// Every rank is given all micro-batches and computes its own.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] if the loss or the gradient is NaN or infinite: the weights are then as they were.
+    /// [`Error::NotFinite`], on all ranks, if the loss or the gradient is NaN or infinite: the weights are then as they were.
+    /// [`Error::Rank`] if a rank is gone.
     pub fn step(
         &mut self,
         micro_batches: impl Iterator<Item = Row>,
@@ -82,11 +108,12 @@ impl Trainer {
     ) -> Result<StepOutcome> {
         let step = self.optimizer.steps + 1;
         let d_nll = (1.0 / n_targets as f64) as f32;
-        // 1. gradients, summed over micro-batches
+        // 1. gradients, summed over this rank's micro-batches
         self.optimizer.prefetch()?;
         self.gradients.clear()?;
         let mut nll_sum = 0.0;
-        for (batch_idx, batch) in micro_batches.enumerate() {
+        let batches = micro_batches.enumerate();
+        for (batch_idx, batch) in batches.filter(|(idx, _)| self.ranks.has_batch(*idx)) {
             let dropout_seed = derive(self.seed, Purpose::Dropout, step, batch_idx as u64);
             let nll_t = self.model.forward_backward(
                 &mut self.saved,
@@ -96,24 +123,49 @@ impl Trainer {
                 dropout_seed,
             )?;
             nll_sum += nll_t.iter().map(|nll| f64::from(*nll)).sum::<f64>();
-            require_finite("the loss", nll_sum as f32, step)?;
+            if !nll_sum.is_finite() {
+                break;
+            }
         }
         self.gradients.settle()?;
-        // 2. clip
-        let grad_norm = global_norm(&self.gradients.tensors)?;
+        // 2. over all ranks: the loss everywhere, each gradient where it is used
+        let mut sums = [nll_sum];
+        self.ranks.sum(&mut sums)?;
+        let [nll_sum] = sums;
+        require_finite("the loss", nll_sum as f32, step)?;
+        let owners = &self.optimizer.owners;
+        self.ranks
+            .reduce_to_owners(&mut self.gradients.tensors, owners)?;
+        // 3. clip
+        let grad_norm = global_norm(&self.gradients.tensors, owners, &self.ranks)?;
         require_finite("the gradient norm", grad_norm, step)?;
         let grad_scale = clip_factor(grad_norm, self.grad_clip);
-        // 3. update
+        // 4. update what is owned here, and take the rest from its owners
         self.optimizer.step(
             self.model.trainable_mut(),
             &self.gradients.tensors,
             lr,
             grad_scale,
         )?;
+        let owners = &self.optimizer.owners;
+        self.ranks
+            .copy_from_owners(self.model.trainable_mut(), owners)?;
         Ok(StepOutcome {
             loss: nll_sum / n_targets as f64,
             grad_norm,
         })
+    }
+}
+
+/// Every rank computes whole micro-batches, so that there must be one for each.
+fn check_ranks(micro_batches: usize, rows: usize, ranks: &Ranks) -> Result<()> {
+    match micro_batches >= ranks.n_ranks() {
+        true => Ok(()),
+        false => Err(Error::TooFewMicroBatches {
+            micro_batches,
+            rows,
+            n_ranks: ranks.n_ranks(),
+        }),
     }
 }
 

@@ -11,8 +11,10 @@ use crate::data::{Pieces, Plan, RowPlan, as_batch, n_targets};
 use crate::error::Result;
 use crate::job::{Document, Job, ValidationSet};
 use crate::metrics::{AlertLine, ValidationLine};
+use crate::ranks::Ranks;
 use crate::seed::{Purpose, Rng, derive};
 use kernel::ops::linear_cross_entropy::NO_TARGET;
+use text::pack::Row;
 
 /// held-out loss / probe loss − 1 above which a person is warned.
 pub const GAP_LIMIT: f64 = 0.10;
@@ -93,8 +95,9 @@ impl Validator {
         self.sets.iter().map(rows).sum()
     }
 
-    /// Measures all sets: the lines of the first, then those of the others. `go_on` is told the tokens done after every
-    /// batch, and stops the measurement by returning false: then None comes back.
+    /// Measures all sets: the lines of the first, then those of the others, the same on all ranks, which take the batches in turn.
+    /// `go_on` is told the tokens done after every batch of each rank, and stops the measurement by returning false on any of them:
+    /// then None comes back.
     ///
     /// # Errors
     /// The model's.
@@ -104,31 +107,42 @@ impl Validator {
         saved: &mut Saved,
         job: &Job,
         plan: &Plan,
+        ranks: &Ranks,
         step: u64,
         go_on: &mut dyn FnMut(u64) -> bool,
     ) -> Result<Option<Vec<ValidationLine>>> {
         let mut tokens_done = 0;
         let mut sums_of = |pieces: &Pieces, rows: &[RowPlan], documents: &[Document]| {
+            // All ranks know all languages, so that their sums can be added.
             let mut sums = BTreeMap::<Option<String>, Sums>::new();
-            for rows in rows.chunks(plan.rows_per_batch) {
-                let batch = pieces.micro_batch(rows);
-                let nll_t = model.nll(saved, &as_batch(&batch))?;
-                for (piece, document) in batch.cu_seqlens.windows(2).zip(&batch.documents) {
-                    let range = piece[0] as usize..piece[1] as usize;
-                    let sum = sums
-                        .entry(documents[*document].language.clone())
-                        .or_default();
-                    sum.nll += nll_t[range.clone()]
-                        .iter()
-                        .map(|nll| f64::from(*nll))
-                        .sum::<f64>();
-                    let targets = batch.targets_t[range].iter();
-                    sum.targets += targets.filter(|target| **target != NO_TARGET).count() as u64;
+            for document in pieces.documents(rows) {
+                sums.entry(documents[document].language.clone())
+                    .or_default();
+            }
+            let batches: Vec<&[RowPlan]> = rows.chunks(plan.rows_per_batch).collect();
+            for turn in batches.chunks(ranks.n_ranks()) {
+                if let Some(rows) = turn.get(ranks.rank()) {
+                    let batch = pieces.micro_batch(rows);
+                    let nll_t = model.nll(saved, &as_batch(&batch))?;
+                    add_up(&mut sums, &batch, &nll_t, documents);
                 }
-                tokens_done += batch.tokens_t.len() as u64;
-                if !go_on(tokens_done) {
+                let rows = turn.iter().copied().flatten();
+                tokens_done += rows.map(|row| row.n_tokens).sum::<u64>();
+                if ranks.any(!go_on(tokens_done))? {
                     return Ok(None);
                 }
+            }
+            let mut totals: Vec<f64> = sums
+                .values()
+                .flat_map(|sum| [sum.nll, sum.targets as f64])
+                .collect();
+            ranks.sum(&mut totals)?;
+            let (totals, _) = totals.as_chunks::<2>();
+            for (sum, [nll, targets]) in sums.values_mut().zip(totals) {
+                *sum = Sums {
+                    nll: *nll,
+                    targets: *targets as u64,
+                };
             }
             Ok::<_, crate::Error>(Some(sums))
         };
@@ -145,6 +159,27 @@ impl Validator {
             all.extend(lines(step, of_set, &held_out, &probe));
         }
         Ok(Some(all))
+    }
+}
+
+/// Adds the losses of a batch to the sums of its documents' languages.
+fn add_up(
+    sums: &mut BTreeMap<Option<String>, Sums>,
+    batch: &Row,
+    nll_t: &[f32],
+    documents: &[Document],
+) {
+    for (piece, document) in batch.cu_seqlens.windows(2).zip(&batch.documents) {
+        let range = piece[0] as usize..piece[1] as usize;
+        let sum = sums
+            .entry(documents[*document].language.clone())
+            .or_default();
+        sum.nll += nll_t[range.clone()]
+            .iter()
+            .map(|nll| f64::from(*nll))
+            .sum::<f64>();
+        let targets = batch.targets_t[range].iter();
+        sum.targets += targets.filter(|target| **target != NO_TARGET).count() as u64;
     }
 }
 
