@@ -484,6 +484,9 @@ pub struct Train {
     /// Go on from the folder's checkpoint although recipe or data changed
     #[arg(long)]
     pub force: bool,
+    /// Started by torchrun, srun or mpirun: seconds to wait until all processes are there
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub wait_for_ranks: u64,
     #[command(flatten)]
     pub device: Device,
     #[command(flatten)]

@@ -9,6 +9,7 @@ mod figure;
 mod frame;
 mod interrupt;
 mod jsonl;
+mod launch;
 mod load;
 mod recipe;
 mod sizes;

@@ -797,3 +797,128 @@ fn rounding_to_nearest_loses_what_stochastic_rounding_keeps() {
         &["tuner.kind"],
     );
 }
+
+/// `cyrene train` as one of several processes, as a launcher starts it.
+fn rank(recipe: &Path, out: &Path, rank: usize, n_ranks: usize, port: u16) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cyrene"));
+    command
+        .args(["train", recipe.to_str().unwrap(), "--device", "cpu"])
+        .args(["--out", out.to_str().unwrap()])
+        .env("RANK", rank.to_string())
+        .env("WORLD_SIZE", n_ranks.to_string())
+        .env("LOCAL_RANK", rank.to_string())
+        .env("MASTER_ADDR", "127.0.0.1")
+        .env("MASTER_PORT", port.to_string())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+fn assert_close_losses(got: &Path, expect: &Path) {
+    let (got, expect) = (losses(got), losses(expect));
+    assert_eq!(got.len(), expect.len());
+    for (got, expect) in got.iter().zip(&expect) {
+        assert_eq!(got.0, expect.0);
+        let (got, expect) = (got.1.as_f64().unwrap(), expect.1.as_f64().unwrap());
+        assert!((got - expect).abs() <= 1e-5 * expect, "{got} for {expect}");
+    }
+}
+
+#[test]
+fn processes_of_a_launcher_train_as_one_and_go_on_after_one_is_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = write_recipe(
+        dir.path(),
+        "[run]\nsteps = 14\nsave_every = 3\nvalidate_every = 5\n",
+    );
+    let (alone, together) = (dir.path().join("alone"), dir.path().join("together"));
+    let (recipe_name, alone_name) = (recipe.to_str().unwrap(), alone.to_str().unwrap());
+    succeeds(&["train", recipe_name, "--device", "cpu", "--out", alone_name]);
+
+    // 1. two ranks, of which the second is killed once a checkpoint lies there
+    let port = free_port();
+    let first = rank(&recipe, &together, 0, 2, port).spawn().unwrap();
+    let mut second = rank(&recipe, &together, 1, 2, port).spawn().unwrap();
+    for _ in 0..6000 {
+        let far = together.join("checkpoints/step-3").exists();
+        if far || second.try_wait().unwrap().is_some() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    second.kill().unwrap();
+    second.wait().unwrap();
+    let first = first.wait_with_output().unwrap();
+    let text = stderr(&first);
+    assert_eq!(first.status.code(), Some(1), "{text}");
+    assert!(
+        text.contains("rank 1 failed, and with it the run: it ended without a word"),
+        "{text}"
+    );
+    assert!(
+        text.contains("2 ranks over TCP share the 2 micro-batches"),
+        "{text}"
+    );
+
+    // 2. the same command goes on; rank 0 alone speaks
+    let port = free_port();
+    let ranks = [0, 1].map(|at| rank(&recipe, &together, at, 2, port).spawn().unwrap());
+    let [first, second] = ranks.map(|rank| rank.wait_with_output().unwrap());
+    assert!(first.status.success(), "{}", stderr(&first));
+    assert!(second.status.success(), "{}", stderr(&second));
+    assert!(
+        stderr(&first).contains("going on from step"),
+        "{}",
+        stderr(&first)
+    );
+    assert!(String::from_utf8_lossy(&first.stdout).contains("14 steps"));
+    assert!(
+        second.stdout.is_empty() && second.stderr.is_empty(),
+        "{}",
+        stderr(&second)
+    );
+    assert_close_losses(&together, &alone);
+    let listing = |run: &Path| {
+        let mut names: Vec<_> = std::fs::read_dir(run)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .filter(|name| !name.to_string_lossy().starts_with("events"))
+            .collect();
+        names.sort();
+        names
+    };
+    assert_eq!(listing(&together), listing(&alone));
+}
+
+#[test]
+fn a_rank_that_was_not_started_is_named_and_a_lonely_one_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = write_recipe(dir.path(), "[run]\nsteps = 2\n");
+    let out = dir.path().join("out");
+    let mut waiting = rank(&recipe, &out, 0, 2, free_port());
+    let output = waiting.args(["--wait-for-ranks", "1"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let text = stderr(&output);
+    assert!(
+        text.contains("rank 1 of 2 did not come within 1 s"),
+        "{text}"
+    );
+    assert!(!out.join("checkpoints").exists());
+
+    let output = rank(&recipe, &out, 0, 1, free_port()).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+
+    let mut half = rank(&recipe, &out, 0, 2, free_port());
+    let output = half.env_remove("RANK").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        stderr(&output).contains("RANK is not"),
+        "{}",
+        stderr(&output)
+    );
+}

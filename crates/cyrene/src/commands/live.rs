@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use ::train::ranks::Ranks;
 use anyhow::{Context, Result};
 use corpus::{BuildRequest, Character, SourceKind, SplitOptions, SplitRequest, Task};
 use kernel::{DType, Device};
@@ -17,7 +18,7 @@ use crate::recipe::{Recipe, Source};
 use crate::stage::{Stage, hash_path, write_whole};
 use crate::trained::TrainedRows;
 use crate::ui::Ui;
-use crate::{misuse, sizes};
+use crate::{env, launch, misuse, sizes};
 
 pub const DEMO_STORY: &str = include_str!("../../../../demo/story.jsonl");
 pub const DEMO_CHARACTER: &str = include_str!("../../../../characters/ovelle.toml");
@@ -25,6 +26,11 @@ pub const DEMO_CHARACTER: &str = include_str!("../../../../characters/ovelle.tom
 const SEED: u64 = 7;
 
 pub fn run(args: &Live, ui: &Ui) -> Result<()> {
+    if launch::from_env(&env::get)?.is_some_and(|launch| launch.n_ranks > 1) {
+        misuse!(
+            "`live` runs as one process; prepare the data with `live --until corpus`, then start `cyrene train RECIPE` with the launcher"
+        );
+    }
     let device = load::device_within(&args.device.device, &args.memory)?;
     let mut live = Run::new(args, device, *ui)?;
     let last = if args.no_serve {
@@ -262,7 +268,15 @@ impl Run {
         self.point_to_corpus(&mut recipe, "pt/everything");
         let inputs = json!({ "recipe": recipe });
         self.stage(4, "cpt", inputs, |run, dir| {
-            let trained = train::train(&recipe, dir, dir, run.device, false, &run.ui)?;
+            let trained = train::train(
+                &recipe,
+                dir,
+                dir,
+                run.device,
+                false,
+                &Ranks::alone(),
+                &run.ui,
+            )?;
             write_persona(run, &trained.summary.result)?;
             Ok(serde_json::to_value(&trained)?)
         })
@@ -274,7 +288,15 @@ impl Run {
         self.point_to_corpus(&mut recipe, "sft/cyrene");
         let inputs = json!({ "recipe": recipe });
         self.stage(5, "sft", inputs, |run, dir| {
-            let trained = train::train(&recipe, dir, dir, run.device, false, &run.ui)?;
+            let trained = train::train(
+                &recipe,
+                dir,
+                dir,
+                run.device,
+                false,
+                &Ranks::alone(),
+                &run.ui,
+            )?;
             let merged = dir.join("model");
             if trained.summary.result != merged {
                 merge::merge(&dir.join(&recipe.base), &trained.summary.result, &merged)?;

@@ -11,20 +11,23 @@ use kernel::Device;
 use model::Model;
 use text::Tokenizer;
 use train::metrics::{AlertLine, ValidationLine};
+use train::ranks::{Limits, Ranks};
 use train::validate::ALL;
-use train::{DataConfig, Document, Job, Progress, Start, StepReport, Summary, ValidationSet};
+use train::{
+    DataConfig, Document, Job, Progress, Silent, Start, StepReport, Summary, ValidationSet,
+};
 
 use crate::account::{self, SourceAccount};
 use crate::cli::Train as Args;
 use crate::dataset::{self, Encoding, Row};
+use crate::launch::{self, Launch};
 use crate::recipe::Recipe;
 use crate::stage::{hash_bytes, write_whole};
 use crate::trained::TrainedRows;
 use crate::ui::{Bar, Ui, size};
-use crate::{interrupt, load, misuse};
+use crate::{env, interrupt, load, misuse};
 
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
-    let device = load::device_within(&args.device.device, &args.memory)?;
     let recipe = Recipe::load(&args.recipe, &args.set)?;
     let name = args
         .recipe
@@ -36,8 +39,73 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         .clone()
         .unwrap_or_else(|| Path::new("runs").join(name));
     let folder = args.recipe.parent().unwrap_or(Path::new(""));
-    let trained = train(&recipe, folder, &out, device, args.force, ui)?;
-    ui.result(&trained, || describe(&trained.summary))
+    let (ranks, device) = match launch::from_env(&env::get)? {
+        None => {
+            let device = load::device_within(&args.device.device, &args.memory)?;
+            (Ranks::alone(), device)
+        }
+        Some(launch) => join(&launch, args, &recipe, ui)?,
+    };
+    let trained = train(&recipe, folder, &out, device, args.force, &ranks, ui);
+    match &trained {
+        Err(error) if !is_interrupted(error) => ranks.fail(&format!("{error:#}")),
+        _ => ranks.leave(),
+    }
+    let trained = trained?;
+    match ranks.is_first() {
+        true => ui.result(&trained, || describe(&trained.summary)),
+        false => Ok(()),
+    }
+}
+
+/// Meets the processes that the launcher started beside this one.
+fn join(launch: &Launch, args: &Args, recipe: &Recipe, ui: &Ui) -> Result<(Ranks, Device)> {
+    interrupt::expect_echo();
+    let name = launch.device(&args.device.device, kernel::cuda::device_count());
+    let device = load::device_within(&name, &args.memory)?;
+    let limits = Limits {
+        meeting: Duration::from_secs(args.wait_for_ranks),
+        ..Limits::default()
+    };
+    let recipe_hash = hash_bytes(recipe.resolved()?.as_bytes());
+    let run = format!(
+        "recipe {} with cyrene {}",
+        &recipe_hash[..12],
+        env!("CARGO_PKG_VERSION")
+    );
+    let ranks = Ranks::join(&launch.place(run), limits, device)?;
+    if ranks.is_first() {
+        ui.note(dealt(ranks.n_ranks(), recipe.batch.accumulate, device));
+    }
+    Ok((ranks, device))
+}
+
+/// How a step is shared, and what that leaves idle.
+fn dealt(n_ranks: usize, accumulate: usize, device: Device) -> String {
+    let by = match device {
+        Device::Cpu => "over TCP".to_owned(),
+        Device::Cuda(_) => kernel::cuda::nccl::version()
+            .map_or("over NCCL".to_owned(), |version| {
+                format!("over NCCL {version}")
+            }),
+    };
+    let most = accumulate.div_ceil(n_ranks);
+    let uneven = match accumulate % n_ranks {
+        0 => String::new(),
+        busy => format!(
+            ": {busy} of them have {most}, the others wait; a multiple of {n_ranks} for batch.accumulate would keep all busy"
+        ),
+    };
+    let plural = if n_ranks == 1 { "" } else { "s" };
+    format!(
+        "{n_ranks} rank{plural} {by} share the {accumulate} micro-batches of a step, {most} at most each{uneven}"
+    )
+}
+
+/// All ranks stop together when one is asked to: no failure.
+fn is_interrupted(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<train::Error>();
+    matches!(error, Some(train::Error::Interrupted { .. }))
 }
 
 /// What a finished run has to say, as `--json` prints it.
@@ -52,7 +120,7 @@ pub struct Trained {
 /// Name of the file in the run's folder that holds [`Trained::sources`].
 const ACCOUNT: &str = "account.json";
 
-/// Runs `recipe`, whose paths are relative to `folder`, into `out`.
+/// Runs `recipe`, whose paths are relative to `folder`, into `out`; rank 0 alone writes there and says something.
 ///
 /// # Errors
 /// A recipe that cannot be done (exit code 2), or whatever training reports.
@@ -62,6 +130,7 @@ pub fn train(
     out: &Path,
     device: Device,
     force: bool,
+    ranks: &Ranks,
     ui: &Ui,
 ) -> Result<Trained> {
     // 1. the data, in ids
@@ -75,7 +144,7 @@ pub fn train(
     let split = load_split(recipe, folder)?;
     let data = rows(recipe, folder, split.as_ref(), tokenizer.as_deref())?;
     let account = account(recipe, folder, split.as_ref())?;
-    if let Some(account) = &account {
+    if let (Some(account), true) = (&account, ranks.is_first()) {
         for line in account::table(&account.tokens).lines() {
             ui.note(format_args!("      {line}"));
         }
@@ -83,7 +152,9 @@ pub fn train(
 
     // 2. the job
     let resolved = recipe.resolved()?;
-    std::fs::create_dir_all(out).with_context(|| format!("making {}", out.display()))?;
+    if ranks.is_first() {
+        std::fs::create_dir_all(out).with_context(|| format!("making {}", out.display()))?;
+    }
     let job = Job {
         out_dir: out.to_owned(),
         origin: serde_json::json!({
@@ -100,6 +171,13 @@ pub fn train(
         .to_device(device)?;
 
     // 3. train, then put beside the weights what belongs to them
+    if !ranks.is_first() {
+        let (_, summary) = train::run_among(model, &job, ranks, &mut Silent)?;
+        return Ok(Trained {
+            summary,
+            sources: account,
+        });
+    }
     let mut drawing = Drawing {
         ui: *ui,
         bar: None,
@@ -107,7 +185,7 @@ pub fn train(
         account_path: out.join(ACCOUNT),
         account_written: Ok(()),
     };
-    let (_, summary) = train::run(model, &job, &mut drawing)?;
+    let (_, summary) = train::run_among(model, &job, ranks, &mut drawing)?;
     drawing.account_written?;
     if let Some(bar) = drawing.bar {
         bar.finish();
