@@ -93,7 +93,7 @@ fn dealt(n_ranks: usize, accumulate: usize, device: Device) -> String {
     let uneven = match accumulate % n_ranks {
         0 => String::new(),
         busy => format!(
-            ": {busy} of them have {most}, the others wait; a multiple of {n_ranks} for batch.accumulate would keep all busy"
+            ": the first {busy} compute {most}, the others wait; a multiple of {n_ranks} for batch.accumulate would keep all busy"
         ),
     };
     let plural = if n_ranks == 1 { "" } else { "s" };
