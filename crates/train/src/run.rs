@@ -61,7 +61,7 @@ pub fn run(model: Model, job: &Job, progress: &mut dyn Progress) -> Result<(Mode
 ///
 /// # Errors
 /// As [`run`]; fewer micro-batches a step than ranks ([`Error::TooFewMicroBatches`]); ranks that were not started alike ([`Error::RanksDiffer`]); a rank
-/// that failed ([`Error::Rank`]). Whoever calls this must tell the others of an error by [`Ranks::fail`].
+/// that failed ([`Error::Rank`]). Whoever calls this must tell the others of an error by [`Ranks::fail`], unless it is [`Error::is_of_all_ranks`].
 pub fn run_among(
     model: Model,
     job: &Job,

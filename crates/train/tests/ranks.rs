@@ -61,8 +61,8 @@ fn ranks<T: Send + 'static>(
                 let ranks = Ranks::join(&place(rank, n_ranks, port), LIMITS, Device::Cpu)?;
                 let outcome = body(ranks.clone());
                 match &outcome {
-                    Err(error) => ranks.fail(&error.to_string()),
-                    Ok(_) => ranks.leave(),
+                    Err(error) if !error.is_of_all_ranks() => ranks.fail(&error.to_string()),
+                    _ => ranks.leave(),
                 }
                 outcome
             })

@@ -48,7 +48,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     };
     let trained = train(&recipe, folder, &out, device, args.force, &ranks, ui);
     match &trained {
-        Err(error) if !is_interrupted(error) => ranks.fail(&format!("{error:#}")),
+        Err(error) if !is_of_all_ranks(error) => ranks.fail(&format!("{error:#}")),
         _ => ranks.leave(),
     }
     let trained = trained?;
@@ -102,10 +102,10 @@ fn dealt(n_ranks: usize, accumulate: usize, device: Device) -> String {
     )
 }
 
-/// All ranks stop together when one is asked to: no failure.
-fn is_interrupted(error: &anyhow::Error) -> bool {
+/// Whether the other ranks have the same error, and need not be told.
+fn is_of_all_ranks(error: &anyhow::Error) -> bool {
     let error = error.downcast_ref::<train::Error>();
-    matches!(error, Some(train::Error::Interrupted { .. }))
+    error.is_some_and(train::Error::is_of_all_ranks)
 }
 
 /// What a finished run has to say, as `--json` prints it.

@@ -127,8 +127,9 @@ impl Hub {
         if let Err(error) = link.write(DATA, bytes) {
             self.shared
                 .fail(peer, format!("its connection broke: {error}"));
+            return self.check();
         }
-        self.check()
+        Ok(())
     }
 
     /// The next bytes from `peer`.
