@@ -54,15 +54,7 @@ impl Launch {
 /// # Errors
 /// [`crate::ui::Misuse`] for variables that are missing beside others, or are no numbers.
 pub fn from_env(get: &dyn Fn(&str) -> Option<String>) -> Result<Option<Launch>> {
-    let number = |name: &str| -> Result<Option<usize>> {
-        let Some(text) = get(name) else {
-            return Ok(None);
-        };
-        match text.parse() {
-            Ok(number) => Ok(Some(number)),
-            Err(_) => misuse!("the variable {name} is `{text}`, which is no number"),
-        }
-    };
+    let number = |name| number(get, name);
     let (rank, n_ranks, local_rank, host) = if let Some(n_ranks) = number(WORLD_SIZE)? {
         let Some(rank) = number(RANK)? else {
             misuse!(
@@ -111,6 +103,29 @@ pub fn from_env(get: &dyn Fn(&str) -> Option<String>) -> Result<Option<Launch>> 
         host,
         ports: ports.to_vec(),
     }))
+}
+
+/// Processes of the run that the variables speak of, whichever of them this one is; 1 without them.
+///
+/// # Errors
+/// [`crate::ui::Misuse`] for a number of processes that is none.
+pub fn n_ranks(get: &dyn Fn(&str) -> Option<String>) -> Result<usize> {
+    for name in [WORLD_SIZE, OMPI_SIZE, SLURM_TASKS] {
+        if let Some(n_ranks) = number(get, name)? {
+            return Ok(n_ranks.max(1));
+        }
+    }
+    Ok(1)
+}
+
+fn number(get: &dyn Fn(&str) -> Option<String>, name: &str) -> Result<Option<usize>> {
+    let Some(text) = get(name) else {
+        return Ok(None);
+    };
+    match text.parse() {
+        Ok(number) => Ok(Some(number)),
+        Err(_) => misuse!("the variable {name} is `{text}`, which is no number"),
+    }
 }
 
 /// The first of Slurm's list of hosts: `gpu[07-09,12],cpu1` begins with `gpu07`.

@@ -798,6 +798,30 @@ fn rounding_to_nearest_loses_what_stochastic_rounding_keeps() {
     );
 }
 
+#[test]
+fn doctor_plans_for_each_of_several_gpus() {
+    let plan = |n_ranks: &str| -> Value {
+        let output = Command::new(env!("CARGO_BIN_EXE_cyrene"))
+            .args(["doctor", "--size", "4b", "--device", "cpu"])
+            .args(["--memory", "140", "--json"])
+            .env("WORLD_SIZE", n_ranks)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        report["stages"][0].clone()
+    };
+    let (alone, of_eight) = (plan("1"), plan("8"));
+    let bytes = |plan: &Value, part: &str| plan["bytes"][part].as_f64().unwrap();
+    assert_eq!(of_eight["choices"]["ranks"], 8);
+    assert_eq!(bytes(&of_eight, "weights"), bytes(&alone, "weights"));
+    // The embedding is the largest tensor, 15 % of all.
+    let share = bytes(&of_eight, "moments") / bytes(&alone, "moments");
+    assert!((0.125..0.2).contains(&share), "{share}");
+    assert_eq!(bytes(&alone, "nccl"), 0.0);
+    assert!(bytes(&of_eight, "nccl") > 0.0);
+}
+
 /// `cyrene train` as one of several processes, as a launcher starts it.
 fn rank(recipe: &Path, out: &Path, rank: usize, n_ranks: usize, port: u16) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cyrene"));

@@ -6,7 +6,7 @@
 
 use std::ops::RangeInclusive;
 
-use kernel::cuda::{Card, WORKSPACE_BYTES, footprint, table_bytes};
+use kernel::cuda::{Card, WORKSPACE_BYTES, footprint, nccl, table_bytes};
 use kernel::host::HostMemory;
 use kernel::ops::adamw_host::stream_bytes;
 use kernel::{DType, Device};
@@ -14,7 +14,7 @@ use model::{Config, Keep, LoraConfig, Model, Saved, TensorSpec, TrainPass};
 
 use crate::error::{Error, Result};
 use crate::job::Job;
-use crate::ranks::Ranks;
+use crate::ranks::{Owners, Ranks};
 
 /// The rows of an optimizer step as a recipe asks for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,15 +49,21 @@ pub struct Training<'a> {
     /// None: all weights train.
     pub lora: Option<&'a LoraConfig>,
     pub rows: StepRows,
+    /// Which of the processes that train together is planned for; 0 where there is one.
+    pub rank: usize,
+    /// How many train together, each with a GPU of its own.
+    pub n_ranks: usize,
 }
 
 impl<'a> Training<'a> {
-    pub fn of(model: &'a Model, rows: StepRows) -> Self {
+    pub fn of(model: &'a Model, rows: StepRows, ranks: &Ranks) -> Self {
         Training {
             config: model.config(),
             dtype: model.dtype(),
             lora: model.lora(),
             rows,
+            rank: ranks.rank(),
+            n_ranks: ranks.n_ranks(),
         }
     }
 
@@ -78,18 +84,21 @@ impl<'a> Training<'a> {
 pub struct Bytes {
     pub weights: usize,
     pub gradients: usize,
-    /// Those that stay on the GPU, and the ring that the others pass through.
+    /// Of the tensors that the rank owns: those that stay on the GPU, and the ring that the others pass through.
     pub moments: usize,
     pub activations: usize,
     /// Of ops, cuBLASLt's workspace included.
     pub scratch: usize,
     /// Tokens, targets and document borders.
     pub tables: usize,
+    /// Of NCCL, where several ranks train together; it allocates by itself.
+    pub nccl: usize,
 }
 
 impl Bytes {
     pub fn total(&self) -> usize {
-        self.weights + self.gradients + self.moments + self.activations + self.scratch + self.tables
+        let of_step = self.moments + self.activations + self.scratch + self.tables;
+        self.weights + self.gradients + of_step + self.nccl
     }
 }
 
@@ -141,7 +150,9 @@ impl MemoryPlan {
         let (mut least, mut least_host) = (usize::MAX, usize::MAX);
         for rows in at_once.rev() {
             let pass = training.pass(rows);
-            let n_passes = training.rows.micro_batches(rows);
+            let micro_batches = training.rows.micro_batches(rows);
+            let n_passes = micro_batches.div_ceil(training.n_ranks);
+            let waiting_s = fixed.waiting_seconds(training, card, rows);
             let op_scratch_bytes = pass.scratch_bytes(card);
             for keeps in &choices {
                 // 1. all but the moments
@@ -167,6 +178,7 @@ impl MemoryPlan {
                 }
                 // 3. what it costs
                 let seconds = n_passes as f64 * fixed.pass_seconds(&pass, card, keeps)
+                    + waiting_s
                     + host_bytes as f64 / Rates::of(card).link_bytes;
                 if best.as_ref().is_none_or(|(other, _)| seconds < *other) {
                     let plan = MemoryPlan {
@@ -212,7 +224,7 @@ impl MemoryPlan {
         let Device::Cuda(cuda) = model.device() else {
             return Ok((ranks.least(rows.rows)?, None));
         };
-        let training = Training::of(model, rows);
+        let training = Training::of(model, rows, ranks);
         let room = Room {
             // The weights are there already.
             gpu_bytes: cuda.available_bytes()? + weight_bytes(&training),
@@ -280,11 +292,12 @@ fn spec_bytes(specs: &[TensorSpec], dtype: impl Fn(&TensorSpec) -> DType) -> usi
 
 /// What does not depend on rows and keeps.
 struct Fixed {
-    /// Weights and gradients alone.
+    /// Weights, gradients and what NCCL takes.
     bytes: Bytes,
-    /// Moments of each trained tensor: bytes on the GPU, and in host memory.
+    /// Moments of each trained tensor: bytes on the GPU, and in host memory; none of a tensor that another rank owns.
     moments: Vec<(usize, usize)>,
     n_trained: usize,
+    n_weights: usize,
     n_layers: usize,
 }
 
@@ -302,18 +315,28 @@ impl Fixed {
     fn of(training: &Training) -> Self {
         let trained = training.pass(1).trained();
         // Both moments have the weight's type: see `optimizer::moment_dtype`.
-        let moments = trained.iter().map(|spec| {
+        let sizes: Vec<usize> = trained.iter().map(TensorSpec::numel).collect();
+        let owners = Owners::deal(&sizes, training.rank, training.n_ranks);
+        let moments = trained.iter().enumerate().map(|(tensor, spec)| {
             let bytes = spec.numel() * spec.dtype.size();
-            (2 * footprint(bytes), 2 * bytes)
+            match owners.has(tensor) {
+                true => (2 * footprint(bytes), 2 * bytes),
+                false => (0, 0),
+            }
         });
         Fixed {
             bytes: Bytes {
                 weights: weight_bytes(training),
                 gradients: spec_bytes(&trained, |_| DType::F32),
+                nccl: match training.n_ranks {
+                    1 => 0,
+                    _ => nccl::RESERVED_BYTES,
+                },
                 ..Bytes::default()
             },
             moments: moments.collect(),
-            n_trained: trained.iter().map(TensorSpec::numel).sum(),
+            n_trained: sizes.iter().sum(),
+            n_weights: training.config.n_params() as usize,
             n_layers: training.config.layer_types.len(),
         }
     }
@@ -367,6 +390,32 @@ impl Fixed {
         pass.repeated_operations(keeps) / rates.operations
             + (moved as f64 + pass.repeated_bytes(keeps)) / rates.memory_bytes
             + self.n_layers as f64 * LAUNCHES_PER_LAYER * LAUNCH_S
+    }
+
+    /// What ranks wait for the one that computes most rows, where they cannot be dealt evenly; nothing where there is one rank.
+    fn waiting_seconds(&self, training: &Training, card: Card, at_once: usize) -> f64 {
+        let StepRows {
+            rows,
+            accumulate,
+            row_tokens,
+        } = training.rows;
+        let even = (rows * accumulate) as f64 / training.n_ranks as f64;
+        let waiting = most_rows(training.rows, at_once, training.n_ranks) as f64 - even;
+        // Forward and backward, in round figures: six operations a weight and token, four where the weights are frozen.
+        let per_weight = if training.lora.is_some() { 4.0 } else { 6.0 };
+        let operations = per_weight * (self.n_weights * row_tokens) as f64;
+        waiting * operations / Rates::of(card).operations
+    }
+}
+
+/// Rows of a step that rank 0 computes, who has the most: micro-batches of at most `at_once` rows are dealt in turn.
+fn most_rows(rows: StepRows, at_once: usize, n_ranks: usize) -> usize {
+    let micro_batches = rows.micro_batches(at_once);
+    let full = micro_batches.div_ceil(n_ranks) * at_once;
+    let has_last = micro_batches % n_ranks == 1 % n_ranks;
+    match has_last {
+        true => full - (micro_batches * at_once - rows.rows * rows.accumulate),
+        false => full,
     }
 }
 
@@ -462,6 +511,8 @@ mod tests {
                 row_tokens: 5120,
                 accumulate: 1,
             },
+            rank: 0,
+            n_ranks: 1,
         }
     }
 
@@ -548,5 +599,77 @@ mod tests {
         };
         assert!(plan(small, needed - 1).is_err());
         assert_eq!(plan(small, needed).unwrap().host_bytes, needed);
+    }
+
+    #[test]
+    fn ranks_count_their_own_moments_and_leave_room_for_nccl() {
+        let config = config_4b();
+        let card = h100(140 * GIB);
+        let plan = |rank, n_ranks| {
+            let mut training = training(&config, 1);
+            training.rows.accumulate = 4;
+            (training.rank, training.n_ranks) = (rank, n_ranks);
+            MemoryPlan::new(&training, card, room(card.buffer_bytes())).unwrap()
+        };
+        let alone = plan(0, 1).bytes;
+        assert_eq!(alone.nccl, 0);
+        let each = [0, 1, 2, 3].map(|rank| plan(rank, 4).bytes);
+        assert_eq!(each.iter().map(|b| b.moments).sum::<usize>(), alone.moments);
+        for bytes in each {
+            assert!(bytes.moments < alone.moments * 3 / 10);
+            assert_eq!(bytes.nccl, nccl::RESERVED_BYTES);
+            assert_eq!(
+                (bytes.weights, bytes.gradients),
+                (alone.weights, alone.gradients)
+            );
+        }
+    }
+
+    #[test]
+    fn a_rank_moves_no_moments_to_the_host_that_another_owns() {
+        let config = config_4b();
+        let card = h100(34 * GIB);
+        let offloaded = [0, 1].map(|rank| {
+            let mut training = training(&config, 1);
+            training.rows.accumulate = 2;
+            (training.rank, training.n_ranks) = (rank, 2);
+            let trained = training.pass(1).trained();
+            let sizes: Vec<usize> = trained.iter().map(TensorSpec::numel).collect();
+            let owners = Owners::deal(&sizes, rank, 2);
+            let plan = MemoryPlan::new(&training, card, room(card.buffer_bytes())).unwrap();
+            assert!(plan.n_offloaded() > 0, "{}", plan.describe());
+            for (tensor, offloaded) in plan.offloaded.iter().enumerate() {
+                assert!(!offloaded || owners.has(tensor));
+            }
+            plan.host_bytes
+        });
+        assert!(offloaded.into_iter().all(|bytes| bytes < 8 * GIB));
+    }
+
+    #[test]
+    fn rows_are_cut_so_that_ranks_wait_little() {
+        let step = |rows, accumulate| StepRows {
+            rows,
+            row_tokens: 5120,
+            accumulate,
+        };
+        for (rows, accumulate, at_once, n_ranks, expect) in [
+            (3, 8, 3, 1, 24),
+            (3, 8, 2, 8, 4),
+            (3, 8, 3, 8, 3),
+            (3, 1, 2, 2, 2),
+            (3, 1, 2, 1, 3),
+            (5, 1, 2, 2, 3),
+        ] {
+            let most = most_rows(step(rows, accumulate), at_once, n_ranks);
+            assert_eq!(most, expect, "{rows} x {accumulate}, {at_once}, {n_ranks}");
+        }
+        // Three rows for two ranks: two at once and one beside them.
+        let config = config_4b();
+        let card = h100(140 * GIB);
+        let mut training = training(&config, 3);
+        training.n_ranks = 2;
+        let plan = MemoryPlan::new(&training, card, room(card.buffer_bytes())).unwrap();
+        assert_eq!(plan.rows, 2);
     }
 }

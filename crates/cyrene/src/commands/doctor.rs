@@ -17,7 +17,7 @@ use super::train::{base_folder, load_split, rows};
 use crate::cli::Doctor;
 use crate::recipe::{Recipe, Storage};
 use crate::ui::{Ui, clock, size};
-use crate::{load, misuse, sizes};
+use crate::{env, launch, load, misuse, sizes};
 
 /// The machine.
 #[derive(Debug, Clone, Serialize)]
@@ -61,6 +61,8 @@ pub struct Choices {
     /// Rows at a time: the recipe's, or fewer with as many more micro-batches.
     pub rows: usize,
     pub row_tokens: usize,
+    /// Processes that train together, a GPU each, as WORLD_SIZE has it; the plan is that of the one with most moments.
+    pub ranks: usize,
     /// Layers that compute products twice because the GPU has no room to keep them.
     pub recomputing_layers: usize,
     /// Layers that keep all, what costs products, that but for the feed-forward, their input alone.
@@ -86,11 +88,22 @@ enum Place {
     Cpu {
         free_bytes: u64,
     },
-    /// A GPU, here or not, and what training may take of it and of its host.
+    /// GPUs, here or not, one for each of the processes that train together, and what training may take of each and of their host.
     Gpu {
         card: Card,
         room: Room,
+        n_ranks: usize,
     },
+}
+
+impl Place {
+    fn n_ranks(self) -> usize {
+        match self {
+            // All share this machine's memory and cores.
+            Place::Cpu { .. } => 1,
+            Place::Gpu { n_ranks, .. } => n_ranks,
+        }
+    }
 }
 
 pub fn run(args: &Doctor, ui: &Ui) -> Result<()> {
@@ -105,6 +118,12 @@ pub fn run(args: &Doctor, ui: &Ui) -> Result<()> {
         .lockable_bytes(),
         (None, Device::Cuda(_)) => HostMemory::now().lockable_bytes(),
         (None, Device::Cpu) => UNKNOWN,
+    };
+    // As if all ranks were on one host, which is how training plans.
+    let n_ranks = launch::n_ranks(&env::get)?;
+    let host_bytes = match host_bytes {
+        UNKNOWN => UNKNOWN,
+        bytes => bytes / n_ranks,
     };
     let mut machine = machine(Path::new("."));
     machine.device = device.to_string();
@@ -121,6 +140,7 @@ pub fn run(args: &Doctor, ui: &Ui) -> Result<()> {
                     gpu_bytes: cuda.available_bytes()?,
                     host_bytes,
                 },
+                n_ranks,
             }
         }
         (Device::Cpu, None) => Place::Cpu {
@@ -134,6 +154,7 @@ pub fn run(args: &Doctor, ui: &Ui) -> Result<()> {
                     gpu_bytes: card.buffer_bytes(),
                     host_bytes,
                 },
+                n_ranks,
             }
         }
     };
@@ -189,8 +210,12 @@ impl StagePlan {
             let duration = std::time::Duration::from_secs_f64(seconds);
             format!(", about {}", clock(duration))
         });
+        let each = match self.choices.ranks {
+            1 => String::new(),
+            n_ranks => format!(" on each of {n_ranks} GPUs"),
+        };
         format!(
-            "{}: {} at most, {verdict}{tokens}{eta}",
+            "{}: {} at most{each}, {verdict}{tokens}{eta}",
             self.name,
             size(self.peak_bytes)
         )
@@ -310,6 +335,8 @@ fn recipe_plan(path: &Path, place: Place, flops: Option<f64>) -> Result<StagePla
             row_tokens: recipe.data.row_tokens,
             accumulate: recipe.batch.accumulate,
         },
+        rank: 0,
+        n_ranks: place.n_ranks(),
     };
     let name = path
         .file_stem()
@@ -321,7 +348,7 @@ fn recipe_plan(path: &Path, place: Place, flops: Option<f64>) -> Result<StagePla
     let per_token = if lora.is_none() { 6.0 } else { 4.0 } * config.n_params() as f64;
     Ok(StagePlan {
         tokens: Some(tokens as u64),
-        eta_s: flops.map(|flops| tokens * per_token / flops),
+        eta_s: flops.map(|flops| tokens * per_token / flops / place.n_ranks() as f64),
         ..plan
     })
 }
@@ -354,6 +381,8 @@ fn size_plans(size: &str, place: Place) -> Result<Vec<StagePlan>> {
                     row_tokens: data.row_tokens,
                     accumulate: batch.accumulate,
                 },
+                rank: 0,
+                n_ranks: place.n_ranks(),
             };
             memory_plan(format!("{size} {tuner}"), &training, place)
         })
@@ -384,6 +413,7 @@ fn memory_plan(name: String, training: &Training, place: Place) -> Result<StageP
             },
             rows: rows.rows,
             row_tokens: rows.row_tokens,
+            ranks: training.n_ranks,
             recomputing_layers: 0,
             keeps: [0, training.config.layer_types.len(), 0, 0],
             offloaded_tensors: 0,
@@ -398,11 +428,11 @@ fn memory_plan(name: String, training: &Training, place: Place) -> Result<StageP
             plan.fits = plan.peak_bytes < free_bytes;
             plan.remedy = (!plan.fits).then(|| "lower batch.rows or data.row_tokens, use tuner.kind = \"lora\", or dtype = \"bf16\"".to_owned());
         }
-        Place::Gpu { card, room } => {
+        Place::Gpu { card, room, .. } => {
             plan.available_bytes = room.gpu_bytes as u64;
             plan.host_available_bytes =
                 (room.host_bytes != UNKNOWN).then_some(room.host_bytes as u64);
-            match MemoryPlan::new(training, card, room) {
+            match tightest(training, card, room) {
                 Ok(memory) => {
                     plan.peak_bytes = memory.peak_bytes() as u64;
                     plan.choices.rows = memory.rows;
@@ -429,6 +459,22 @@ fn memory_plan(name: String, training: &Training, place: Place) -> Result<StageP
         }
     }
     Ok(plan)
+}
+
+/// The plan of the rank that has room for the fewest rows, and takes most.
+///
+/// # Errors
+/// As [`MemoryPlan::new`], for any of them.
+fn tightest(training: &Training, card: Card, room: Room) -> train::Result<MemoryPlan> {
+    let mut tightest = MemoryPlan::new(training, card, room)?;
+    for rank in 1..training.n_ranks {
+        let plan = MemoryPlan::new(&Training { rank, ..*training }, card, room)?;
+        let order = |plan: &MemoryPlan| (std::cmp::Reverse(plan.rows), plan.peak_bytes());
+        if order(&plan) > order(&tightest) {
+            tightest = plan;
+        }
+    }
+    Ok(tightest)
 }
 
 /// Weights, what trains with gradient and two moments in f32, activations of a micro-batch.

@@ -21,6 +21,10 @@ const ID_BYTES: usize = 128;
 const EAGER: Duration = Duration::from_millis(2);
 const PAUSE: Duration = Duration::from_micros(100);
 
+/// What several processes leave to NCCL of each GPU: the buffers of its rings' channels and its kernels' code. A round figure with room,
+/// since it depends on NCCL's version and on how the GPUs are linked.
+pub const RESERVED_BYTES: usize = 1 << 30;
+
 /// What the first process makes and all others need in order to meet it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
