@@ -484,6 +484,9 @@ pub struct Train {
     /// Go on from the folder's checkpoint although recipe or data changed
     #[arg(long)]
     pub force: bool,
+    /// Rows at a time, at most: fewer than batch.rows take less memory and more time, for the same steps
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub rows_at_once: Option<u32>,
     /// Started by torchrun, srun or mpirun: seconds to wait until all processes are there
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub wait_for_ranks: u64,

@@ -274,6 +274,9 @@ pub struct Job {
     pub base_name: String,
     /// Where this run comes from (recipe hash, commit, data manifest, device): copied into every checkpoint, compared with nothing.
     pub origin: serde_json::Value,
+    /// Rows that this process computes at a time, at most; None: as many as [`BatchConfig::rows`], or as a GPU's memory plan finds best.
+    /// Fewer take less memory and more time; the steps stay the same.
+    pub rows_at_once: Option<usize>,
     /// Continue from a checkpoint although the recipe or the data differ from those it was made with.
     pub force: bool,
     /// Set by another thread (Ctrl-C): the running step is finished, a checkpoint written, [`Error::Interrupted`] returned.

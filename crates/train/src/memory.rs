@@ -24,6 +24,8 @@ pub struct StepRows {
     pub row_tokens: usize,
     /// Micro-batches of that many rows.
     pub accumulate: usize,
+    /// Rows at a time, at most: all of a micro-batch, or fewer in as many more of them.
+    pub at_once: usize,
 }
 
 impl StepRows {
@@ -32,6 +34,9 @@ impl StepRows {
             rows: job.batch.rows,
             row_tokens: job.data.row_tokens,
             accumulate: job.batch.accumulate,
+            at_once: job
+                .rows_at_once
+                .map_or(job.batch.rows, |at_once| at_once.clamp(1, job.batch.rows)),
         }
     }
 
@@ -133,7 +138,7 @@ impl MemoryPlan {
     /// # Errors
     /// [`Error::DoesNotFit`] and [`Error::DoesNotFitHost`] with the least that is needed.
     pub fn new(training: &Training, card: Card, room: Room) -> Result<MemoryPlan> {
-        MemoryPlan::best(training, card, room, 1..=training.rows.rows.max(1))
+        MemoryPlan::best(training, card, room, 1..=training.rows.at_once)
     }
 
     /// The best of those with as many rows at a time.
@@ -222,7 +227,7 @@ impl MemoryPlan {
         ranks: &Ranks,
     ) -> Result<(usize, Option<MemoryPlan>)> {
         let Device::Cuda(cuda) = model.device() else {
-            return Ok((ranks.least(rows.rows)?, None));
+            return Ok((ranks.least(rows.at_once)?, None));
         };
         let training = Training::of(model, rows, ranks);
         let room = Room {
@@ -398,6 +403,7 @@ impl Fixed {
             rows,
             accumulate,
             row_tokens,
+            ..
         } = training.rows;
         let even = (rows * accumulate) as f64 / training.n_ranks as f64;
         let waiting = most_rows(training.rows, at_once, training.n_ranks) as f64 - even;
@@ -510,6 +516,7 @@ mod tests {
                 rows,
                 row_tokens: 5120,
                 accumulate: 1,
+                at_once: rows,
             },
             rank: 0,
             n_ranks: 1,
@@ -652,6 +659,7 @@ mod tests {
             rows,
             row_tokens: 5120,
             accumulate,
+            at_once: rows,
         };
         for (rows, accumulate, at_once, n_ranks, expect) in [
             (3, 8, 3, 1, 24),

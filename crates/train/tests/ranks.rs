@@ -103,10 +103,20 @@ fn folder_of(out_dir: &Path, rank: usize) -> PathBuf {
 
 /// Trains on `n_ranks`; the models by rank.
 fn train_on(n_ranks: usize, out_dir: &Path, make: fn(&Path) -> Job) -> Vec<Model> {
+    train_unequal(n_ranks, out_dir, move |_, folder| make(folder))
+}
+
+/// As [`train_on`], with a job that each rank makes by its number.
+fn train_unequal(
+    n_ranks: usize,
+    out_dir: &Path,
+    make: impl Fn(usize, &Path) -> Job + Send + Sync + 'static,
+) -> Vec<Model> {
     let out_dir = out_dir.to_path_buf();
     let outcomes = ranks(n_ranks, move |ranks| {
         let folder = folder_of(&out_dir, ranks.rank());
-        let outcome = train::run_among(tiny_model(), &make(&folder), &ranks, &mut Silent);
+        let job = make(ranks.rank(), &folder);
+        let outcome = train::run_among(tiny_model(), &job, &ranks, &mut Silent);
         assert!(ranks.is_first() || !folder.exists());
         Ok(outcome?.0)
     });
@@ -181,6 +191,46 @@ fn several_ranks_learn_what_one_learns() {
 #[test]
 fn several_ranks_train_an_adapter_as_one_does_dropout_and_all() {
     check(adapter_job);
+}
+
+/// Steps of two micro-batches of three rows, or of more with fewer rows.
+fn wide_job(out_dir: &Path) -> Job {
+    let mut job = long_job(out_dir);
+    (job.batch.rows, job.batch.accumulate) = (3, 2);
+    job
+}
+
+#[test]
+fn ranks_with_room_for_fewer_rows_have_all_cut_the_step_alike() {
+    let one = tempfile::tempdir().unwrap();
+    let (model, summary) = run_silently(&wide_job(one.path()));
+    assert_eq!(train_lines(one.path()).len(), 12);
+    // With three ranks the two micro-batches would be too few; with one row at a time there are six.
+    for n_ranks in [2, 3] {
+        let several = tempfile::tempdir().unwrap();
+        let models = train_unequal(n_ranks, several.path(), |rank, folder| {
+            let mut job = wide_job(folder);
+            job.rows_at_once = [None, Some(2), Some(1)][rank];
+            job
+        });
+        assert_same_losses(several.path(), one.path());
+        for of_rank in &models {
+            assert_same_weights(of_rank, &model);
+            assert_eq!(weight_bits(of_rank), weight_bits(&models[0]));
+        }
+    }
+    assert!(summary.account.rows_per_epoch > 6);
+}
+
+#[test]
+fn fewer_rows_at_a_time_are_the_same_steps_by_one_process_too() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let (all, _) = run_silently(&wide_job(dirs[0].path()));
+    let mut job = wide_job(dirs[1].path());
+    job.rows_at_once = Some(2);
+    let (fewer, _) = run_silently(&job);
+    assert_same_losses(dirs[1].path(), dirs[0].path());
+    assert_same_weights(&fewer, &all);
 }
 
 #[test]

@@ -268,15 +268,7 @@ impl Run {
         self.point_to_corpus(&mut recipe, "pt/everything");
         let inputs = json!({ "recipe": recipe });
         self.stage(4, "cpt", inputs, |run, dir| {
-            let trained = train::train(
-                &recipe,
-                dir,
-                dir,
-                run.device,
-                false,
-                &Ranks::alone(),
-                &run.ui,
-            )?;
+            let trained = run.train(&recipe, dir)?;
             write_persona(run, &trained.summary.result)?;
             Ok(serde_json::to_value(&trained)?)
         })
@@ -288,15 +280,7 @@ impl Run {
         self.point_to_corpus(&mut recipe, "sft/cyrene");
         let inputs = json!({ "recipe": recipe });
         self.stage(5, "sft", inputs, |run, dir| {
-            let trained = train::train(
-                &recipe,
-                dir,
-                dir,
-                run.device,
-                false,
-                &Ranks::alone(),
-                &run.ui,
-            )?;
+            let trained = run.train(&recipe, dir)?;
             let merged = dir.join("model");
             if trained.summary.result != merged {
                 merge::merge(&dir.join(&recipe.base), &trained.summary.result, &merged)?;
@@ -406,6 +390,17 @@ impl Run {
             }
         }
         Recipe::parse(text, name, &set)
+    }
+
+    /// Trains by this one process, in the stage's folder.
+    fn train(&self, recipe: &Recipe, dir: &Path) -> Result<train::Trained> {
+        let means = train::Means {
+            device: self.device,
+            ranks: &Ranks::alone(),
+            rows_at_once: None,
+            force: false,
+        };
+        train::train(recipe, dir, dir, &means, &self.ui)
     }
 
     /// The recipe's mixture on this run's data set: all languages, and single ones once more where the character has them. A story has

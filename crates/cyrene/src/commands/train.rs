@@ -46,7 +46,13 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         }
         Some(launch) => join(&launch, args, &recipe, ui)?,
     };
-    let trained = train(&recipe, folder, &out, device, args.force, &ranks, ui);
+    let means = Means {
+        device,
+        ranks: &ranks,
+        rows_at_once: args.rows_at_once.map(|rows| rows as usize),
+        force: args.force,
+    };
+    let trained = train(&recipe, folder, &out, &means, ui);
     match &trained {
         Err(error) if !is_of_all_ranks(error) => ranks.fail(&format!("{error:#}")),
         _ => ranks.leave(),
@@ -120,6 +126,16 @@ pub struct Trained {
 /// Name of the file in the run's folder that holds [`Trained::sources`].
 const ACCOUNT: &str = "account.json";
 
+/// What a run is done with, beside what it does.
+pub struct Means<'a> {
+    pub device: Device,
+    pub ranks: &'a Ranks,
+    /// See [`Job::rows_at_once`].
+    pub rows_at_once: Option<usize>,
+    /// Go on from a checkpoint of another recipe or other data.
+    pub force: bool,
+}
+
 /// Runs `recipe`, whose paths are relative to `folder`, into `out`; rank 0 alone writes there and says something.
 ///
 /// # Errors
@@ -128,11 +144,10 @@ pub fn train(
     recipe: &Recipe,
     folder: &Path,
     out: &Path,
-    device: Device,
-    force: bool,
-    ranks: &Ranks,
+    means: &Means,
     ui: &Ui,
 ) -> Result<Trained> {
+    let Means { device, ranks, .. } = *means;
     // 1. the data, in ids
     let base = base_folder(&recipe.base, folder)?;
     let tokenizer = base
@@ -162,7 +177,8 @@ pub fn train(
             "version": env!("CARGO_PKG_VERSION"),
             "device": device.to_string(),
         }),
-        force,
+        rows_at_once: means.rows_at_once,
+        force: means.force,
         stop: interrupt::flag(),
         ..job(recipe, data, tokenizer)
     };
@@ -261,6 +277,7 @@ pub fn job(recipe: &Recipe, data: Data, tokenizer: Option<Arc<Tokenizer>>) -> Jo
         out_dir: PathBuf::new(),
         base_name: recipe.base.clone(),
         origin: serde_json::Value::Null,
+        rows_at_once: None,
         force: false,
         stop: Arc::default(),
     }

@@ -19,6 +19,7 @@ pub const ROWS: StepRows = StepRows {
     rows: 1,
     row_tokens: 64,
     accumulate: 1,
+    at_once: 1,
 };
 
 /// Losses, relative: both sides are f32 and sum in their own order.

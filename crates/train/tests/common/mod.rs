@@ -130,6 +130,7 @@ pub fn job(out_dir: &Path) -> Job {
         out_dir: out_dir.to_path_buf(),
         base_name: "tiny".to_string(),
         origin: json!({ "commit": "none" }),
+        rows_at_once: None,
         force: false,
         stop: Arc::new(AtomicBool::new(false)),
     }

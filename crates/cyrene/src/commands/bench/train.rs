@@ -110,6 +110,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         rows: args.rows,
         row_tokens: args.row_tokens,
         accumulate: args.accumulate,
+        at_once: args.rows,
     };
     let mut trainer = Trainer::new(model, &OptimizerConfig::default(), 3, rows)?;
     let memory = trainer.memory.clone();
