@@ -885,7 +885,7 @@ fn processes_of_a_launcher_train_as_one_and_go_on_after_one_is_killed() {
         "{text}"
     );
     assert!(
-        text.contains("2 ranks over TCP share the 2 micro-batches"),
+        text.contains("2 ranks over TCP") && text.contains("2 ranks share the 2 micro-batches"),
         "{text}"
     );
 
@@ -917,6 +917,34 @@ fn processes_of_a_launcher_train_as_one_and_go_on_after_one_is_killed() {
         names
     };
     assert_eq!(listing(&together), listing(&alone));
+}
+
+#[test]
+fn processes_with_room_for_different_rows_train_as_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = write_recipe(dir.path(), "[run]\nsteps = 4\n");
+    let (alone, together) = (dir.path().join("alone"), dir.path().join("together"));
+    let (recipe_name, alone_name) = (recipe.to_str().unwrap(), alone.to_str().unwrap());
+    let args = ["train", recipe_name, "--device", "cpu", "--out", alone_name];
+    succeeds(&[&args[..], &["--set", "batch.rows=3"]].concat());
+
+    let port = free_port();
+    let ranks = [(0, "3"), (1, "2")].map(|(at, rows)| {
+        rank(&recipe, &together, at, 2, port)
+            .args(["--set", "batch.rows=3", "--rows-at-once", rows])
+            .spawn()
+            .unwrap()
+    });
+    let [first, second] = ranks.map(|rank| rank.wait_with_output().unwrap());
+    assert!(first.status.success(), "{}", stderr(&first));
+    assert!(second.status.success(), "{}", stderr(&second));
+    // Six rows a step, two at a time.
+    let text = stderr(&first);
+    assert!(
+        text.contains("share the 3 micro-batches of a step, 2 at most each"),
+        "{text}"
+    );
+    assert_close_losses(&together, &alone);
 }
 
 #[test]

@@ -37,6 +37,9 @@ pub struct Start {
     pub account: Account,
     /// How the steps are done on a GPU; None on a CPU.
     pub memory: Option<MemoryPlan>,
+    /// Micro-batches of a whole step, which the ranks compute in turn.
+    pub micro_batches: usize,
+    pub n_ranks: usize,
     /// Values that are trained.
     pub trainable: u64,
 }

@@ -167,6 +167,8 @@ impl<'a> Run<'a> {
             warmup_steps: schedule.warmup_steps,
             account: *plan.account(),
             memory: trainer.memory.clone(),
+            micro_batches: rows.micro_batches(trainer.rows_per_batch),
+            n_ranks: ranks.n_ranks(),
             trainable: trainer
                 .model
                 .trainable()

@@ -81,13 +81,13 @@ fn join(launch: &Launch, args: &Args, recipe: &Recipe, ui: &Ui) -> Result<(Ranks
     );
     let ranks = Ranks::join(&launch.place(run), limits, device)?;
     if ranks.is_first() {
-        ui.note(dealt(ranks.n_ranks(), recipe.batch.accumulate, device));
+        ui.note(gathered(ranks.n_ranks(), device));
     }
     Ok((ranks, device))
 }
 
-/// How a step is shared, and what that leaves idle.
-fn dealt(n_ranks: usize, accumulate: usize, device: Device) -> String {
+/// Who is there, and how they speak to each other.
+fn gathered(n_ranks: usize, device: Device) -> String {
     let by = match device {
         Device::Cpu => "over TCP".to_owned(),
         Device::Cuda(_) => kernel::cuda::nccl::version()
@@ -95,16 +95,21 @@ fn dealt(n_ranks: usize, accumulate: usize, device: Device) -> String {
                 format!("over NCCL {version}")
             }),
     };
-    let most = accumulate.div_ceil(n_ranks);
-    let uneven = match accumulate % n_ranks {
+    let plural = if n_ranks == 1 { "" } else { "s" };
+    format!("{n_ranks} rank{plural} {by}")
+}
+
+/// How several ranks share a whole step, and what that leaves idle.
+fn dealt(micro_batches: usize, n_ranks: usize) -> String {
+    let most = micro_batches.div_ceil(n_ranks);
+    let uneven = match micro_batches % n_ranks {
         0 => String::new(),
         busy => format!(
-            ": the first {busy} compute {most}, the others wait; a multiple of {n_ranks} for batch.accumulate would keep all busy"
+            ": the first {busy} compute {most}, the others wait; a batch.accumulate that makes them a multiple of {n_ranks} would keep all busy"
         ),
     };
-    let plural = if n_ranks == 1 { "" } else { "s" };
     format!(
-        "{n_ranks} rank{plural} {by} share the {accumulate} micro-batches of a step, {most} at most each{uneven}"
+        "{n_ranks} ranks share the {micro_batches} micro-batches of a step, {most} at most each{uneven}"
     )
 }
 
@@ -448,6 +453,9 @@ impl Progress for Drawing {
             self.ui
                 .note(format_args!("{}; {peak} at most", memory.describe()));
         }
+        if start.n_ranks > 1 {
+            self.ui.note(dealt(start.micro_batches, start.n_ranks));
+        }
         if let Some(sources) = &self.account {
             let epochs = account.tokens as f64 / account.tokens_per_epoch.max(1) as f64;
             for line in account::passes(&sources.passes, epochs).lines() {
@@ -544,6 +552,27 @@ fn describe(summary: &Summary) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_said_of_idle_ranks_follows_from_the_real_micro_batches() {
+        for (micro_batches, n_ranks, expect) in [
+            (8, 4, "2 at most each"),
+            (
+                6,
+                4,
+                "2 at most each: the first 2 compute 2, the others wait;",
+            ),
+            (
+                4,
+                3,
+                "2 at most each: the first 1 compute 2, the others wait;",
+            ),
+        ] {
+            let said = dealt(micro_batches, n_ranks);
+            assert!(said.contains(expect), "{said}");
+            assert!(said.contains(&format!("the {micro_batches} micro-batches")));
+        }
+    }
 
     #[test]
     fn held_out_sample_fits_the_budget_and_follows_the_seed() {
