@@ -170,7 +170,10 @@ fn go_on(last_checkpoint: &Option<PathBuf>) -> String {
 impl Error {
     /// Whether all ranks of a run have this error at the same time by themselves, so that none must be told of it: they decided it together.
     pub fn is_of_all_ranks(&self) -> bool {
-        matches!(self, Error::NotFinite { .. } | Error::Interrupted { .. })
+        matches!(
+            self,
+            Error::NotFinite { .. } | Error::Interrupted { .. } | Error::TooFewMicroBatches { .. }
+        )
     }
 
     /// A failure of this step, with the checkpoint to go on from; an error that is no failure of a step stays as it is.
