@@ -1,5 +1,5 @@
-//! Matrix products of f32 sub-matrices through the `gemm` crate: the one place of the CPU side that is unsafe,
-//! because that crate takes raw pointers.
+//! Matrix products of f32 sub-matrices through the `gemm` crate: unsafe, because that crate takes raw pointers. On the CPU side
+//! only the products are, these and those of gemm_bf16.rs.
 
 /// A strided matrix to read.
 #[derive(Clone, Copy)]

@@ -5,6 +5,7 @@
 
 mod documents;
 pub(crate) mod gemm;
+pub(crate) mod gemm_bf16;
 pub(crate) mod math;
 mod reduce;
 mod rows;

@@ -1,6 +1,7 @@
 //! y = x wᵀ and its gradients: d_x = d_y w, d_w = d_yᵀ x. Products of f32 through the `gemm` crate.
 //!
-//! bf16 operands are widened in panels, a large one never whole. Up to 32 rows (decoding) go past gemm: each weight is read once
+//! bf16 operands are widened in panels, a large one never whole; where the processor multiplies pairs of bf16, two of them are not
+//! widened at all. Up to 32 rows (decoding) go past gemm: each weight is read once
 //! from memory and each result is one dot product, the same bytes for a row whether it comes alone or with others.
 
 use super::{check, copy};
@@ -232,6 +233,7 @@ pub(super) mod cpu {
 
     use super::{Dims, Write};
     use crate::cpu::gemm::{Mat, MatMut, Threads, gemm};
+    use crate::cpu::gemm_bf16::{self, Factor};
     use crate::cpu::{View, ViewMut, par_read_into, simd, with_scratch};
 
     /// Rows up to which a product is done as dot products: there the weights' way from memory is what costs, and gemm would
@@ -251,6 +253,10 @@ pub(super) mod cpu {
         let Dims { t, i, o } = dims;
         if t <= FEW_ROWS || i == 0 {
             return forward_few_rows(y, x, w, dims, alpha, write);
+        }
+        if let (View::Bf16(x), View::Bf16(w), Some(dots)) = (x, w, gemm_bf16::native()) {
+            let (x, w) = (Factor::lines(x, t, i), Factor::lines(w, o, i));
+            return gemm_bf16::product(dots, y, alpha, x, w, beta(write));
         }
         for_row_blocks(t, &[x, w], y.is_f32(), |rows| {
             let t = rows.len();
@@ -288,6 +294,10 @@ pub(super) mod cpu {
         write: Write,
     ) {
         let Dims { t, i, o } = dims;
+        if let (View::Bf16(d_y), View::Bf16(w), Some(dots)) = (d_y, w, gemm_bf16::native()) {
+            let (d_y, w) = (Factor::lines(d_y, t, o), Factor::columns(w, o, i));
+            return gemm_bf16::product(dots, d_x, alpha, d_y, w, beta(write));
+        }
         for_row_blocks(t, &[d_y, w], d_x.is_f32(), |rows| {
             let t = rows.len();
             with_f32(d_y.slice(rows.start * o..rows.end * o), |d_y| {
@@ -317,6 +327,10 @@ pub(super) mod cpu {
     /// d_w += alpha d_yᵀ x.
     pub(crate) fn backward_weight(d_w: &mut [f32], d_y: View, x: View, dims: Dims, alpha: f32) {
         let Dims { t, i, o } = dims;
+        if let (View::Bf16(d_y), View::Bf16(x), Some(dots)) = (d_y, x, gemm_bf16::native()) {
+            let (d_y, x) = (Factor::columns(d_y, t, o), Factor::columns(x, t, i));
+            return gemm_bf16::product(dots, ViewMut::F32(d_w), alpha, d_y, x, 1.0);
+        }
         for_row_blocks(t, &[d_y, x], true, |rows| {
             let t = rows.len();
             with_f32(d_y.slice(rows.start * o..rows.end * o), |d_y| {
