@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::cuda::{self, Cuda};
-use crate::{Error, Result};
+use crate::{Error, Result, cpu};
 
 /// A device that can hold tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -55,6 +55,12 @@ impl Device {
             Device::Cuda(cuda) => cuda.synchronize(),
         }
     }
+}
+
+/// The instructions that the CPU's ops have chosen on this processor: `avx512-bf16` (products of two bf16 matrices by pairs; all
+/// else as `avx512`), `avx512`, `avx2`, or `portable` for what every processor of the architecture has.
+pub fn cpu_vectors() -> &'static str {
+    cpu::vectors()
 }
 
 impl FromStr for Device {

@@ -24,6 +24,8 @@ use crate::{env, launch, load, misuse, sizes};
 pub struct Machine {
     pub device: String,
     pub processor: String,
+    /// The instructions that the CPU's arithmetic has chosen.
+    pub vectors: &'static str,
     pub threads: usize,
     pub memory_bytes: u64,
     pub memory_free_bytes: u64,
@@ -233,8 +235,9 @@ impl Machine {
             ""
         };
         format!(
-            "{} · {} threads · {} of {} memory free{disk}{driver}",
+            "{} ({}) · {} threads · {} of {} memory free{disk}{driver}",
             self.processor,
+            self.vectors,
             self.threads,
             size(self.memory_free_bytes),
             size(self.memory_bytes)
@@ -256,6 +259,7 @@ pub fn machine(place: &Path) -> Machine {
     Machine {
         device: "cpu".to_owned(),
         processor,
+        vectors: kernel::device::cpu_vectors(),
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         memory_bytes: memory.total_bytes,
         memory_free_bytes: memory.available_bytes,

@@ -24,6 +24,21 @@ pub(crate) fn simd<R>(body: impl FnMut() -> R) -> R {
     pulp::Arch::new().dispatch(Body(body))
 }
 
+/// The widest vectors that loops and products use on this processor: `avx512-bf16`, `avx512`, `avx2`, or `portable` for what every
+/// processor of the architecture has.
+pub(crate) fn vectors() -> &'static str {
+    if gemm_bf16::native().is_some() {
+        return "avx512-bf16";
+    }
+    match pulp::Arch::new() {
+        #[cfg(target_arch = "x86_64")]
+        pulp::Arch::V4(_) => "avx512",
+        #[cfg(target_arch = "x86_64")]
+        pulp::Arch::V3(_) => "avx2",
+        _ => "portable",
+    }
+}
+
 /// A body called in place. Handing pulp the closure itself would go through a `call_once` shim that the compiler does not inline,
 /// and what is not inlined is compiled for SSE2.
 struct Body<F>(F);

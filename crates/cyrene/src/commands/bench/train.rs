@@ -86,7 +86,14 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         Device::Cuda(card) => Some(ceiling::product_tflops(card)?),
     };
     // 1. weights
-    ui.note(format_args!("{} parameters, random", config.n_params()));
+    let device_name = match device {
+        Device::Cpu => format!("CPU ({})", kernel::device::cpu_vectors()),
+        Device::Cuda(card) => card.name().to_owned(),
+    };
+    let n_params = config.n_params();
+    ui.note(format_args!(
+        "{n_params} parameters, random, on {device_name}"
+    ));
     let dtype = match (args.dtype, device) {
         (Some(DTypeArg::F32), _) | (None, Device::Cpu) => DType::F32,
         (Some(DTypeArg::Bf16), _) | (None, Device::Cuda(_)) => DType::Bf16,
@@ -202,10 +209,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         model_tflops: tokens_per_s * flops_per_token / 1e12,
         ceiling_tflops,
         device: device.to_string(),
-        device_name: match device {
-            Device::Cpu => "CPU".to_owned(),
-            Device::Cuda(card) => card.name().to_owned(),
-        },
+        device_name,
         loss,
     };
     ui.result(&line, || {
