@@ -231,7 +231,7 @@ impl Report {
             // A String takes all that is written to it.
             let _ = writeln!(
                 text,
-                "{name:<18} {:>10.4} {:>10} {over:>30} {moved:>8}",
+                "{name:<18} {:>10.4} {:>10} {over:>32} {moved:>8}",
                 loss.nats_per_token,
                 match loss.bytes {
                     0 => String::new(),
@@ -245,7 +245,7 @@ impl Report {
             row(&case.name(), &outcome.held_out, over, Some(outcome.moved));
         }
         let head = format!(
-            "{:<18} {:>10} {:>10} {:>30} {:>8}\n",
+            "{:<18} {:>10} {:>10} {:>32} {:>8}\n",
             "weights", "nats/token", "bits/byte", "nats over f32 (95 %)", "moved"
         );
         let at = text.find('\n').map_or(0, |end| end + 1);
