@@ -140,19 +140,19 @@ impl<'a> Factor<'a> {
 
 /// Sixteen sums, to which the products of sixteen pairs are added, and what else wants instructions of its own.
 pub(crate) trait DotPairs: Copy + Send + Sync {
-    type Sums: Copy;
-
-    fn zeros(self) -> Self::Sums;
-
-    /// sums[l] += the two products of the bf16 pairs `a` and b[l], lower halves and upper halves.
-    fn add(self, sums: Self::Sums, a: u32, b: &[u32; LANES]) -> Self::Sums;
-
-    fn store(self, sums: Self::Sums, out: &mut [f32; LANES]);
+    /// sums[r][c] = Σ over the pairs p of both products of the bf16 pairs a[p][r] and b[p][c], lower halves and upper halves,
+    /// in R rows and V vectors of columns.
+    fn tile<const R: usize, const V: usize>(
+        self,
+        sums: &mut [[f32; WIDTH]; R],
+        a: &[[u32; R]],
+        b: &[[[u32; LANES]; V]],
+    );
 
     /// Element [i][j] changes places with [j][i].
     fn transpose(self, block: &mut [[u32; LANES]; LANES]);
 
-    /// Runs `body` compiled with the instructions that `add` needs; what is to profit must inline into it.
+    /// Runs `body` compiled with the instructions that `tile` needs; what is to profit must inline into it.
     fn run(self, body: impl FnMut());
 }
 
@@ -348,22 +348,9 @@ fn add_tile<D: DotPairs, const R: usize, const V: usize>(
     a: &[u32],
     b: &[u32],
 ) {
-    let mut vectors = [[dots.zeros(); V]; R];
     let (a, _) = a.as_chunks::<R>();
     let (b, _) = b.as_chunks::<LANES>().0.as_chunks::<V>();
-    for (a, b) in a.iter().zip(b) {
-        for r in 0..R {
-            for v in 0..V {
-                vectors[r][v] = dots.add(vectors[r][v], a[r], &b[v]);
-            }
-        }
-    }
-    for r in 0..R {
-        let (out, _) = sums[r].as_chunks_mut::<LANES>();
-        for v in 0..V {
-            dots.store(vectors[r][v], &mut out[v]);
-        }
-    }
+    dots.tile(sums, a, b);
 }
 
 /// dst = alpha · sums + beta · dst.
@@ -433,14 +420,14 @@ mod x86 {
     )]
 
     use std::arch::x86_64::{
-        __m512, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32,
+        __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32,
         _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_storeu_ps,
         _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
         _mm512_unpacklo_epi64,
     };
     use std::mem::transmute;
 
-    use super::{DotPairs, LANES};
+    use super::{DotPairs, LANES, WIDTH};
 
     /// Quarters 0 and 2 of two vectors, and 1 and 3.
     const EVEN: i32 = 0b10_00_10_00;
@@ -466,67 +453,101 @@ mod x86 {
         body();
     }
 
-    impl DotPairs for Avx512Bf16 {
-        type Sums = __m512;
-
-        #[inline(always)]
-        fn zeros(self) -> __m512 {
-            // SAFETY: `self` proves that the processor has avx512f.
-            unsafe { _mm512_setzero_ps() }
-        }
-
-        #[inline(always)]
-        fn add(self, sums: __m512, a: u32, b: &[u32; LANES]) -> __m512 {
-            // SAFETY: `self` proves avx512f and avx512bf16; `b` is 64 readable bytes; the vectors of integers and of bf16 pairs
-            // are both 64 bytes of which every pattern is a value.
-            unsafe {
-                let a = transmute::<__m512i, __m512bh>(_mm512_set1_epi32(a as i32));
-                let b = transmute::<__m512i, __m512bh>(_mm512_loadu_si512(b.as_ptr().cast()));
-                _mm512_dpbf16_ps(sums, a, b)
+    /// [`DotPairs::tile`]. A function of its own with the features: in one without, as a closure's body is, the compiler leaves
+    /// `vdpbf16ps` a call, which costs more than all it computes.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    fn tile<const R: usize, const V: usize>(
+        sums: &mut [[f32; WIDTH]; R],
+        a: &[[u32; R]],
+        b: &[[[u32; LANES]; V]],
+    ) {
+        let mut vectors = [[_mm512_setzero_ps(); V]; R];
+        for (a, b) in a.iter().zip(b) {
+            // SAFETY: 64 readable bytes each.
+            let b = b.each_ref().map(|b| unsafe { load(b) });
+            for r in 0..R {
+                let a = pairs(_mm512_set1_epi32(a[r] as i32));
+                for v in 0..V {
+                    vectors[r][v] = _mm512_dpbf16_ps(vectors[r][v], a, pairs(b[v]));
+                }
             }
         }
+        for (sums, vectors) in sums.iter_mut().zip(&vectors) {
+            let (sums, _) = sums.as_chunks_mut::<LANES>();
+            for (sums, vector) in sums.iter_mut().zip(vectors) {
+                // SAFETY: `sums` is 64 writable bytes.
+                unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), *vector) };
+            }
+        }
+    }
 
+    /// The same bits as pairs of bf16.
+    #[inline(always)]
+    fn pairs(words: __m512i) -> __m512bh {
+        // SAFETY: both are 64 bytes of which every pattern is a value.
+        unsafe { transmute::<__m512i, __m512bh>(words) }
+    }
+
+    /// # Safety
+    /// The processor has avx512f.
+    #[inline(always)]
+    unsafe fn load(words: &[u32; LANES]) -> __m512i {
+        // SAFETY: 64 readable bytes.
+        unsafe { _mm512_loadu_si512(words.as_ptr().cast()) }
+    }
+
+    /// [`DotPairs::transpose`]: neighbouring lines change elements, then neighbouring pairs of lines, then the fours their quarters.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    fn transpose(block: &mut [[u32; LANES]; LANES]) {
+        let mut x = [_mm512_setzero_si512(); LANES];
+        for (x, line) in x.iter_mut().zip(&*block) {
+            // SAFETY: a line is 64 readable bytes.
+            *x = unsafe { load(line) };
+        }
+        let mut y = x;
+        for i in (0..LANES).step_by(2) {
+            y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
+            y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
+        }
+        for i in (0..LANES).step_by(4) {
+            x[i] = _mm512_unpacklo_epi64(y[i], y[i + 2]);
+            x[i + 1] = _mm512_unpackhi_epi64(y[i], y[i + 2]);
+            x[i + 2] = _mm512_unpacklo_epi64(y[i + 1], y[i + 3]);
+            x[i + 3] = _mm512_unpackhi_epi64(y[i + 1], y[i + 3]);
+        }
+        // Quarter q of x[4 g + i] holds lines 4 g to 4 g + 3 of column 4 q + i.
+        for i in 0..4 {
+            let even = _mm512_shuffle_i32x4::<EVEN>(x[i], x[4 + i]);
+            let odd = _mm512_shuffle_i32x4::<ODD>(x[i], x[4 + i]);
+            let even_below = _mm512_shuffle_i32x4::<EVEN>(x[8 + i], x[12 + i]);
+            let odd_below = _mm512_shuffle_i32x4::<ODD>(x[8 + i], x[12 + i]);
+            y[i] = _mm512_shuffle_i32x4::<EVEN>(even, even_below);
+            y[4 + i] = _mm512_shuffle_i32x4::<EVEN>(odd, odd_below);
+            y[8 + i] = _mm512_shuffle_i32x4::<ODD>(even, even_below);
+            y[12 + i] = _mm512_shuffle_i32x4::<ODD>(odd, odd_below);
+        }
+        for (y, line) in y.iter().zip(block) {
+            // SAFETY: a line is 64 writable bytes.
+            unsafe { _mm512_storeu_si512(line.as_mut_ptr().cast(), *y) };
+        }
+    }
+
+    impl DotPairs for Avx512Bf16 {
         #[inline(always)]
-        fn store(self, sums: __m512, out: &mut [f32; LANES]) {
-            // SAFETY: `self` proves avx512f; `out` is 64 writable bytes.
-            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sums) }
+        fn tile<const R: usize, const V: usize>(
+            self,
+            sums: &mut [[f32; WIDTH]; R],
+            a: &[[u32; R]],
+            b: &[[[u32; LANES]; V]],
+        ) {
+            // SAFETY: `self` proves that the processor has each of the features.
+            unsafe { tile(sums, a, b) }
         }
 
-        /// Neighbouring lines change elements, then neighbouring pairs of lines, then the fours their quarters.
         #[inline(always)]
         fn transpose(self, block: &mut [[u32; LANES]; LANES]) {
-            // SAFETY: `self` proves avx512f; every load and store is of the 64 bytes of a line of `block`.
-            unsafe {
-                let mut x = [_mm512_setzero_si512(); LANES];
-                for (x, line) in x.iter_mut().zip(&*block) {
-                    *x = _mm512_loadu_si512(line.as_ptr().cast());
-                }
-                let mut y = x;
-                for i in (0..LANES).step_by(2) {
-                    y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
-                    y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
-                }
-                for i in (0..LANES).step_by(4) {
-                    x[i] = _mm512_unpacklo_epi64(y[i], y[i + 2]);
-                    x[i + 1] = _mm512_unpackhi_epi64(y[i], y[i + 2]);
-                    x[i + 2] = _mm512_unpacklo_epi64(y[i + 1], y[i + 3]);
-                    x[i + 3] = _mm512_unpackhi_epi64(y[i + 1], y[i + 3]);
-                }
-                // Quarter q of x[4 g + i] holds lines 4 g to 4 g + 3 of column 4 q + i.
-                for i in 0..4 {
-                    let even = _mm512_shuffle_i32x4::<EVEN>(x[i], x[4 + i]);
-                    let odd = _mm512_shuffle_i32x4::<ODD>(x[i], x[4 + i]);
-                    let even_below = _mm512_shuffle_i32x4::<EVEN>(x[8 + i], x[12 + i]);
-                    let odd_below = _mm512_shuffle_i32x4::<ODD>(x[8 + i], x[12 + i]);
-                    y[i] = _mm512_shuffle_i32x4::<EVEN>(even, even_below);
-                    y[4 + i] = _mm512_shuffle_i32x4::<EVEN>(odd, odd_below);
-                    y[8 + i] = _mm512_shuffle_i32x4::<ODD>(even, even_below);
-                    y[12 + i] = _mm512_shuffle_i32x4::<ODD>(odd, odd_below);
-                }
-                for (y, line) in y.iter().zip(block) {
-                    _mm512_storeu_si512(line.as_mut_ptr().cast(), *y);
-                }
-            }
+            // SAFETY: as above.
+            unsafe { transpose(block) }
         }
 
         #[inline(always)]
@@ -551,17 +572,12 @@ impl Native {
 
 #[cfg(not(target_arch = "x86_64"))]
 impl DotPairs for Native {
-    type Sums = ();
-
-    fn zeros(self) {
-        match self {}
-    }
-
-    fn add(self, (): (), _: u32, _: &[u32; LANES]) {
-        match self {}
-    }
-
-    fn store(self, (): (), _: &mut [f32; LANES]) {
+    fn tile<const R: usize, const V: usize>(
+        self,
+        _: &mut [[f32; WIDTH]; R],
+        _: &[[u32; R]],
+        _: &[[[u32; LANES]; V]],
+    ) {
         match self {}
     }
 
@@ -583,24 +599,23 @@ mod tests {
     struct Plain;
 
     impl DotPairs for Plain {
-        type Sums = [f32; LANES];
-
-        fn zeros(self) -> Self::Sums {
-            [0.0; LANES]
-        }
-
-        fn add(self, mut sums: Self::Sums, a: u32, b: &[u32; LANES]) -> Self::Sums {
+        fn tile<const R: usize, const V: usize>(
+            self,
+            sums: &mut [[f32; WIDTH]; R],
+            a: &[[u32; R]],
+            b: &[[[u32; LANES]; V]],
+        ) {
             let halves = |pair: u32| [pair << 16, pair & 0xffff_0000].map(f32::from_bits);
-            let [even_a, odd_a] = halves(a);
-            for (sum, b) in sums.iter_mut().zip(b) {
-                let [even_b, odd_b] = halves(*b);
-                *sum += even_a * even_b + odd_a * odd_b;
+            for (row, sums) in sums.iter_mut().enumerate() {
+                for (column, sum) in sums.iter_mut().enumerate().take(V * LANES) {
+                    let pairs = a.iter().zip(b);
+                    *sum = pairs.fold(0.0, |sum, (a, b)| {
+                        let [even_a, odd_a] = halves(a[row]);
+                        let [even_b, odd_b] = halves(b[column / LANES][column % LANES]);
+                        sum + (even_a * even_b + odd_a * odd_b)
+                    });
+                }
             }
-            sums
-        }
-
-        fn store(self, sums: Self::Sums, out: &mut [f32; LANES]) {
-            *out = sums;
         }
 
         fn transpose(self, block: &mut [[u32; LANES]; LANES]) {
@@ -726,7 +741,7 @@ mod tests {
     fn avx512_bf16_agrees_with_f64() {
         match native() {
             Some(dots) => check(dots),
-            None => println!("skipped: no avx512bf16"),
+            None => eprintln!("skipped: no avx512bf16"),
         }
     }
 
