@@ -277,8 +277,8 @@ fn full_disk_is_named_and_leaves_nothing() {
     assert_eq!(setup.rows("sft/cyrene").unwrap(), 800);
 }
 
-/// Starts a build and ends it as soon as it has begun to write.
-fn interrupt(setup: &Setup, end: impl Fn(&mut std::process::Child)) {
+/// Starts a build and ends it as soon as it has begun to write; false if it was done before it could be ended.
+fn interrupt(setup: &Setup, end: impl Fn(&mut std::process::Child)) -> bool {
     let mut child = setup
         .command()
         .stdout(Stdio::null())
@@ -293,13 +293,13 @@ fn interrupt(setup: &Setup, end: impl Fn(&mut std::process::Child)) {
         std::thread::sleep(Duration::from_millis(1));
     }
     end(&mut child);
-    assert!(!child.wait().unwrap().success());
+    !child.wait().unwrap().success()
 }
 
 #[test]
 fn killed_build_names_no_file_and_the_next_one_clears_up() {
     let setup = Setup::new(&story(6000));
-    interrupt(&setup, |child| child.kill().unwrap());
+    assert!(interrupt(&setup, |child| child.kill().unwrap()));
     assert_eq!(setup.files("json"), [""; 0]);
     assert_eq!(setup.files("jsonl"), [""; 0]);
     std::fs::write(setup.path("story.jsonl"), story(5)).unwrap();
@@ -313,12 +313,15 @@ fn interrupted_build_keeps_what_an_earlier_one_made() {
     let setup = Setup::new(&story(5));
     setup.succeeds();
     let before = setup.files("");
-    std::fs::write(setup.path("story.jsonl"), story(6000)).unwrap();
-    interrupt(&setup, |child| {
-        let kill = format!("kill -INT {}", child.id());
-        let sent = Command::new("bash").args(["-c", &kill]).status().unwrap();
-        assert!(sent.success());
+    // On a loaded machine the signal may come when a short build is over.
+    let interrupted = [6000, 24_000, 96_000].into_iter().find(|n_scenes| {
+        std::fs::write(setup.path("story.jsonl"), story(*n_scenes)).unwrap();
+        interrupt(&setup, |child| {
+            let kill = format!("kill -INT {}", child.id());
+            Command::new("bash").args(["-c", &kill]).status().unwrap();
+        })
     });
+    let n_scenes = interrupted.expect("the builds were too quick");
     for task in TASKS {
         assert!(setup.rows(task).is_ok(), "{task}");
     }
@@ -326,5 +329,5 @@ fn interrupted_build_keeps_what_an_earlier_one_made() {
     after.retain(|name| !name.ends_with(".tmp"));
     assert_eq!(before, after);
     setup.succeeds();
-    assert_eq!(setup.rows("sft/cyrene").unwrap(), 12_000);
+    assert_eq!(setup.rows("sft/cyrene").unwrap(), 2 * n_scenes);
 }
