@@ -269,52 +269,55 @@ struct Rows<'a> {
 impl Rows<'_> {
     fn compute<D: DotPairs>(mut self, dots: D) {
         let n_rows = self.dst.len() / self.n;
+        let n_pairs = self.terms.len().div_ceil(2).max(1);
         // Tiles of one height, so that the last is not nearly empty.
         let height = n_rows.div_ceil(n_rows.div_ceil(MAX_HEIGHT));
-        dots.run(
-            #[inline(always)]
-            || match height {
-                0..=8 => self.compute_in::<D, 8>(dots),
-                9 => self.compute_in::<D, 9>(dots),
-                10 => self.compute_in::<D, 10>(dots),
-                11 => self.compute_in::<D, 11>(dots),
-                12 => self.compute_in::<D, 12>(dots),
-                13 => self.compute_in::<D, 13>(dots),
-                _ => self.compute_in::<D, MAX_HEIGHT>(dots),
-            },
-        );
+        let height = height.clamp(MIN_HEIGHT, MAX_HEIGHT);
+        // The scratch outside of `run`: what is called with a closure there may not be compiled with its instructions.
+        with_scratch(n_rows.next_multiple_of(height) * n_pairs, |packed| {
+            let packed: &mut [u32] = bytemuck::cast_slice_mut(packed);
+            dots.run(
+                #[inline(always)]
+                || match height {
+                    MIN_HEIGHT => self.compute_in::<D, MIN_HEIGHT>(dots, packed, n_pairs),
+                    9 => self.compute_in::<D, 9>(dots, packed, n_pairs),
+                    10 => self.compute_in::<D, 10>(dots, packed, n_pairs),
+                    11 => self.compute_in::<D, 11>(dots, packed, n_pairs),
+                    12 => self.compute_in::<D, 12>(dots, packed, n_pairs),
+                    13 => self.compute_in::<D, 13>(dots, packed, n_pairs),
+                    _ => self.compute_in::<D, MAX_HEIGHT>(dots, packed, n_pairs),
+                },
+            );
+        });
     }
 
-    /// In tiles of R rows.
+    /// In tiles of R rows; `packed` is the left matrix's place [tiles, pairs, R].
     #[inline(always)]
-    fn compute_in<D: DotPairs, const R: usize>(&mut self, dots: D) {
+    fn compute_in<D: DotPairs, const R: usize>(
+        &mut self,
+        dots: D,
+        packed: &mut [u32],
+        n_pairs: usize,
+    ) {
         let n_rows = self.dst.len() / self.n;
-        let n_pairs = self.terms.len().div_ceil(2).max(1);
-        with_scratch(
-            n_rows.div_ceil(R) * R * n_pairs,
-            #[inline(always)]
-            |packed| {
-                let packed: &mut [u32] = bytemuck::cast_slice_mut(packed);
-                for (tile, out) in packed.chunks_exact_mut(R * n_pairs).enumerate() {
-                    let first = self.first + tile * R;
-                    let lines = first..(first + R).min(self.first + n_rows);
-                    self.lhs
-                        .pack::<D, R>(dots, as_rows(out), lines, &self.terms);
+        for (tile, out) in packed.chunks_exact_mut(R * n_pairs).enumerate() {
+            let first = self.first + tile * R;
+            let lines = first..(first + R).min(self.first + n_rows);
+            self.lhs
+                .pack::<D, R>(dots, as_rows(out), lines, &self.terms);
+        }
+        let mut sums = [[0.0; WIDTH]; R];
+        for (strip, b) in self.strips.chunks(n_pairs * WIDTH).enumerate() {
+            let first = self.columns.start + strip * WIDTH;
+            let columns = first..(first + WIDTH).min(self.columns.end);
+            for (tile, a) in packed.chunks_exact(R * n_pairs).enumerate() {
+                match columns.len() > LANES {
+                    true => add_tile::<D, R, VECTORS>(dots, &mut sums, a, b),
+                    false => add_tile::<D, R, 1>(dots, &mut sums, a, b),
                 }
-                let mut sums = [[0.0; WIDTH]; R];
-                for (strip, b) in self.strips.chunks(n_pairs * WIDTH).enumerate() {
-                    let first = self.columns.start + strip * WIDTH;
-                    let columns = first..(first + WIDTH).min(self.columns.end);
-                    for (tile, a) in packed.chunks_exact(R * n_pairs).enumerate() {
-                        match columns.len() > LANES {
-                            true => add_tile::<D, R, VECTORS>(dots, &mut sums, a, b),
-                            false => add_tile::<D, R, 1>(dots, &mut sums, a, b),
-                        }
-                        self.write(dots, tile * R, columns.clone(), &sums);
-                    }
-                }
-            },
-        );
+                self.write(dots, tile * R, columns.clone(), &sums);
+            }
+        }
     }
 
     /// Puts a tile whose first row is `first` into its place, as far as it lies within `dst`. Compiled once, not for every height.
