@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 
 use common::{
     job, listing, metrics, run_silently, timeless_metrics, tiny_model, train_lines, weight_bits,
+    with_adapter,
 };
 use kernel::Device;
 use model::Model;
 use train::ranks::{Limits, Place, Ranks};
-use train::{Error, Job, Progress, Result, Silent, StepReport, TunerConfig};
+use train::{Error, Job, Progress, Result, Silent, StepReport};
 
 /// Losses, relative: gradients of several ranks are added in another order.
 const LOSS_REL: f64 = 1e-5;
@@ -83,14 +84,7 @@ fn long_job(out_dir: &Path) -> Job {
 }
 
 fn adapter_job(out_dir: &Path) -> Job {
-    let mut job = long_job(out_dir);
-    job.tuner = TunerConfig::Lora {
-        rank: 3,
-        alpha: 6.0,
-        dropout: 0.2,
-        targets: Vec::new(),
-    };
-    job
+    with_adapter(long_job(out_dir))
 }
 
 /// The folder of a rank: only rank 0's is written to.

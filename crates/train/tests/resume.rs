@@ -10,8 +10,8 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{job, listing, run_silently, timeless_metrics, tiny_model, weight_bits};
-use train::{Error, Job, Progress, Silent, StepReport, TunerConfig};
+use common::{job, listing, run_silently, timeless_metrics, tiny_model, weight_bits, with_adapter};
+use train::{Error, Job, Progress, Silent, StepReport};
 
 /// Where a run dies.
 #[derive(Clone, Copy, Debug)]
@@ -55,14 +55,7 @@ fn run_until(job: &Job, death: Death) {
 }
 
 fn adapter_job(dir: &Path) -> Job {
-    let mut job = job(dir);
-    job.tuner = TunerConfig::Lora {
-        rank: 3,
-        alpha: 6.0,
-        dropout: 0.2,
-        targets: Vec::new(),
-    };
-    job
+    with_adapter(job(dir))
 }
 
 /// Kills a run at each of `deaths` in turn and compares it with an unbroken one.

@@ -136,6 +136,17 @@ pub fn job(out_dir: &Path) -> Job {
     }
 }
 
+/// The same with LoRA, dropout and all.
+pub fn with_adapter(mut job: Job) -> Job {
+    job.tuner = TunerConfig::Lora {
+        rank: 3,
+        alpha: 6.0,
+        dropout: 0.2,
+        targets: Vec::new(),
+    };
+    job
+}
+
 pub fn run_silently(job: &Job) -> (Model, Summary) {
     train::run(tiny_model(), job, &mut Silent).unwrap()
 }
