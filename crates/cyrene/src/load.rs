@@ -143,6 +143,15 @@ pub fn folder(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The tokenizer of a model's folder, if it has one: data that comes as ids needs none.
+///
+/// # Errors
+/// One that cannot be read.
+pub fn tokenizer(dir: &Path) -> Result<Option<Tokenizer>> {
+    let has_one = dir.join("tokenizer.json").exists();
+    Ok(has_one.then(|| Tokenizer::load(dir)).transpose()?)
+}
+
 /// Tokenizer and chat template of a model's folder. A folder without a template gets the project's history-stable one.
 ///
 /// # Errors

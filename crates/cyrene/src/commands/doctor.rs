@@ -9,7 +9,6 @@ use kernel::host::HostMemory;
 use kernel::{DType, Device, Tensor, ops};
 use model::{Config, LoraConfig, TensorSpec};
 use serde::Serialize;
-use text::Tokenizer;
 use train::memory::{Bytes, MemoryPlan, Room, StepRows, Training};
 use train::{BatchConfig, DataConfig};
 
@@ -299,11 +298,7 @@ fn recipe_plan(path: &Path, place: Place, flops: Option<f64>) -> Result<StagePla
     let folder = path.parent().unwrap_or(Path::new(""));
     let base = base_folder(&recipe.base, folder)?;
     let config = Config::load(&base)?;
-    let tokenizer = base
-        .join("tokenizer.json")
-        .exists()
-        .then(|| Tokenizer::load(&base))
-        .transpose()?;
+    let tokenizer = load::tokenizer(&base)?;
     let split = load_split(&recipe, folder)?;
     let data = rows(&recipe, folder, split.as_ref(), tokenizer.as_ref())?;
 

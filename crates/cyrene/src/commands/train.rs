@@ -155,12 +155,7 @@ pub fn train(
     let Means { device, ranks, .. } = *means;
     // 1. the data, in ids
     let base = base_folder(&recipe.base, folder)?;
-    let tokenizer = base
-        .join("tokenizer.json")
-        .exists()
-        .then(|| Tokenizer::load(&base))
-        .transpose()?
-        .map(Arc::new);
+    let tokenizer = load::tokenizer(&base)?.map(Arc::new);
     let split = load_split(recipe, folder)?;
     let data = rows(recipe, folder, split.as_ref(), tokenizer.as_deref())?;
     let account = account(recipe, folder, split.as_ref())?;

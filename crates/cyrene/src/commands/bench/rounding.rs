@@ -21,7 +21,6 @@ use kernel::ops::adamw::Rounding;
 use kernel::{DType, Device, Tensor};
 use model::Model;
 use serde::Serialize;
-use text::Tokenizer;
 use train::Job;
 use train::data::Plan;
 use train::memory::StepRows;
@@ -140,12 +139,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         }
         None => base_folder(&recipe.base, folder)?,
     };
-    let tokenizer = base
-        .join("tokenizer.json")
-        .exists()
-        .then(|| Tokenizer::load(&base))
-        .transpose()?
-        .map(Arc::new);
+    let tokenizer = load::tokenizer(&base)?.map(Arc::new);
     let split = load_split(&recipe, folder)?;
     let data = rows(&recipe, folder, split.as_ref(), tokenizer.as_deref())?;
     let held_out = data.held_out.get(&Side::Val).map_or(&[][..], Vec::as_slice);
@@ -315,8 +309,8 @@ fn train(case: Case, base: &Path, job: &Job, device: Device, ui: &Ui) -> Result<
     let schedule = Schedule::new(&job.optimizer, plan.total_steps());
     let mut trainer = Trainer::new(model, &job.optimizer, job.seed, StepRows::of(job))?;
     trainer.optimizer.rounding = case.rounding;
+    plan.rows_per_batch = trainer.rows_per_batch;
     if let Some(memory) = &trainer.memory {
-        plan.rows_per_batch = memory.rows;
         ui.note(format_args!("{}: {}", case.name(), memory.describe()));
     }
     let started = Instant::now();
