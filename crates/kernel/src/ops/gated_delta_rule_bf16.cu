@@ -346,14 +346,15 @@ __device__ __forceinline__ void store_pairs(bf16* to, u64 pitch, u32 count, cons
     }
 }
 
-// Column j of P without decays, by one thread: it reads no other thread's.
-__device__ __forceinline__ void solve_column(float* p, const float* n, const float* beta, u32 j) {
+// Column j of P without decays, by two lanes of a warp, 16 apart: one has the even rows (odd = 0), the other the odd ones. They read
+// no other lane's.
+__device__ __forceinline__ void solve_column(float* p, const float* n, const float* beta, u32 j, u32 odd) {
 #pragma unroll 1
     for (u32 block = j / 16; block < 4; block++) {
-        float sums[16];
+        float sums[8];
 #pragma unroll
-        for (u32 i = 0; i < 16; i++) {
-            u32 row = 16 * block + i;
+        for (u32 i = 0; i < 8; i++) {
+            u32 row = 16 * block + 2 * i + odd;
             sums[i] = j < row ? n[square(row, j)] : 0.0f;
         }
 #pragma unroll 1
@@ -362,19 +363,22 @@ __device__ __forceinline__ void solve_column(float* p, const float* n, const flo
 #pragma unroll
             for (u32 c = 0; c < 4; c++) x[c] = beta[l + c] * p[square(l + c, j)];
 #pragma unroll
-            for (u32 i = 0; i < 16; i++) {
-                float4 f = *(const float4*)&n[square(16 * block + i, l)];
+            for (u32 i = 0; i < 8; i++) {
+                float4 f = *(const float4*)&n[square(16 * block + 2 * i + odd, l)];
                 sums[i] -= f.x * x[0] + f.y * x[1] + f.z * x[2] + f.w * x[3];
             }
         }
 #pragma unroll
-        for (u32 i = 0; i < 16; i++) {
-            u32 row = 16 * block + i;
-            p[square(row, j)] = sums[i];
-            float x = beta[row] * sums[i];
+        for (u32 r = 0; r < 16; r++) {
+            u32 row = 16 * block + r;
+            float solved = __shfl_sync(0xffffffffu, sums[r / 2], r % 2 * 16 + threadIdx.x % 16);
+            if (odd == r % 2) p[square(row, j)] = solved;
+            float x = beta[row] * solved;
+            if (r % 2 == 0 && odd) sums[r / 2] -= n[square(row + 1, row)] * x;
 #pragma unroll
-            for (u32 m = i + 1; m < 16; m++) sums[m] -= n[square(16 * block + m, row)] * x;
+            for (u32 i = r / 2 + 1; i < 8; i++) sums[i] -= n[square(16 * block + 2 * i + odd, row)] * x;
         }
+        __syncwarp();
     }
 }
 
@@ -420,10 +424,9 @@ extern "C" __global__ void __launch_bounds__(256, 2) gated_delta_rule_bf16_prepa
             own.beta[side][i] = i < count ? beta_th[at] : 0.0f;
         }
         __syncthreads();
-        if (is_in) {
-            sum_eights(gates, i);
-            solve_column((float*)(side == 0 ? own.queries : own.keys), own.products, own.beta[side], i);
-        }
+        if (is_in) sum_eights(gates, i);
+        // A warp has 16 columns.
+        if (side < n_sides) solve_column((float*)(side == 0 ? own.queries : own.keys), own.products, own.beta[side], i / 32 * 16 + i % 16, i / 16 % 2);
         __syncthreads();
         if (is_in && i < count) {
             float from_start = gates.up_to[i], to_end = gates.behind[i];
