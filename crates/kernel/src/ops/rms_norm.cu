@@ -1,7 +1,7 @@
 // RMSNorm: out = x rstd (1 + w). `group` threads share a row of d columns, eight each: a part of a warp for heads, the whole
 // block for hidden states. Backward walks many rows a block and leaves one row of d_w a block in `partials`.
 //
-// x, out, d_x, d_out [n_rows, d]; w [d]; rstd [n_rows]; partials [blocks, d], null where w is frozen.
+// x, out, d_x, d_branch, d_out [n_rows, d]; w [d]; rstd [n_rows]; partials [blocks, d], null where w is frozen.
 
 template <class P>
 __device__ __forceinline__ void forward(View out, float* rstd, View x, View w, u32 n_rows, u32 d, u32 group, float eps) {
@@ -38,8 +38,9 @@ template <class P> struct Share {
     }
 };
 
+// Where it ADDS, d_branch is given the sum as well.
 template <class P, bool ADDS>
-__device__ __forceinline__ void backward(View d_x, float* partials, View d_out, View x, View w, const float* rstd, u32 n_rows, u32 d,
+__device__ __forceinline__ void backward(View d_x, View d_branch, float* partials, View d_out, View x, View w, const float* rstd, u32 n_rows, u32 d,
                                          u32 group) {
     u32 n_groups = blockDim.x / group, lane = threadIdx.x % group, col = 8 * lane, n_cols = n_in_eight(d, lane);
     Eight scale = widen(fetch8(w, col, n_cols));
@@ -77,6 +78,7 @@ __device__ __forceinline__ void backward(View d_x, float* partials, View d_out, 
             for (int j = 0; j < 8; j++) e.v[j] += d_x_before.v[j];
         }
         put8(data_of<P>(d_x), i, n, e);
+        if (ADDS) put8(data_of<P>(d_branch), i, n, e);
     }
     if (partials != nullptr) add_groups(partials, d_w, d, group);
 }
@@ -89,12 +91,18 @@ __device__ __forceinline__ void backward(View d_x, float* partials, View d_out, 
 FORWARD(rms_norm_forward_bf16, bf16*)
 FORWARD(rms_norm_forward_any, View)
 
-#define BACKWARD(NAME, P, ADDS)                                                                                                 \
+#define BACKWARD(NAME, P)                                                                                                       \
     extern "C" __global__ void __launch_bounds__(1024)                                                                          \
         NAME(View d_x, float* partials, View d_out, View x, View w, const float* rstd, u32 n_rows, u32 d, u32 group) {          \
-        backward<P, ADDS>(d_x, partials, d_out, x, w, rstd, n_rows, d, group);                                                  \
+        backward<P, false>(d_x, View{}, partials, d_out, x, w, rstd, n_rows, d, group);                                         \
     }
-BACKWARD(rms_norm_backward_bf16, bf16*, false)
-BACKWARD(rms_norm_backward_any, View, false)
-BACKWARD(rms_norm_backward_residual_bf16, bf16*, true)
-BACKWARD(rms_norm_backward_residual_any, View, true)
+BACKWARD(rms_norm_backward_bf16, bf16*)
+BACKWARD(rms_norm_backward_any, View)
+
+#define BACKWARD_RESIDUAL(NAME, P)                                                                                              \
+    extern "C" __global__ void __launch_bounds__(1024) NAME(View d_x, View d_branch, float* partials, View d_out, View x,       \
+                                                            View w, const float* rstd, u32 n_rows, u32 d, u32 group) {          \
+        backward<P, true>(d_x, d_branch, partials, d_out, x, w, rstd, n_rows, d, group);                                        \
+    }
+BACKWARD_RESIDUAL(rms_norm_backward_residual_bf16, bf16*)
+BACKWARD_RESIDUAL(rms_norm_backward_residual_any, View)

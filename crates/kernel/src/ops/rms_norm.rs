@@ -3,7 +3,7 @@
 //! Gradients, with y = x rstd and e = d_out (1 + w): d_x = rstd (e - y mean(e y)), d_w = Σ_rows d_out y.
 //! Source: arXiv 1910.07467; `Qwen3_5RMSNorm` of transformers 5.17 (the stored weight is the multiplier less 1).
 
-use super::check;
+use super::{check, copy};
 use crate::cuda::Card;
 use crate::{Device, Result, Tensor};
 
@@ -60,12 +60,14 @@ pub fn backward(
     Ok(())
 }
 
-/// As [`backward`], but d_x is added to: the branch's share of the residual stream's gradient.
+/// As [`backward`], but d_x is added to: the branch's share of the residual stream's gradient. `d_branch` is assigned the sum as it
+/// enters the branch before, of d_x's shape in a storage type of its own.
 ///
 /// # Errors
 /// As [`backward`].
 pub fn backward_residual(
     d_x: &mut Tensor,
+    d_branch: &mut Tensor,
     d_w_d: Option<&mut Tensor>,
     d_out: &Tensor,
     x: &Tensor,
@@ -73,11 +75,12 @@ pub fn backward_residual(
     rstd: &Tensor,
 ) -> Result<()> {
     const OP: &str = "rms_norm::backward_residual";
+    check::shape(OP, "d_branch", d_branch, x.shape())?;
+    check::device(OP, d_x, &[("d_branch", &*d_branch)])?;
     match check_backward(OP, d_x, d_w_d.as_deref(), d_out, x, w_d, rstd)? {
         Device::Cpu => {
-            let d_x = crate::cpu::Out::update(d_x, w_d.numel());
             cpu::backward(
-                d_x,
+                crate::cpu::Out::update(d_x, w_d.numel()),
                 d_w_d,
                 d_out,
                 x,
@@ -86,8 +89,11 @@ pub fn backward_residual(
                 #[inline(always)]
                 |d_x, share| *d_x += share,
             );
+            copy::forward(d_branch, 0, d_x, 0, d_x.numel())?;
         }
-        Device::Cuda(cuda) => cuda::backward_residual(cuda, d_x, d_w_d, d_out, x, w_d, rstd)?,
+        Device::Cuda(cuda) => {
+            cuda::backward_residual(cuda, d_x, d_branch, d_w_d, d_out, x, w_d, rstd)?;
+        }
     }
     Ok(())
 }
@@ -238,12 +244,15 @@ mod cuda {
         rstd: &Tensor,
     ) -> Result<()> {
         let names = ["rms_norm_backward_bf16", "rms_norm_backward_any"];
-        backward_as(cuda, names, d_x, d_w_d, d_out, x, w_d, rstd)
+        let kernel = rows::instance(names, &[d_x, d_out, x], &[w_d.numel()]);
+        let outputs = Args::new().view_mut(d_x);
+        backward_as(cuda, kernel, outputs, d_w_d, d_out, x, w_d, rstd)
     }
 
     pub(super) fn backward_residual(
         cuda: Cuda,
         d_x: &mut Tensor,
+        d_branch: &mut Tensor,
         d_w_d: Option<&mut Tensor>,
         d_out: &Tensor,
         x: &Tensor,
@@ -254,13 +263,16 @@ mod cuda {
             "rms_norm_backward_residual_bf16",
             "rms_norm_backward_residual_any",
         ];
-        backward_as(cuda, names, d_x, d_w_d, d_out, x, w_d, rstd)
+        let kernel = rows::instance(names, &[d_x, d_branch, d_out, x], &[w_d.numel()]);
+        let outputs = Args::new().view_mut(d_x).view_mut(d_branch);
+        backward_as(cuda, kernel, outputs, d_w_d, d_out, x, w_d, rstd)
     }
 
+    /// `outputs` holds the first arguments.
     fn backward_as(
         cuda: Cuda,
-        names: [&'static str; 2],
-        d_x: &mut Tensor,
+        kernel: &'static str,
+        outputs: Args,
         d_w_d: Option<&mut Tensor>,
         d_out: &Tensor,
         x: &Tensor,
@@ -271,9 +283,7 @@ mod cuda {
         let rows = Rows::new("rms_norm::backward", n_rows, d)?;
         let grid = rows.walking_grid(cuda.card());
         let partials = Partials::new(cuda, d_w_d.is_some(), grid.blocks[0] as usize, d)?;
-        let kernel = rows::instance(names, &[d_x, d_out, x], &[d]);
-        let args = Args::new()
-            .view_mut(d_x)
+        let args = outputs
             .pointer(partials.pointer)
             .view(d_out)
             .view(x)
@@ -355,9 +365,15 @@ mod tests {
                 assert_close("d_w", &d_w, &plus(&want_w, &before_w), tolerance);
 
                 let before_x = tensor(&[rows, d], 5, dtype);
-                let mut d_x = before_x.clone();
-                backward_residual(&mut d_x, None, &d_out, &x, &w, &rstd).unwrap();
-                assert_close("d_x added to", &d_x, &plus(&want_x, &before_x), tolerance);
+                for (branch_dtype, _) in STORAGES {
+                    let mut d_x = before_x.clone();
+                    let mut d_branch = Tensor::poison(&[rows, d], branch_dtype);
+                    backward_residual(&mut d_x, &mut d_branch, None, &d_out, &x, &w, &rstd)
+                        .unwrap();
+                    assert_close("d_x added to", &d_x, &plus(&want_x, &before_x), tolerance);
+                    let entering = d_x.to_dtype(branch_dtype).to_f32_vec();
+                    assert_eq!(d_branch.to_f32_vec(), entering, "{branch_dtype} of {dtype}");
+                }
             }
         }
     }
@@ -407,6 +423,14 @@ mod tests {
             Err(Error::DType { arg: "rstd", .. })
         ));
         let mut rstd = Tensor::zeros(&[4], DType::F32);
+        let mut narrow = Tensor::zeros(&[4, 5], DType::F32);
+        assert!(matches!(
+            backward_residual(&mut out, &mut narrow, None, &x, &x, &w, &rstd),
+            Err(Error::Shape {
+                arg: "d_branch",
+                ..
+            })
+        ));
         let w = tensor(&[5], 2, DType::F32);
         assert!(matches!(
             forward(&mut out, &mut rstd, &x, &w, EPS),

@@ -99,27 +99,36 @@ pub(super) fn rms_norm(check: &mut Check) -> Result<()> {
             check.both(
                 &case,
                 Tolerance::USUAL,
-                vec![("d_x added", d_x.clone()), ("d_w of added", d_w)],
+                vec![
+                    ("d_x added", d_x.clone()),
+                    ("d_branch", Tensor::poison(&[rows, d], x_type)),
+                    ("d_w of added", d_w),
+                ],
                 &ins,
                 |out, ins| {
-                    let [d_x, d_w] = out else { unreachable!() };
-                    rms_norm::backward_residual(d_x, Some(d_w), &ins[0], &ins[1], &ins[2], &ins[3])
+                    let [d_x, d_branch, d_w] = out else {
+                        unreachable!()
+                    };
+                    let [d_out, x, w, rstd] = ins else {
+                        unreachable!()
+                    };
+                    rms_norm::backward_residual(d_x, d_branch, Some(d_w), d_out, x, w, rstd)
                 },
             )?;
             check.both(
                 &case,
                 Tolerance::USUAL,
-                vec![("d_x, frozen", d_x)],
+                vec![
+                    ("d_x, frozen", d_x),
+                    ("d_branch, frozen", Tensor::poison(&[rows, d], d_type)),
+                ],
                 &ins,
                 |out, ins| {
-                    rms_norm::backward_residual(
-                        &mut out[0],
-                        None,
-                        &ins[0],
-                        &ins[1],
-                        &ins[2],
-                        &ins[3],
-                    )
+                    let [d_x, d_branch] = out else { unreachable!() };
+                    let [d_out, x, w, rstd] = ins else {
+                        unreachable!()
+                    };
+                    rms_norm::backward_residual(d_x, d_branch, None, d_out, x, w, rstd)
                 },
             )?;
         }

@@ -6,7 +6,7 @@ use kernel::{DType, Device, Tensor};
 
 use crate::config::{Config, LayerType};
 use crate::parameter::{Gradients, Parameter};
-use crate::{Result, lora, rows};
+use crate::{Result, lora};
 
 use super::attention::{self, Place};
 use super::saved::{self, Keep, arena};
@@ -303,7 +303,7 @@ impl Weights {
         Ok(())
     }
 
-    /// `gradient.block.d_x_td` comes in as the gradient of the layer's output and leaves as that of its input.
+    /// `d_x_td` and `d_out_td` of `gradient.block` come in as the gradient of the layer's output and leave as that of its input.
     /// What `keep` did not keep is computed again first; a layer that keeps all finds it in `scratch`, as its forward pass left it.
     pub fn backward(
         &self,
@@ -326,7 +326,6 @@ impl Weights {
         } = &mut gradient.block;
         let kept_all = keep == Keep::All;
         // 4. feed forward
-        rows::copy(d_out_td, d_x_td)?;
         if !kept_all {
             self.normalise_mid(saved, scratch, eps)?;
         }
@@ -348,6 +347,7 @@ impl Weights {
         // 3. normalise
         rms_norm::backward_residual(
             d_x_td,
+            d_out_td,
             grads.of(&self.post_attention_layernorm),
             d_normed_td,
             &saved.residual.mid_td,
@@ -355,7 +355,6 @@ impl Weights {
             &saved.residual.mid_rstd_t,
         )?;
         // 2. mix
-        rows::copy(d_out_td, d_x_td)?;
         if !kept_all {
             self.normalise_input(saved, scratch, eps)?;
         }
@@ -391,6 +390,7 @@ impl Weights {
         // 1. normalise
         rms_norm::backward_residual(
             d_x_td,
+            d_out_td,
             grads.of(&self.input_layernorm),
             d_normed_td,
             &saved.input.x_td,

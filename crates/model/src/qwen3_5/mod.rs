@@ -222,6 +222,10 @@ impl Qwen3_5 {
             &self.norm.tensor,
             &last.rstd_t,
         )?;
+        let block::Gradient {
+            d_x_td, d_out_td, ..
+        } = &mut gradient.block;
+        rows::copy(d_out_td, d_x_td)?;
         // layers
         let pass = self.pass(batch.cu_seqlens, positions_t);
         let kept = layers.iter_mut().zip(keeps.iter());
