@@ -14,10 +14,12 @@ use crate::{DType, Error, Result};
 
 /// What cuBLASLt may use beside the operands.
 pub const WORKSPACE_BYTES: usize = 64 << 20;
-/// Algorithms of one product that are timed.
-const CANDIDATES: usize = 8;
+/// Algorithms of one product that are timed: with 32 a training step of the 4B is 1 % faster than with the first 8.
+const CANDIDATES: usize = 32;
 /// Timed runs of each, after one that is not.
 const RUNS: usize = 3;
+/// An algorithm whose run takes more than so many times the least so far is not run again.
+const CLEARLY_SLOWER: f32 = 1.1;
 /// Operations below which a product is over before its algorithm matters.
 const WORTH_TIMING: usize = 1 << 31;
 /// A copy of the result up to which a product that adds to itself is timed on the copy; one with a larger result takes the first proposal.
@@ -180,8 +182,13 @@ impl Blas {
         };
         let out = copy.unwrap_or(gemm.d);
         let mut times = Vec::new();
+        let mut best = f32::INFINITY;
         for algorithm in candidates {
-            times.push(self.milliseconds(cuda, gemm, plan, algorithm, out));
+            let time = self.milliseconds(cuda, gemm, plan, algorithm, out, best);
+            if let Ok(time) = time {
+                best = best.min(time);
+            }
+            times.push(time);
         }
         if let Some(copy) = copy {
             cuda.synchronize()?;
@@ -191,7 +198,7 @@ impl Blas {
         Ok(Some(least(&times)))
     }
 
-    /// Least of a few runs.
+    /// Least of a few runs, or of the first where that is clearly slower than `best`.
     fn milliseconds(
         &self,
         cuda: Cuda,
@@ -199,6 +206,7 @@ impl Blas {
         plan: &Plan,
         algorithm: &sys::cublasLtMatmulAlgo_t,
         out: u64,
+        best: f32,
     ) -> Result<f32> {
         self.queue(cuda, gemm, plan, algorithm, out)?;
         let mut least = f32::INFINITY;
@@ -206,6 +214,9 @@ impl Blas {
             let timer = Timer::start(cuda)?;
             self.queue(cuda, gemm, plan, algorithm, out)?;
             least = least.min(timer.stop()?);
+            if least > CLEARLY_SLOWER * best {
+                break;
+            }
         }
         Ok(least)
     }
