@@ -12,12 +12,12 @@ use crate::{DType, Device, Error, Result, Tensor};
 pub const ROW_CHUNK: usize = 1024;
 /// Memory that the logits of a chunk may take, as far as one vector-sized group of rows allows.
 pub const LOGIT_BYTES: usize = 256 << 20;
-/// As [`ROW_CHUNK`], on a GPU: every chunk reads the whole head twice and its f32 gradient once and writes that, which 2,048 rows
+/// As [`ROW_CHUNK`], on a GPU: every chunk reads the whole head twice and its f32 gradient once and writes that, which 4,096 rows
 /// of products outweigh.
-pub const GPU_ROW_CHUNK: usize = 2048;
-/// As [`LOGIT_BYTES`], on a GPU: room for 2,048 rows of 248,320 bf16 logits (1.02 GB). A card gives no more than its
+pub const GPU_ROW_CHUNK: usize = 4096;
+/// As [`LOGIT_BYTES`], on a GPU: room for 4,096 rows of 248,320 bf16 logits (2.03 GB). A card gives no more than its
 /// [`GPU_LOGIT_SHARE`]th part.
-pub const GPU_LOGIT_BYTES: usize = 1 << 30;
+pub const GPU_LOGIT_BYTES: usize = 2 << 30;
 /// See [`GPU_LOGIT_BYTES`].
 pub const GPU_LOGIT_SHARE: usize = 24;
 /// Target of a position without loss.
@@ -762,13 +762,13 @@ mod tests {
         let rows = |n, c, dtype, gib: usize| {
             cuda::rows_per_chunk(n, c, dtype, Card::with_memory(gib << 30))
         };
-        assert_eq!(rows(15_360, 248_320, DType::Bf16, 80), 1920);
-        assert_eq!(rows(2048, 248_320, DType::Bf16, 80), 2048);
-        assert_eq!(rows(2049, 248_320, DType::Bf16, 80), 1152);
-        assert_eq!(rows(4096, 248_320, DType::F32, 80), 1024);
+        assert_eq!(rows(15_360, 248_320, DType::Bf16, 80), 3840);
+        assert_eq!(rows(4096, 248_320, DType::Bf16, 80), 4096);
+        assert_eq!(rows(4097, 248_320, DType::Bf16, 80), 2176);
+        assert_eq!(rows(4096, 248_320, DType::F32, 80), 2048);
         assert_eq!(rows(4096, 248_320, DType::Bf16, 12), 1024);
         assert_eq!(rows(1, 248_320, DType::Bf16, 80), cuda::ROW_GROUP);
-        assert_eq!(rows(5000, 65, DType::F32, 80), 1792);
+        assert_eq!(rows(5000, 65, DType::F32, 80), 2560);
     }
 
     #[test]
