@@ -117,7 +117,9 @@ pub enum StageName {
 pub enum Bench {
     /// Training steps: tokens a second, milliseconds, peak memory
     Train(BenchTrain),
-    /// The lines of `bench train --json` as a Markdown table
+    /// Each primitive of a training step by itself, against the time that its bytes and operations need at the least
+    Ops(BenchOps),
+    /// The lines of `bench train --json` and `bench ops --json` as Markdown tables
     Table(BenchTable),
     /// Data sets from a story: lines and tokens a second, peak memory, where the time goes
     Corpus(BenchCorpus),
@@ -138,6 +140,30 @@ pub struct BenchRounding {
     /// Change a recipe key, e.g. optimizer.lr=1e-5
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+    #[command(flatten)]
+    pub device: Device,
+    #[command(flatten)]
+    pub memory: Memory,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchOps {
+    /// Primitives, such as swiglu and attention; default is all
+    pub ops: Vec<String>,
+    /// tiny, small, 0.8b, 2b, 4b or 9b
+    #[arg(long, default_value = "tiny")]
+    pub size: String,
+    #[arg(long, default_value_t = 5120)]
+    pub row_tokens: usize,
+    /// Tokens of each document in a row; default is a row
+    #[arg(long)]
+    pub document_tokens: Option<usize>,
+    /// Timed runs of each, after two that are not
+    #[arg(long, default_value_t = 9)]
+    pub runs: usize,
+    /// Storage of weights and activations; default is f32 on a CPU, bf16 on a GPU
+    #[arg(long, value_enum)]
+    pub dtype: Option<DTypeArg>,
     #[command(flatten)]
     pub device: Device,
     #[command(flatten)]

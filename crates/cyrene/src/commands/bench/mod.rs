@@ -3,6 +3,7 @@
 
 mod ceiling;
 mod corpus;
+mod ops;
 mod peak;
 mod rounding;
 mod table;
@@ -16,6 +17,7 @@ use crate::ui::Ui;
 pub fn run(command: Bench, ui: &Ui) -> Result<()> {
     match command {
         Bench::Train(args) => train::run(&args, ui),
+        Bench::Ops(args) => ops::run(&args, ui),
         Bench::Table(args) => table::run(&args, ui),
         Bench::Corpus(args) => corpus::run(args, ui),
         Bench::Rounding(args) => rounding::run(&args, ui),
