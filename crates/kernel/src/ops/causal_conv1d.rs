@@ -101,7 +101,7 @@ pub fn backward_scratch_bytes(card: Card, [t, c]: [usize; 2]) -> usize {
     Partials::bytes(cuda::backward_walk(card, t, c).n_runs, WIDTH * c)
 }
 
-mod cpu {
+pub(super) mod cpu {
     //! Tasks are fixed blocks of rows, walked in tiles of rows and channels that stay in the L1 cache as f32; a tile never
     //! crosses a document's border, and carries the rows around it that the filter reaches.
 
@@ -126,13 +126,39 @@ mod cpu {
         state_3c: Option<&[f32]>,
     ) {
         let c = x_tc.shape()[1];
+        convolve(
+            vec![Output::of(out_tc, c)],
+            x_tc,
+            w,
+            documents,
+            state_3c,
+            &tiles(0..c),
+            #[inline(always)]
+            |outs, row, channels, y| outs[0].row(row, channels.clone()).store(y),
+        );
+    }
+
+    /// Hands every row of every tile to `put`, convolved and passed through SiLU: the task's part of `outs`, the row among the task's,
+    /// its channels, their values.
+    pub(in crate::ops) fn convolve(
+        outs: Vec<Output>,
+        x_tc: &Tensor,
+        w: &Tensor,
+        documents: &[Range<usize>],
+        state_3c: Option<&[f32]>,
+        tiles: &[Range<usize>],
+        put: impl Fn(&mut [Output], usize, &Range<usize>, &mut [f32]) + Sync,
+    ) {
+        let [t, c] = [x_tc.shape()[0], x_tc.shape()[1]];
         let taps = taps(w);
-        tasks(out_tc, documents).into_par_iter().for_each(|task| {
-            let mut x = vec![0.0; (PAST + TILE_ROWS) * TILE_CHANNELS];
-            let mut y = vec![0.0; TILE_CHANNELS];
+        let widest = widest(tiles);
+        tasks(outs, t, documents).into_par_iter().for_each(|task| {
+            let mut x = vec![0.0; (PAST + TILE_ROWS) * widest];
+            let mut y = vec![0.0; widest];
             task.run(
+                tiles,
                 #[inline(always)]
-                |tile, out| {
+                |tile, outs| {
                     let n = tile.channels.len();
                     tile.load_past(&mut x, View::of(x_tc), c, state_3c, tile.rows.end);
                     let taps = tile.taps(&taps, c);
@@ -140,7 +166,7 @@ mod cpu {
                         let y = &mut y[..n];
                         filter(y, &x[i * n..(i + WIDTH) * n], taps);
                         y.iter_mut().for_each(|y| *y = math::silu(*y));
-                        out.slice(tile.place(row, c)).store(y);
+                        put(outs, row - tile.task_start, &tile.channels, y);
                     }
                 },
             );
@@ -156,8 +182,39 @@ mod cpu {
         documents: &[Range<usize>],
     ) {
         let c = x_tc.shape()[1];
+        convolve_backward(
+            d_x_tc,
+            d_w,
+            x_tc,
+            w,
+            documents,
+            &tiles(0..c),
+            #[inline(always)]
+            |d_y, row, channels| {
+                let first = row * c + channels.start;
+                load_rows(d_y, View::of(d_out_tc), first, c, channels.len());
+            },
+            #[inline(always)]
+            |_, _, _, _| {},
+        );
+    }
+
+    /// `load` gives the gradients of what came out of SiLU, or what they are made of, for rows from one on of a tile's channels;
+    /// `finish` makes the former of the latter, a row at a time: gradients, row, channels, what went into SiLU.
+    pub(in crate::ops) fn convolve_backward(
+        d_x_tc: &mut Tensor,
+        d_w: Option<&mut Tensor>,
+        x_tc: &Tensor,
+        w: &Tensor,
+        documents: &[Range<usize>],
+        tiles: &[Range<usize>],
+        load: impl Fn(&mut [f32], usize, &Range<usize>) + Sync,
+        finish: impl Fn(&mut [f32], usize, &Range<usize>, &[f32]) + Sync,
+    ) {
+        let [t, c] = [x_tc.shape()[0], x_tc.shape()[1]];
         let taps = taps(w);
-        let tasks = tasks(d_x_tc, documents);
+        let widest = widest(tiles);
+        let tasks = tasks(vec![Output::of(d_x_tc, c)], t, documents);
         let n_sums = if d_w.is_some() { WIDTH * c } else { 0 };
         let mut partial = vec![0.0; tasks.len() * n_sums];
         let mut no_sums: Vec<[f32; 0]> = vec![[]; tasks.len()];
@@ -166,12 +223,13 @@ mod cpu {
             _ => partial.chunks_exact_mut(n_sums).collect(),
         };
         tasks.into_par_iter().zip(sums).for_each(|(task, sums)| {
-            let mut x = vec![0.0; (2 * PAST + TILE_ROWS) * TILE_CHANNELS];
-            let mut d_y = vec![0.0; (PAST + TILE_ROWS) * TILE_CHANNELS];
-            let mut y = vec![0.0; TILE_CHANNELS];
+            let mut x = vec![0.0; (2 * PAST + TILE_ROWS) * widest];
+            let mut d_y = vec![0.0; (PAST + TILE_ROWS) * widest];
+            let mut y = vec![0.0; widest];
             task.run(
+                tiles,
                 #[inline(always)]
-                |tile, d_x| {
+                |tile, outs| {
                     let n = tile.channels.len();
                     let taps = tile.taps(&taps, c);
                     // 2. silu, also of the rows behind the tile that see into it; none lie beyond the document
@@ -179,12 +237,12 @@ mod cpu {
                     let end = (tile.rows.end + PAST).min(tile.document.end);
                     tile.load_past(&mut x, View::of(x_tc), c, None, end);
                     let n_seen = end - tile.rows.start;
-                    let first = tile.rows.start * c + tile.channels.start;
-                    load_rows(&mut d_y[..n_seen * n], View::of(d_out_tc), first, c, n);
+                    load(&mut d_y[..n_seen * n], tile.rows.start, &tile.channels);
                     d_y[n_seen * n..(n_rows + PAST) * n].fill(0.0);
                     for (i, d_y) in d_y[..n_seen * n].chunks_exact_mut(n).enumerate() {
                         let y = &mut y[..n];
                         filter(y, &x[i * n..(i + WIDTH) * n], taps);
+                        finish(d_y, tile.rows.start + i, &tile.channels, y);
                         for (d_y, &y) in d_y.iter_mut().zip(y.iter()) {
                             *d_y *= math::d_silu(y);
                         }
@@ -194,7 +252,8 @@ mod cpu {
                     for (i, row) in tile.rows.clone().enumerate() {
                         let y = &mut y[..n];
                         filter(y, &d_y[i * n..(i + WIDTH) * n], [w3, w2, w1, w0]);
-                        d_x.slice(tile.place(row, c)).store(y);
+                        let mut d_x = outs[0].row(row - tile.task_start, tile.channels.clone());
+                        d_x.store(y);
                     }
                     if !sums.is_empty() {
                         for (j, sums) in sums.chunks_exact_mut(c).enumerate() {
@@ -222,6 +281,41 @@ mod cpu {
                     *d_w += sums[j * c + channel];
                 }
             }
+        }
+    }
+
+    /// Channels in pieces of a tile's width.
+    pub(in crate::ops) fn tiles(channels: Range<usize>) -> Vec<Range<usize>> {
+        let end = channels.end;
+        channels
+            .step_by(TILE_CHANNELS)
+            .map(|start| start..(start + TILE_CHANNELS).min(end))
+            .collect()
+    }
+
+    fn widest(tiles: &[Range<usize>]) -> usize {
+        tiles.iter().map(Range::len).max().unwrap_or(0)
+    }
+
+    /// Rows to write, of `width` elements each.
+    pub(in crate::ops) struct Output<'a> {
+        rows: ViewMut<'a>,
+        width: usize,
+    }
+
+    impl<'a> Output<'a> {
+        pub(in crate::ops) fn of(tensor: &'a mut Tensor, width: usize) -> Self {
+            Output {
+                rows: ViewMut::of(tensor),
+                width,
+            }
+        }
+
+        /// Some columns of a row.
+        #[inline(always)]
+        pub(in crate::ops) fn row(&mut self, row: usize, columns: Range<usize>) -> ViewMut<'_> {
+            let start = row * self.width;
+            self.rows.slice(start + columns.start..start + columns.end)
         }
     }
 
@@ -260,24 +354,28 @@ mod cpu {
     struct Task<'a> {
         rows: Range<usize>,
         documents: &'a [Range<usize>],
-        out: ViewMut<'a>,
-        n_channels: usize,
+        outs: Vec<Output<'a>>,
     }
 
-    fn tasks<'a>(out_tc: &'a mut Tensor, documents: &'a [Range<usize>]) -> Vec<Task<'a>> {
-        let (t, n_channels) = (out_tc.shape()[0], out_tc.shape()[1]);
-        let mut out = ViewMut::of(out_tc);
+    fn tasks<'a>(
+        mut outs: Vec<Output<'a>>,
+        t: usize,
+        documents: &'a [Range<usize>],
+    ) -> Vec<Task<'a>> {
         (0..t)
             .step_by(TASK_ROWS)
             .map(|start| {
                 let end = (start + TASK_ROWS).min(t);
                 let first = documents.partition_point(|document| document.end <= start);
                 let last = documents.partition_point(|document| document.start < end);
+                let of_task = outs.iter_mut().map(|out| Output {
+                    rows: out.rows.take_front((end - start) * out.width),
+                    width: out.width,
+                });
                 Task {
                     rows: start..end,
                     documents: &documents[first..last],
-                    out: out.take_front((end - start) * n_channels),
-                    n_channels,
+                    outs: of_task.collect(),
                 }
             })
             .collect()
@@ -285,23 +383,23 @@ mod cpu {
 
     impl Task<'_> {
         /// Calls `body` with each tile and the task's output rows.
-        fn run(mut self, mut body: impl FnMut(&Tile, &mut ViewMut)) {
+        fn run(mut self, tiles: &[Range<usize>], mut body: impl FnMut(&Tile, &mut [Output])) {
             for document in self.documents {
                 let end = document.end.min(self.rows.end);
                 let mut start = document.start.max(self.rows.start);
                 while start < end {
                     let rows = start..(start + TILE_ROWS).min(end);
                     start = rows.end;
-                    for channel in (0..self.n_channels).step_by(TILE_CHANNELS) {
+                    for channels in tiles {
                         let tile = Tile {
                             task_start: self.rows.start,
                             document: document.clone(),
                             rows: rows.clone(),
-                            channels: channel..(channel + TILE_CHANNELS).min(self.n_channels),
+                            channels: channels.clone(),
                         };
                         simd(
                             #[inline(always)]
-                            || body(&tile, &mut self.out),
+                            || body(&tile, &mut self.outs),
                         );
                     }
                 }
@@ -317,13 +415,6 @@ mod cpu {
     }
 
     impl Tile {
-        /// Where a row's channels lie in the task's output.
-        #[inline(always)]
-        fn place(&self, row: usize, c: usize) -> Range<usize> {
-            let start = (row - self.task_start) * c;
-            start + self.channels.start..start + self.channels.end
-        }
-
         #[inline(always)]
         fn taps<'a>(&self, taps: &'a [f32], c: usize) -> [&'a [f32]; WIDTH] {
             [0, 1, 2, 3].map(|j| &taps[j * c..][self.channels.clone()])

@@ -1,12 +1,13 @@
 //! What the delta rule takes, from the projected row in one pass: q and k convolved, passed through SiLU and l2-normalised head by
 //! head (q scaled too), v convolved and passed through SiLU. One pass because on a GPU the memory traffic is all it costs.
 //!
-//! The same as [`causal_conv1d`], [`split::qkv`] and [`l2_norm`] one after the other, which is what the CPU does; a GPU does not
-//! round to the storage type in between. Backward convolves again rather than keep what lies between.
+//! The same as [`causal_conv1d`], [`super::split::qkv`] and [`super::l2_norm`] one after the other, on the CPU to the bit; a GPU does
+//! not round to the storage type in between. Backward convolves again rather than keep what lies between.
 
 // T tokens (packed), G key heads, K key dim, H value heads, V value dim, C = 2·G·K + H·V channels: q, then k, then v.
 
-use super::{causal_conv1d, check, l2_norm, split};
+use super::{causal_conv1d, check};
+use crate::cpu::documents;
 use crate::cuda::Card;
 use crate::{Device, Result, Tensor};
 
@@ -46,9 +47,17 @@ pub fn forward(
     ];
     match check::device(OP, q_tgk, &others)? {
         Device::Cpu => {
-            let [raw_q, raw_k] = cpu::convolve_and_split(v_thv, dims, qkv_tc, w, cu_seqlens)?;
-            l2_norm::forward(q_tgk, q_rstd_tg, &raw_q, q_scale, eps)?;
-            l2_norm::forward(k_tgk, k_rstd_tg, &raw_k, 1.0, eps)
+            cpu::forward(
+                [q_tgk, k_tgk, v_thv],
+                [q_rstd_tg, k_rstd_tg],
+                dims,
+                qkv_tc,
+                w,
+                &documents(cu_seqlens),
+                q_scale,
+                eps,
+            );
+            Ok(())
         }
         Device::Cuda(cuda) => cuda::forward(
             cuda,
@@ -108,9 +117,13 @@ pub fn backward(
     let d_parts = [d_q_tgk, d_k_tgk, d_v_thv];
     let rstds = [q_rstd_tg, k_rstd_tg];
     match check::device(OP, d_qkv_tc, &others)? {
-        Device::Cpu => cpu::backward(
-            d_qkv_tc, d_w, d_parts, rstds, dims, qkv_tc, w, cu_seqlens, q_scale,
-        ),
+        Device::Cpu => {
+            let documents = documents(cu_seqlens);
+            cpu::backward(
+                d_qkv_tc, d_w, d_parts, rstds, dims, qkv_tc, w, &documents, q_scale,
+            );
+            Ok(())
+        }
         Device::Cuda(cuda) => cuda::backward(
             cuda, d_qkv_tc, d_w, d_parts, rstds, dims, qkv_tc, w, cu_seqlens, q_scale,
         ),
@@ -158,50 +171,200 @@ pub fn backward_scratch_bytes(card: Card, [t, h, g, k, v]: [usize; 5]) -> usize 
 }
 
 mod cpu {
-    use super::{Dims, causal_conv1d, l2_norm, split};
-    use crate::{Result, Tensor};
+    //! The convolution's tiles, of which one is as wide as a head of q or k, so that its norm is taken where it is made.
 
-    /// v, and q and k before the norm, in the storage type of qkv.
-    pub(super) fn convolve_and_split(
-        v_thv: &mut Tensor,
+    use std::ops::Range;
+
+    use super::Dims;
+    use super::causal_conv1d::cpu::{Output, convolve, convolve_backward, tiles};
+    use crate::cpu::math::{self, dot, sum_squares};
+    use crate::cpu::{View, load_rows};
+    use crate::dtype::Element;
+    use crate::{DType, Tensor, bf16};
+
+    pub(super) fn forward(
+        [q, k, v]: [&mut Tensor; 3],
+        [q_rstd, k_rstd]: [&mut Tensor; 2],
         dims: Dims,
         qkv_tc: &Tensor,
         w: &Tensor,
-        cu_seqlens: &[u32],
-    ) -> Result<[Tensor; 2]> {
-        let Dims { t, g, k, .. } = dims;
+        documents: &[Range<usize>],
+        q_scale: f32,
+        eps: f32,
+    ) {
+        let (key_width, value_width) = (dims.g * dims.k, dims.h * dims.v);
         let dtype = qkv_tc.dtype();
-        let mut conv_tc = Tensor::zeros(qkv_tc.shape(), dtype);
-        let mut raw = [0, 1].map(|_| Tensor::zeros(&[t, g, k], dtype));
-        causal_conv1d::forward(&mut conv_tc, qkv_tc, w, cu_seqlens)?;
-        let [raw_q, raw_k] = &mut raw;
-        split::qkv(raw_q, raw_k, v_thv, &conv_tc)?;
-        Ok(raw)
+        let outs = vec![
+            Output::of(q, key_width),
+            Output::of(k, key_width),
+            Output::of(v, value_width),
+            Output::of(q_rstd, dims.g),
+            Output::of(k_rstd, dims.g),
+        ];
+        convolve(
+            outs,
+            qkv_tc,
+            w,
+            documents,
+            None,
+            &dims.tiles(),
+            #[inline(always)]
+            |outs, row, channels, y| {
+                round(y, dtype);
+                let place = dims.place(channels);
+                if let Part::Head { head, .. } = place.part {
+                    let r = 1.0 / (sum_squares(y) + eps).sqrt();
+                    outs[place.part.rstd()].row(row, head..head + 1).store(&[r]);
+                    let factor = place.part.scale(q_scale) * r;
+                    y.iter_mut().for_each(|y| *y *= factor);
+                }
+                outs[place.part.out()].row(row, place.columns).store(y);
+            },
+        );
     }
 
     pub(super) fn backward(
         d_qkv_tc: &mut Tensor,
         d_w: Option<&mut Tensor>,
-        [d_q, d_k, d_v]: [&Tensor; 3],
-        [q_rstd, k_rstd]: [&Tensor; 2],
+        d_outs: [&Tensor; 3],
+        rstds: [&Tensor; 2],
         dims: Dims,
         qkv_tc: &Tensor,
         w: &Tensor,
-        cu_seqlens: &[u32],
+        documents: &[Range<usize>],
         q_scale: f32,
-    ) -> Result<()> {
-        let Dims { t, g, k, h, v } = dims;
-        let dtype = d_qkv_tc.dtype();
-        let mut d_conv_tc = Tensor::zeros(d_qkv_tc.shape(), dtype);
-        {
-            let mut v_thv = Tensor::zeros(&[t, h, v], qkv_tc.dtype());
-            let [raw_q, raw_k] = convolve_and_split(&mut v_thv, dims, qkv_tc, w, cu_seqlens)?;
-            let [mut d_raw_q, mut d_raw_k] = [0, 1].map(|_| Tensor::zeros(&[t, g, k], dtype));
-            l2_norm::backward(&mut d_raw_k, d_k, &raw_k, k_rstd, 1.0)?;
-            l2_norm::backward(&mut d_raw_q, d_q, &raw_q, q_rstd, q_scale)?;
-            split::qkv_backward(&mut d_conv_tc, &d_raw_q, &d_raw_k, d_v)?;
+    ) {
+        let (dtype, d_dtype) = (qkv_tc.dtype(), d_qkv_tc.dtype());
+        let widths = [dims.g * dims.k, dims.g * dims.k, dims.h * dims.v];
+        let rstds = rstds.map(Tensor::f32s);
+        convolve_backward(
+            d_qkv_tc,
+            d_w,
+            qkv_tc,
+            w,
+            documents,
+            &dims.tiles(),
+            #[inline(always)]
+            |d_y, row, channels| {
+                let Place { part, columns } = dims.place(channels);
+                let width = widths[part.out()];
+                let first = row * width + columns.start;
+                let d_out = View::of(d_outs[part.out()]);
+                load_rows(d_y, d_out, first, width, columns.len());
+            },
+            #[inline(always)]
+            |d_y, row, channels, y| {
+                let part = dims.place(channels).part;
+                if let Part::Head { is_query, head } = part {
+                    let r = rstds[usize::from(!is_query)][row * dims.g + head];
+                    let factor = part.scale(q_scale) * r;
+                    dims.with_activated(y, dtype, |x| {
+                        let pull = dot(d_y, x) * (r * r);
+                        for (d_y, x) in d_y.iter_mut().zip(x) {
+                            *d_y = factor * (*d_y - x * pull);
+                        }
+                    });
+                }
+                round(d_y, d_dtype);
+            },
+        );
+    }
+
+    /// What a tile's channels are.
+    #[derive(Clone, Copy)]
+    enum Part {
+        Head { is_query: bool, head: usize },
+        Values,
+    }
+
+    impl Part {
+        /// Among q, k, v.
+        fn out(self) -> usize {
+            match self {
+                Part::Head { is_query: true, .. } => 0,
+                Part::Head { .. } => 1,
+                Part::Values => 2,
+            }
         }
-        causal_conv1d::backward(d_qkv_tc, d_w, &d_conv_tc, qkv_tc, w, cu_seqlens)
+
+        /// Among the outputs of the forward pass.
+        fn rstd(self) -> usize {
+            3 + self.out()
+        }
+
+        fn scale(self, q_scale: f32) -> f32 {
+            match self {
+                Part::Head { is_query: true, .. } => q_scale,
+                _ => 1.0,
+            }
+        }
+    }
+
+    /// A tile's part, and its columns there.
+    struct Place {
+        part: Part,
+        columns: Range<usize>,
+    }
+
+    /// Widest head that is activated on the stack.
+    const MAX_KEY_DIM: usize = 256;
+
+    impl Dims {
+        /// A head of q or k each, then the values.
+        fn tiles(self) -> Vec<Range<usize>> {
+            let keys = 2 * self.g * self.k;
+            let heads = (0..keys).step_by(self.k.max(1));
+            let mut all: Vec<_> = heads.map(|start| start..start + self.k).collect();
+            all.extend(tiles(keys..keys + self.h * self.v));
+            all
+        }
+
+        #[inline(always)]
+        fn place(self, channels: &Range<usize>) -> Place {
+            let width = self.g * self.k;
+            let (part, first) = if channels.start < 2 * width {
+                let either = channels.start / self.k;
+                let is_query = either < self.g;
+                let first = if is_query { 0 } else { width };
+                let head = either - first / self.k;
+                (Part::Head { is_query, head }, first)
+            } else {
+                (Part::Values, 2 * width)
+            };
+            Place {
+                part,
+                columns: channels.start - first..channels.end - first,
+            }
+        }
+
+        /// `body` with silu(y), rounded as the forward pass stored it.
+        #[inline(always)]
+        fn with_activated(self, y: &[f32], dtype: DType, body: impl FnOnce(&[f32])) {
+            let mut on_stack = [0.0; MAX_KEY_DIM];
+            let mut on_heap = Vec::new();
+            let x = match on_stack.get_mut(..y.len()) {
+                Some(x) => x,
+                None => {
+                    on_heap.resize(y.len(), 0.0);
+                    &mut on_heap[..]
+                }
+            };
+            for (x, y) in x.iter_mut().zip(y) {
+                *x = math::silu(*y);
+            }
+            round(x, dtype);
+            body(x);
+        }
+    }
+
+    /// As they would be read back after being stored.
+    #[inline(always)]
+    fn round(values: &mut [f32], dtype: DType) {
+        if dtype == DType::Bf16 {
+            for value in values {
+                *value = <bf16 as Element>::from_f32(*value).to_f32();
+            }
+        }
     }
 }
 
@@ -342,6 +505,7 @@ mod cuda {
 mod tests {
     use super::*;
     use crate::ops::testing::{assert_close, dot, f64s, gradient, offsets, plus, tensor};
+    use crate::ops::{l2_norm, split};
     use crate::{DType, Error};
 
     const EPS: f32 = 1e-6;
@@ -464,6 +628,75 @@ mod tests {
         let loss = |at: &[Vec<f64>]| dot(&d_out, &define(&at[0], &at[1]));
         assert_close("d_qkv", &d_qkv, &gradient(&at, 0, loss), 1e-5);
         assert_close("d_w", &d_w, &plus(&gradient(&at, 1, loss), &before), 1e-5);
+    }
+
+    /// The primitives of which this is one pass, forward and backward, on the CPU: q, k, v, the two rstd, d_qkv, d_w.
+    fn one_after_the_other(
+        qkv: &Tensor,
+        w: &Tensor,
+        d_outs: [&Tensor; 3],
+        cu_seqlens: &[u32],
+    ) -> [Tensor; 7] {
+        let (dtype, d_dtype) = (qkv.dtype(), d_outs[0].dtype());
+        let like = |tensor: &Tensor, dtype| Tensor::poison(tensor.shape(), dtype);
+        let mut conv = like(qkv, dtype);
+        causal_conv1d::forward(&mut conv, qkv, w, cu_seqlens).unwrap();
+        let [mut raw_q, mut raw_k, mut v] = d_outs.map(|d_out| like(d_out, dtype));
+        split::qkv(&mut raw_q, &mut raw_k, &mut v, &conv).unwrap();
+        let [mut q, mut k] = [&raw_q, &raw_k].map(|raw| like(raw, dtype));
+        let rstd_shape = [q.shape()[0], q.shape()[1]];
+        let [mut q_rstd, mut k_rstd] = [0, 1].map(|_| Tensor::poison(&rstd_shape, DType::F32));
+        l2_norm::forward(&mut q, &mut q_rstd, &raw_q, SCALE, EPS).unwrap();
+        l2_norm::forward(&mut k, &mut k_rstd, &raw_k, 1.0, EPS).unwrap();
+
+        let [mut d_raw_q, mut d_raw_k] = [&raw_q, &raw_k].map(|raw| like(raw, d_dtype));
+        l2_norm::backward(&mut d_raw_q, d_outs[0], &raw_q, &q_rstd, SCALE).unwrap();
+        l2_norm::backward(&mut d_raw_k, d_outs[1], &raw_k, &k_rstd, 1.0).unwrap();
+        let mut d_conv = like(qkv, d_dtype);
+        split::qkv_backward(&mut d_conv, &d_raw_q, &d_raw_k, d_outs[2]).unwrap();
+        let (mut d_qkv, mut d_w) = (like(qkv, d_dtype), Tensor::zeros(w.shape(), DType::F32));
+        causal_conv1d::backward(&mut d_qkv, Some(&mut d_w), &d_conv, qkv, w, cu_seqlens).unwrap();
+        [q, k, v, q_rstd, k_rstd, d_qkv, d_w]
+    }
+
+    #[test]
+    fn one_pass_equals_the_primitives_one_after_the_other_bit_for_bit() {
+        let (g, k, h, v) = (2, 96, 3, 80);
+        let cu_seqlens = offsets(&[130, 1, 0, 2, 167]);
+        let (t, c) = (300, 2 * g * k + h * v);
+        for dtype in [DType::F32, DType::Bf16] {
+            let (qkv, w) = (tensor(&[t, c], 1, dtype), tensor(&[c, 1, 4], 2, dtype));
+            let [d_q, d_k] = [3, 4].map(|seed| tensor(&[t, g, k], seed, dtype));
+            let d_v = tensor(&[t, h, v], 5, dtype);
+            let want = one_after_the_other(&qkv, &w, [&d_q, &d_k, &d_v], &cu_seqlens);
+
+            let mut got = want.clone();
+            got.iter_mut()
+                .for_each(|tensor| *tensor = Tensor::poison(tensor.shape(), tensor.dtype()));
+            let [q, k, v, q_rstd, k_rstd, d_qkv, d_w] = &mut got;
+            forward(q, k, v, q_rstd, k_rstd, &qkv, &w, &cu_seqlens, SCALE, EPS).unwrap();
+            d_w.fill_zero().unwrap();
+            backward(
+                d_qkv,
+                Some(d_w),
+                &d_q,
+                &d_k,
+                &d_v,
+                &qkv,
+                &w,
+                q_rstd,
+                k_rstd,
+                &cu_seqlens,
+                SCALE,
+            )
+            .unwrap();
+            for (name, (got, want)) in ["q", "k", "v", "q_rstd", "k_rstd", "d_qkv", "d_w"]
+                .iter()
+                .zip(got.iter().zip(&want))
+            {
+                assert!(got == want, "{name} of {dtype}");
+            }
+        }
     }
 
     #[test]
