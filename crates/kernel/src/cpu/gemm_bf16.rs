@@ -1,11 +1,18 @@
-//! Products of two bf16 matrices by AVX512-BF16's `vdpbf16ps`, which adds two terms of a sum per lane, where the processor has it.
+//! Products of two bf16 matrices by instructions for them, where the processor has any: AMX's `tdpbf16ps`, which adds the products
+//! of two tiles of 16 by 32 (amx.rs), else AVX512-BF16's `vdpbf16ps`, which adds two terms of a sum per lane (avx512.rs).
 //!
-//! Both matrices are read as they lie and packed two terms to a word; nothing is widened. The instruction is the one thing that
-//! needs such a processor: the packing, the blocks and the edges are tested with a plain definition of it on any.
-//! It takes denormal numbers, in bf16 as in f32, for zero, gives zero where a result would be one, and rounds to nearest even
+//! Both matrices are read as they lie and packed two terms to a word; nothing is widened. The instructions are the one thing that
+//! needs such a processor: the packing, the blocks and the edges are tested with a plain definition of them on any.
+//! Both take denormal numbers, in bf16 as in f32, for zero, give zero where a result would be one, and round to nearest even
 //! whatever the thread's floating-point state says; the f32 products of gemm.rs keep denormal numbers.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use half::bf16;
 use rayon::prelude::*;
@@ -15,15 +22,15 @@ use crate::dtype::Element;
 
 /// Sums in a vector.
 const LANES: usize = 16;
-/// Vectors across a tile, but for the last columns, which may need one.
+/// Vectors across a block of sums, but for the last columns, which may need one.
 const VECTORS: usize = 2;
-/// Columns of a tile.
+/// Columns of a block of sums, and its rows where it is made of AMX's tiles.
 const WIDTH: usize = VECTORS * LANES;
-/// Rows of the tallest tile: its 28 vectors of sums leave room in 32 registers for the operands.
+/// Rows of the tallest block that stays in vectors: its 28 vectors of sums leave room in 32 registers for the operands.
 const MAX_HEIGHT: usize = 14;
 /// Rows of the lowest: two multiply-adds a cycle of six cycles' latency need 12 sums under way.
 const MIN_HEIGHT: usize = 8;
-/// Terms of a sum that are added in registers, so that the operands of tiles lie in the second-level cache; a bf16 result, which
+/// Terms of a sum that are added in registers, so that the operands of a block lie in the second-level cache; a bf16 result, which
 /// cannot keep a first block's sums, has all its terms in one. Few in tests, so that small shapes cross a border, as in the two
 /// below.
 const DEPTH_BLOCK: usize = if cfg!(test) { 32 } else { 4096 };
@@ -65,7 +72,7 @@ impl<'a> Factor<'a> {
 
     /// out_pw[p][w] = terms 2p and 2p + 1 of line w, in `terms` and `lines`; zeros beyond their ends.
     #[inline(always)]
-    fn pack<D: DotPairs, const W: usize>(
+    fn pack<D: Instructions, const W: usize>(
         &self,
         dots: D,
         out_pw: &mut [[u32; W]],
@@ -80,7 +87,7 @@ impl<'a> Factor<'a> {
     }
 
     #[inline(always)]
-    fn pack_lines<D: DotPairs, const W: usize>(
+    fn pack_lines<D: Instructions, const W: usize>(
         &self,
         dots: D,
         out_pw: &mut [[u32; W]],
@@ -136,42 +143,141 @@ impl<'a> Factor<'a> {
             }
         }
     }
+
+    /// out_slw[s][l][w] = the terms of pair 16 s + w of line l, in `terms` and `lines`; zeros beyond their ends.
+    #[inline(always)]
+    fn pack_tiles<D: Instructions>(
+        &self,
+        dots: D,
+        out_slw: &mut [[[u32; LANES]; WIDTH]],
+        lines: Range<usize>,
+        terms: &Range<usize>,
+    ) {
+        for (step, out_lw) in out_slw.iter_mut().enumerate() {
+            let terms = terms.start + 2 * LANES * step..terms.end;
+            if self.depth_is_inner {
+                for (l, out_w) in out_lw.iter_mut().enumerate() {
+                    let line = (lines.start + l) * self.depth;
+                    *out_w = match l < lines.len() {
+                        true => first_pairs(&self.data[line + terms.start..line + terms.end]),
+                        false => [0; LANES],
+                    };
+                }
+                continue;
+            }
+            for (half, block) in out_lw.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+                let first = (lines.start + half * LANES).min(lines.end);
+                let lines = first..(first + LANES).min(lines.end);
+                self.pack_columns(block, lines, &terms);
+                dots.transpose(block);
+            }
+        }
+    }
 }
 
-/// Sixteen sums, to which the products of sixteen pairs are added, and what else wants instructions of its own.
-pub(crate) trait DotPairs: Copy + Send + Sync {
-    /// sums[r][c] = Σ over the pairs p of both products of the bf16 pairs a[p][r] and b[p][c], lower halves and upper halves,
-    /// in R rows and V vectors of columns.
-    fn tile<const R: usize, const V: usize>(
+/// What packing, and all around a block of sums, wants of a processor.
+pub(crate) trait Instructions: Copy + Send + Sync {
+    /// Element [i][j] changes places with [j][i].
+    fn transpose(self, block: &mut [[u32; LANES]; LANES]);
+
+    /// Runs `body` compiled with the processor's vectors; what is to profit must inline into it.
+    fn run(self, body: impl FnMut());
+}
+
+/// Who makes the sums out of packed operands.
+trait Dots: Instructions {
+    /// What the rows of a task are a multiple of where there are several.
+    const ROWS: usize;
+    /// What the columns of a strip are a multiple of, up to [`WIDTH`].
+    const COLUMNS: usize;
+    /// What the packed pairs of a line are a multiple of.
+    const PAIRS: usize;
+
+    fn compute(self, rows: Rows);
+}
+
+/// Sums in vectors.
+trait DotPairs: Instructions {
+    /// sums[r][c] = Σ over the pairs p, in turn, of both products of the bf16 pairs a[p][r] and b[p][c], lower halves and upper
+    /// halves, in R rows and V vectors of columns.
+    fn block<const R: usize, const V: usize>(
         self,
         sums: &mut [[f32; WIDTH]; R],
         a: &[[u32; R]],
         b: &[[[u32; LANES]; V]],
     );
-
-    /// Element [i][j] changes places with [j][i].
-    fn transpose(self, block: &mut [[u32; LANES]; LANES]);
-
-    /// Runs `body` compiled with the instructions that `tile` needs; what is to profit must inline into it.
-    fn run(self, body: impl FnMut());
 }
 
-/// The instructions, if the processor has them.
+/// Sums in tiles.
+trait DotTiles: Instructions {
+    /// sums[r][c] = Σ over the steps s, in turn, of the sums over w of both products of the bf16 pairs a[s][r][w] and b[s][w][c]:
+    /// of the lower halves in turn, of the upper halves in turn, and of both sums.
+    fn block(self, sums: &mut Sums, a: &[[[u32; LANES]; WIDTH]], b: &[[[u32; WIDTH]; LANES]]);
+}
+
+/// A block of sums as tiles are stored.
+#[repr(align(64))]
+struct Sums([[f32; WIDTH]; WIDTH]);
+
+/// The instructions for products of bf16 that this processor has and the operating system lets a program use.
+#[derive(Clone, Copy)]
+pub(crate) enum Native {
+    #[cfg(target_arch = "x86_64")]
+    Amx(amx::AmxBf16),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::Avx512Bf16),
+}
+
+/// The fastest of them, if there are any. Asked once in a process: the answer does not change.
 pub(crate) fn native() -> Option<Native> {
-    Native::detect()
+    static NATIVE: OnceLock<Option<Native>> = OnceLock::new();
+    *NATIVE.get_or_init(Native::detect)
 }
 
-/// dst = alpha · lhs rhs + beta · dst, dst [lhs.lines, rhs.lines] row-major. With beta = 0 what stood in `dst` is not read.
-/// A sum's terms are added in one order whatever the number of threads: the blocks of terms are divided between none.
-/// Panics if the shapes do not fit together.
-pub(crate) fn product<D: DotPairs>(
-    dots: D,
-    mut dst: ViewMut,
-    alpha: f32,
-    lhs: Factor,
-    rhs: Factor,
-    beta: f32,
-) {
+impl Native {
+    #[cfg(target_arch = "x86_64")]
+    fn detect() -> Option<Self> {
+        let vectors = avx512::Avx512Bf16::detect()?;
+        Some(match amx::AmxBf16::detect(vectors) {
+            Some(tiles) => Native::Amx(tiles),
+            None => Native::Avx512(vectors),
+        })
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn detect() -> Option<Self> {
+        None
+    }
+
+    /// As `cyrene doctor` names the choice.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Native::Amx(_) => "amx-bf16",
+            #[cfg(target_arch = "x86_64")]
+            Native::Avx512(_) => "avx512-bf16",
+        }
+    }
+
+    /// dst = alpha · lhs rhs + beta · dst, dst [lhs.lines, rhs.lines] row-major. With beta = 0 what stood in `dst` is not read.
+    /// A sum's terms are added in one order whatever the number of threads: the blocks of terms are divided between none.
+    /// Panics if the shapes do not fit together.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(unused_variables, reason = "no choice there")
+    )]
+    pub(crate) fn product(self, dst: ViewMut, alpha: f32, lhs: Factor, rhs: Factor, beta: f32) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Native::Amx(dots) => product(dots, dst, alpha, lhs, rhs, beta),
+            #[cfg(target_arch = "x86_64")]
+            Native::Avx512(dots) => product(dots, dst, alpha, lhs, rhs, beta),
+        }
+    }
+}
+
+/// [`Native::product`].
+fn product<D: Dots>(dots: D, mut dst: ViewMut, alpha: f32, lhs: Factor, rhs: Factor, beta: f32) {
     let (m, n, depth) = (lhs.lines, rhs.lines, lhs.depth);
     assert_eq!(depth, rhs.depth, "terms of both factors");
     assert_eq!(dst.len(), m * n, "sums of {m} rows and {n} columns");
@@ -184,48 +290,57 @@ pub(crate) fn product<D: DotPairs>(
     };
     let block = depth.div_ceil(n_blocks).next_multiple_of(2).max(2);
     let panel = (PANEL_ELEMENTS / block).next_multiple_of(WIDTH);
-    let rows_per_task = rows_per_task(m, block);
+    let rows_per_task = rows_per_task::<D>(m, block);
     for first_column in (0..n).step_by(panel) {
         let columns = first_column..(first_column + panel).min(n);
         for start in (0..depth.max(1)).step_by(block) {
             let terms = start..(start + block).min(depth);
             let beta = if start == 0 { beta } else { 1.0 };
-            let n_pairs = terms.len().div_ceil(2).max(1);
-            with_scratch(n_pairs * columns.len().next_multiple_of(LANES), |strips| {
-                let strips: &mut [u32] = bytemuck::cast_slice_mut(strips);
-                pack_strips(dots, strips, rhs, &columns, &terms);
-                dst.slice(0..m * n)
-                    .chunks(rows_per_task * n)
-                    .into_par_iter()
-                    .enumerate()
-                    .for_each(|(task, dst)| {
-                        Rows {
-                            dst,
-                            n,
-                            columns: columns.clone(),
-                            lhs,
-                            first: task * rows_per_task,
-                            terms: terms.clone(),
-                            strips,
-                            alpha,
-                            beta,
-                        }
-                        .compute(dots);
-                    });
-            });
+            let n_pairs = n_pairs::<D>(&terms);
+            with_scratch(
+                n_pairs * columns.len().next_multiple_of(D::COLUMNS),
+                |strips| {
+                    let strips: &mut [u32] = bytemuck::cast_slice_mut(strips);
+                    pack_strips(dots, strips, rhs, &columns, &terms);
+                    dst.slice(0..m * n)
+                        .chunks(rows_per_task * n)
+                        .into_par_iter()
+                        .enumerate()
+                        .for_each(|(task, dst)| {
+                            let rows = Rows {
+                                dst,
+                                n,
+                                columns: columns.clone(),
+                                lhs,
+                                first: task * rows_per_task,
+                                terms: terms.clone(),
+                                n_pairs,
+                                strips,
+                                alpha,
+                                beta,
+                            };
+                            dots.compute(rows);
+                        });
+                },
+            );
         }
     }
 }
 
-/// The right matrix a tile's width at a time; the last strip is a vector wide where that is enough.
-fn pack_strips<D: DotPairs>(
+/// Words of a packed line.
+fn n_pairs<D: Dots>(terms: &Range<usize>) -> usize {
+    terms.len().div_ceil(2).max(1).next_multiple_of(D::PAIRS)
+}
+
+/// The right matrix a block's width at a time; the last strip is as wide as `D` needs.
+fn pack_strips<D: Dots>(
     dots: D,
     strips: &mut [u32],
     rhs: Factor,
     columns: &Range<usize>,
     terms: &Range<usize>,
 ) {
-    let n_pairs = terms.len().div_ceil(2).max(1);
+    let n_pairs = n_pairs::<D>(terms);
     strips
         .par_chunks_mut(n_pairs * WIDTH)
         .enumerate()
@@ -234,7 +349,7 @@ fn pack_strips<D: DotPairs>(
             let lines = first..(first + WIDTH).min(columns.end);
             dots.run(
                 #[inline(always)]
-                || match lines.len() > LANES {
+                || match lines.len() > LANES || D::COLUMNS > LANES {
                     true => rhs.pack::<D, WIDTH>(dots, as_rows(out), lines.clone(), terms),
                     false => rhs.pack::<D, LANES>(dots, as_rows(out), lines.clone(), terms),
                 },
@@ -243,11 +358,11 @@ fn pack_strips<D: DotPairs>(
 }
 
 /// Rows of a task: as many for each as there are threads, or a multiple of that where they would be too many to pack.
-fn rows_per_task(m: usize, depth: usize) -> usize {
-    let most = (TASK_ELEMENTS / depth).max(MAX_HEIGHT);
+fn rows_per_task<D: Dots>(m: usize, depth: usize) -> usize {
+    let most = (TASK_ELEMENTS / depth).max(2 * D::ROWS);
     let threads = rayon::current_num_threads();
     let rounds = m.div_ceil(threads * most);
-    m.div_ceil(threads * rounds).max(MIN_HEIGHT)
+    m.div_ceil(threads * rounds).next_multiple_of(D::ROWS)
 }
 
 /// The rows of sums of one task, in the columns and for the terms that are packed.
@@ -260,69 +375,104 @@ struct Rows<'a> {
     /// Which of the left matrix's lines is the first row of `dst`.
     first: usize,
     terms: Range<usize>,
+    /// Words of a packed line.
+    n_pairs: usize,
     /// The right matrix, packed.
     strips: &'a [u32],
     alpha: f32,
     beta: f32,
 }
 
-impl Rows<'_> {
-    fn compute<D: DotPairs>(mut self, dots: D) {
+impl<'a> Rows<'a> {
+    /// In blocks that stay in vectors.
+    fn compute_in_vectors<D: DotPairs>(mut self, dots: D) {
         let n_rows = self.dst.len() / self.n;
-        let n_pairs = self.terms.len().div_ceil(2).max(1);
-        // Tiles of one height, so that the last is not nearly empty.
+        // Blocks of one height, so that the last is not nearly empty.
         let height = n_rows.div_ceil(n_rows.div_ceil(MAX_HEIGHT));
         let height = height.clamp(MIN_HEIGHT, MAX_HEIGHT);
         // The scratch outside of `run`: what is called with a closure there may not be compiled with its instructions.
-        with_scratch(n_rows.next_multiple_of(height) * n_pairs, |packed| {
+        with_scratch(n_rows.next_multiple_of(height) * self.n_pairs, |packed| {
             let packed: &mut [u32] = bytemuck::cast_slice_mut(packed);
             dots.run(
                 #[inline(always)]
                 || match height {
-                    MIN_HEIGHT => self.compute_in::<D, MIN_HEIGHT>(dots, packed, n_pairs),
-                    9 => self.compute_in::<D, 9>(dots, packed, n_pairs),
-                    10 => self.compute_in::<D, 10>(dots, packed, n_pairs),
-                    11 => self.compute_in::<D, 11>(dots, packed, n_pairs),
-                    12 => self.compute_in::<D, 12>(dots, packed, n_pairs),
-                    13 => self.compute_in::<D, 13>(dots, packed, n_pairs),
-                    _ => self.compute_in::<D, MAX_HEIGHT>(dots, packed, n_pairs),
+                    MIN_HEIGHT => self.compute_in::<D, MIN_HEIGHT>(dots, packed),
+                    9 => self.compute_in::<D, 9>(dots, packed),
+                    10 => self.compute_in::<D, 10>(dots, packed),
+                    11 => self.compute_in::<D, 11>(dots, packed),
+                    12 => self.compute_in::<D, 12>(dots, packed),
+                    13 => self.compute_in::<D, 13>(dots, packed),
+                    _ => self.compute_in::<D, MAX_HEIGHT>(dots, packed),
                 },
             );
         });
     }
 
-    /// In tiles of R rows; `packed` is the left matrix's place [tiles, pairs, R].
+    /// In blocks of R rows; `packed` is the left matrix's place [blocks, pairs, R].
     #[inline(always)]
-    fn compute_in<D: DotPairs, const R: usize>(
-        &mut self,
-        dots: D,
-        packed: &mut [u32],
-        n_pairs: usize,
-    ) {
+    fn compute_in<D: DotPairs, const R: usize>(&mut self, dots: D, packed: &mut [u32]) {
         let n_rows = self.dst.len() / self.n;
-        for (tile, out) in packed.chunks_exact_mut(R * n_pairs).enumerate() {
-            let first = self.first + tile * R;
+        let n_pairs = self.n_pairs;
+        for (block, out) in packed.chunks_exact_mut(R * n_pairs).enumerate() {
+            let first = self.first + block * R;
             let lines = first..(first + R).min(self.first + n_rows);
             self.lhs
                 .pack::<D, R>(dots, as_rows(out), lines, &self.terms);
         }
         let mut sums = [[0.0; WIDTH]; R];
-        for (strip, b) in self.strips.chunks(n_pairs * WIDTH).enumerate() {
-            let first = self.columns.start + strip * WIDTH;
-            let columns = first..(first + WIDTH).min(self.columns.end);
-            for (tile, a) in packed.chunks_exact(R * n_pairs).enumerate() {
+        for (columns, b) in self.strips() {
+            for (block, a) in packed.chunks_exact(R * n_pairs).enumerate() {
                 match columns.len() > LANES {
-                    true => add_tile::<D, R, VECTORS>(dots, &mut sums, a, b),
-                    false => add_tile::<D, R, 1>(dots, &mut sums, a, b),
+                    true => add_block::<D, R, VECTORS>(dots, &mut sums, a, b),
+                    false => add_block::<D, R, 1>(dots, &mut sums, a, b),
                 }
-                self.write(dots, tile * R, columns.clone(), &sums);
+                self.write(dots, block * R, columns.clone(), &sums);
             }
         }
     }
 
-    /// Puts a tile whose first row is `first` into its place, as far as it lies within `dst`. Compiled once, not for every height.
+    /// In blocks of four tiles.
+    fn compute_in_tiles<D: DotTiles>(mut self, dots: D) {
+        let n_rows = self.dst.len() / self.n;
+        let block_words = WIDTH * self.n_pairs;
+        with_scratch(n_rows.next_multiple_of(WIDTH) * self.n_pairs, |packed| {
+            let packed: &mut [u32] = bytemuck::cast_slice_mut(packed);
+            dots.run(
+                #[inline(always)]
+                || {
+                    for (block, out) in packed.chunks_exact_mut(block_words).enumerate() {
+                        let first = self.first + block * WIDTH;
+                        let lines = first..(first + WIDTH).min(self.first + n_rows);
+                        let out = as_rows(out).as_chunks_mut().0;
+                        self.lhs.pack_tiles(dots, out, lines, &self.terms);
+                    }
+                },
+            );
+            let mut sums = Sums([[0.0; WIDTH]; WIDTH]);
+            for (columns, b) in self.strips() {
+                let b = b.as_chunks().0.as_chunks().0;
+                for (block, a) in packed.chunks_exact(block_words).enumerate() {
+                    dots.block(&mut sums, a.as_chunks().0.as_chunks().0, b);
+                    self.write(dots, block * WIDTH, columns.clone(), &sums.0);
+                }
+            }
+        });
+    }
+
+    /// The strips with the columns of dst that they are for.
+    #[inline(always)]
+    fn strips(&self) -> impl Iterator<Item = (Range<usize>, &'a [u32])> + use<'a> {
+        let columns = self.columns.clone();
+        let strips = self.strips.chunks(self.n_pairs * WIDTH).enumerate();
+        strips.map(move |(strip, words)| {
+            let first = columns.start + strip * WIDTH;
+            (first..(first + WIDTH).min(columns.end), words)
+        })
+    }
+
+    /// Puts a block whose first row is `first` into its place, as far as it lies within `dst`. Compiled once, not for every height.
     #[inline(never)]
-    fn write<D: DotPairs>(
+    fn write<D: Instructions>(
         &mut self,
         dots: D,
         first: usize,
@@ -345,7 +495,7 @@ impl Rows<'_> {
 
 /// sums[r][c] = Σ of pairs of row r and column c, in R rows and V vectors of columns; a [pairs, R], b [pairs, V · LANES].
 #[inline(always)]
-fn add_tile<D: DotPairs, const R: usize, const V: usize>(
+fn add_block<D: DotPairs, const R: usize, const V: usize>(
     dots: D,
     sums: &mut [[f32; WIDTH]; R],
     a: &[u32],
@@ -353,7 +503,7 @@ fn add_tile<D: DotPairs, const R: usize, const V: usize>(
 ) {
     let (a, _) = a.as_chunks::<R>();
     let (b, _) = b.as_chunks::<LANES>().0.as_chunks::<V>();
-    dots.tile(sums, a, b);
+    dots.block(sums, a, b);
 }
 
 /// dst = alpha · sums + beta · dst.
@@ -371,7 +521,7 @@ fn write(dst: ViewMut, sums: &[f32], alpha: f32, beta: f32) {
     }
 }
 
-/// A vector at a time: rows of a tile are too short for what the compiler makes of loops of unknown length.
+/// A vector at a time: rows of a block are too short for what the compiler makes of loops of unknown length.
 #[inline(always)]
 fn update<T: Copy>(dst: &mut [T], sums: &[f32], new: impl Fn(T, f32) -> T) {
     let (vectors, last) = dst.as_chunks_mut::<LANES>();
@@ -412,203 +562,31 @@ fn word(even: bf16, odd: bf16) -> u32 {
     even.to_bits() as u32 | (odd.to_bits() as u32) << 16
 }
 
-#[cfg(target_arch = "x86_64")]
-pub(crate) use x86::Avx512Bf16 as Native;
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    #![expect(
-        unsafe_code,
-        reason = "the instructions of one processor and not of another"
-    )]
-
-    use std::arch::x86_64::{
-        __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32,
-        _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_storeu_ps,
-        _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
-        _mm512_unpacklo_epi64,
-    };
-    use std::mem::transmute;
-
-    use super::{DotPairs, LANES, WIDTH};
-
-    /// Quarters 0 and 2 of two vectors, and 1 and 3.
-    const EVEN: i32 = 0b10_00_10_00;
-    const ODD: i32 = 0b11_01_11_01;
-
-    /// Proof that this processor has AVX512-BF16: nothing but `detect` makes one.
-    #[derive(Clone, Copy)]
-    pub(crate) struct Avx512Bf16(());
-
-    impl Avx512Bf16 {
-        pub(super) fn detect() -> Option<Self> {
-            let has_all = is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512vl")
-                && is_x86_feature_detected!("avx512bf16");
-            has_all.then_some(Avx512Bf16(()))
-        }
-    }
-
-    /// Whatever `body` inlines is compiled with these features.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    fn with_features(mut body: impl FnMut()) {
-        body();
-    }
-
-    /// [`DotPairs::tile`]. A function of its own with the features: in one without, as a closure's body is, the compiler leaves
-    /// `vdpbf16ps` a call, which costs more than all it computes.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    fn tile<const R: usize, const V: usize>(
-        sums: &mut [[f32; WIDTH]; R],
-        a: &[[u32; R]],
-        b: &[[[u32; LANES]; V]],
-    ) {
-        let mut vectors = [[_mm512_setzero_ps(); V]; R];
-        for (a, b) in a.iter().zip(b) {
-            // SAFETY: 64 readable bytes each.
-            let b = b.each_ref().map(|b| unsafe { load(b) });
-            for r in 0..R {
-                let a = pairs(_mm512_set1_epi32(a[r] as i32));
-                for v in 0..V {
-                    vectors[r][v] = _mm512_dpbf16_ps(vectors[r][v], a, pairs(b[v]));
-                }
-            }
-        }
-        for (sums, vectors) in sums.iter_mut().zip(&vectors) {
-            let (sums, _) = sums.as_chunks_mut::<LANES>();
-            for (sums, vector) in sums.iter_mut().zip(vectors) {
-                // SAFETY: `sums` is 64 writable bytes.
-                unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), *vector) };
-            }
-        }
-    }
-
-    /// The same bits as pairs of bf16.
-    #[inline(always)]
-    fn pairs(words: __m512i) -> __m512bh {
-        // SAFETY: both are 64 bytes of which every pattern is a value.
-        unsafe { transmute::<__m512i, __m512bh>(words) }
-    }
-
-    /// # Safety
-    /// The processor has avx512f.
-    #[inline(always)]
-    unsafe fn load(words: &[u32; LANES]) -> __m512i {
-        // SAFETY: 64 readable bytes.
-        unsafe { _mm512_loadu_si512(words.as_ptr().cast()) }
-    }
-
-    /// [`DotPairs::transpose`]: neighbouring lines change elements, then neighbouring pairs of lines, then the fours their quarters.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    fn transpose(block: &mut [[u32; LANES]; LANES]) {
-        let mut x = [_mm512_setzero_si512(); LANES];
-        for (x, line) in x.iter_mut().zip(&*block) {
-            // SAFETY: a line is 64 readable bytes.
-            *x = unsafe { load(line) };
-        }
-        let mut y = x;
-        for i in (0..LANES).step_by(2) {
-            y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
-            y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
-        }
-        for i in (0..LANES).step_by(4) {
-            x[i] = _mm512_unpacklo_epi64(y[i], y[i + 2]);
-            x[i + 1] = _mm512_unpackhi_epi64(y[i], y[i + 2]);
-            x[i + 2] = _mm512_unpacklo_epi64(y[i + 1], y[i + 3]);
-            x[i + 3] = _mm512_unpackhi_epi64(y[i + 1], y[i + 3]);
-        }
-        // Quarter q of x[4 g + i] holds lines 4 g to 4 g + 3 of column 4 q + i.
-        for i in 0..4 {
-            let even = _mm512_shuffle_i32x4::<EVEN>(x[i], x[4 + i]);
-            let odd = _mm512_shuffle_i32x4::<ODD>(x[i], x[4 + i]);
-            let even_below = _mm512_shuffle_i32x4::<EVEN>(x[8 + i], x[12 + i]);
-            let odd_below = _mm512_shuffle_i32x4::<ODD>(x[8 + i], x[12 + i]);
-            y[i] = _mm512_shuffle_i32x4::<EVEN>(even, even_below);
-            y[4 + i] = _mm512_shuffle_i32x4::<EVEN>(odd, odd_below);
-            y[8 + i] = _mm512_shuffle_i32x4::<ODD>(even, even_below);
-            y[12 + i] = _mm512_shuffle_i32x4::<ODD>(odd, odd_below);
-        }
-        for (y, line) in y.iter().zip(block) {
-            // SAFETY: a line is 64 writable bytes.
-            unsafe { _mm512_storeu_si512(line.as_mut_ptr().cast(), *y) };
-        }
-    }
-
-    impl DotPairs for Avx512Bf16 {
-        #[inline(always)]
-        fn tile<const R: usize, const V: usize>(
-            self,
-            sums: &mut [[f32; WIDTH]; R],
-            a: &[[u32; R]],
-            b: &[[[u32; LANES]; V]],
-        ) {
-            // SAFETY: `self` proves that the processor has each of the features.
-            unsafe { tile(sums, a, b) }
-        }
-
-        #[inline(always)]
-        fn transpose(self, block: &mut [[u32; LANES]; LANES]) {
-            // SAFETY: as above.
-            unsafe { transpose(block) }
-        }
-
-        #[inline(always)]
-        fn run(self, body: impl FnMut()) {
-            // SAFETY: `self` proves that the processor has each of the features.
-            unsafe { with_features(body) }
-        }
-    }
-}
-
-/// No other processor has the instruction.
-#[cfg(not(target_arch = "x86_64"))]
-#[derive(Clone, Copy)]
-pub(crate) enum Native {}
-
-#[cfg(not(target_arch = "x86_64"))]
-impl Native {
-    fn detect() -> Option<Self> {
-        None
-    }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-impl DotPairs for Native {
-    fn tile<const R: usize, const V: usize>(
-        self,
-        _: &mut [[f32; WIDTH]; R],
-        _: &[[u32; R]],
-        _: &[[[u32; LANES]; V]],
-    ) {
-        match self {}
-    }
-
-    fn transpose(self, _: &mut [[u32; LANES]; LANES]) {
-        match self {}
-    }
-
-    fn run(self, _: impl FnMut()) {
-        match self {}
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The instruction's definition, but for denormal numbers.
+    /// `vdpbf16ps` by its definition, but for denormal numbers.
     #[derive(Clone, Copy)]
-    struct Plain;
+    struct PlainPairs;
 
-    impl DotPairs for Plain {
-        fn tile<const R: usize, const V: usize>(
+    impl Dots for PlainPairs {
+        const ROWS: usize = MIN_HEIGHT;
+        const COLUMNS: usize = LANES;
+        const PAIRS: usize = 1;
+
+        fn compute(self, rows: Rows) {
+            rows.compute_in_vectors(self);
+        }
+    }
+
+    impl DotPairs for PlainPairs {
+        fn block<const R: usize, const V: usize>(
             self,
             sums: &mut [[f32; WIDTH]; R],
             a: &[[u32; R]],
             b: &[[[u32; LANES]; V]],
         ) {
-            let halves = |pair: u32| [pair << 16, pair & 0xffff_0000].map(f32::from_bits);
             for (row, sums) in sums.iter_mut().enumerate() {
                 for (column, sum) in sums.iter_mut().enumerate().take(V * LANES) {
                     let pairs = a.iter().zip(b);
@@ -620,7 +598,48 @@ mod tests {
                 }
             }
         }
+    }
 
+    /// `tdpbf16ps` likewise.
+    #[derive(Clone, Copy)]
+    struct PlainTiles;
+
+    impl Dots for PlainTiles {
+        const ROWS: usize = WIDTH;
+        const COLUMNS: usize = WIDTH;
+        const PAIRS: usize = LANES;
+
+        fn compute(self, rows: Rows) {
+            rows.compute_in_tiles(self);
+        }
+    }
+
+    impl DotTiles for PlainTiles {
+        fn block(self, sums: &mut Sums, a: &[[[u32; LANES]; WIDTH]], b: &[[[u32; WIDTH]; LANES]]) {
+            for (row, sums) in sums.0.iter_mut().enumerate() {
+                for (column, sum) in sums.iter_mut().enumerate() {
+                    *sum = a.iter().zip(b).fold(0.0, |sum, (a, b)| {
+                        let [even, odd] = [0, 1].map(|half| {
+                            let products = a[row]
+                                .iter()
+                                .zip(b)
+                                .map(|(a, b)| halves(*a)[half] * halves(b[column])[half]);
+                            products.sum::<f32>()
+                        });
+                        sum + (even + odd)
+                    });
+                }
+            }
+        }
+    }
+
+    fn halves(pair: u32) -> [f32; 2] {
+        [pair << 16, pair & 0xffff_0000].map(f32::from_bits)
+    }
+
+    macro_rules! plain_instructions {
+        ($($dots:ty),*) => {$(
+    impl Instructions for $dots {
         fn transpose(self, block: &mut [[u32; LANES]; LANES]) {
             let old = *block;
             for (i, line) in block.iter_mut().enumerate() {
@@ -632,6 +651,9 @@ mod tests {
             body();
         }
     }
+        )*};
+    }
+    plain_instructions!(PlainPairs, PlainTiles);
 
     /// Values between -1 and 1, in [lines, depth] or [depth, lines].
     fn values(n: usize, seed: usize) -> Vec<bf16> {
@@ -642,7 +664,7 @@ mod tests {
     }
 
     /// Every layout, beta and storage against f64, with the same bytes from one thread and several.
-    fn check(dots: impl DotPairs) {
+    fn check(dots: impl Dots) {
         // Tiles of every height, one and two vectors and parts of them; several blocks of terms, panels and tasks; odd terms.
         let mut shapes: Vec<[usize; 3]> = (1..=30).map(|m| [m, 3, m + 3]).collect();
         shapes.extend([
@@ -737,14 +759,33 @@ mod tests {
 
     #[test]
     fn packing_blocks_and_edges_agree_with_f64() {
-        check(Plain);
+        check(PlainPairs);
+    }
+
+    #[test]
+    fn packing_of_tiles_agrees_with_f64() {
+        check(PlainTiles);
     }
 
     /// Where the processor has them; `cyrene doctor` says which.
     #[test]
+    #[cfg(target_arch = "x86_64")]
     fn avx512_bf16_agrees_with_f64() {
-        if let Some(dots) = native() {
-            check(dots);
+        match avx512::Avx512Bf16::detect() {
+            Some(dots) => check(dots),
+            None => eprintln!("skipped: this processor has no AVX512-BF16"),
+        }
+    }
+
+    /// As above.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn amx_bf16_agrees_with_f64() {
+        match avx512::Avx512Bf16::detect().and_then(amx::AmxBf16::detect) {
+            Some(dots) => check(dots),
+            None => {
+                eprintln!("skipped: this processor has no AMX for bf16, or it is not permitted")
+            }
         }
     }
 

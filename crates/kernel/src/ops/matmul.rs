@@ -256,7 +256,7 @@ pub(super) mod cpu {
         }
         if let (View::Bf16(x), View::Bf16(w), Some(dots)) = (x, w, gemm_bf16::native()) {
             let (x, w) = (Factor::lines(x, t, i), Factor::lines(w, o, i));
-            return gemm_bf16::product(dots, y, alpha, x, w, beta(write));
+            return dots.product(y, alpha, x, w, beta(write));
         }
         for_row_blocks(t, &[x, w], y.is_f32(), |rows| {
             let t = rows.len();
@@ -296,7 +296,7 @@ pub(super) mod cpu {
         let Dims { t, i, o } = dims;
         if let (View::Bf16(d_y), View::Bf16(w), Some(dots)) = (d_y, w, gemm_bf16::native()) {
             let (d_y, w) = (Factor::lines(d_y, t, o), Factor::columns(w, o, i));
-            return gemm_bf16::product(dots, d_x, alpha, d_y, w, beta(write));
+            return dots.product(d_x, alpha, d_y, w, beta(write));
         }
         for_row_blocks(t, &[d_y, w], d_x.is_f32(), |rows| {
             let t = rows.len();
@@ -329,7 +329,7 @@ pub(super) mod cpu {
         let Dims { t, i, o } = dims;
         if let (View::Bf16(d_y), View::Bf16(x), Some(dots)) = (d_y, x, gemm_bf16::native()) {
             let (d_y, x) = (Factor::columns(d_y, t, o), Factor::columns(x, t, i));
-            return gemm_bf16::product(dots, ViewMut::F32(d_w), alpha, d_y, x, 1.0);
+            return dots.product(ViewMut::F32(d_w), alpha, d_y, x, 1.0);
         }
         for_row_blocks(t, &[d_y, x], true, |rows| {
             let t = rows.len();
