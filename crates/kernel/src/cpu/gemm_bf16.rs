@@ -18,7 +18,6 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::{ViewMut, with_scratch};
-use crate::dtype::Element;
 
 /// Sums in a vector.
 const LANES: usize = 16;
@@ -38,6 +37,11 @@ const DEPTH_BLOCK: usize = if cfg!(test) { 32 } else { 4096 };
 const TASK_ELEMENTS: usize = if cfg!(test) { 32 * 20 } else { 1 << 18 };
 /// Elements of the right matrix that are packed at once, for all tasks (8 MB).
 const PANEL_ELEMENTS: usize = if cfg!(test) { 32 * 80 } else { 4 << 20 };
+
+/// Elements of a line that packing asks for ahead of those it reads: four lines of the cache, read in four steps.
+const AHEAD: usize = 128;
+/// Terms likewise where the lines of a term lie side by side: each is another line of the cache, and mostly another page.
+const TERMS_AHEAD: usize = 16;
 
 /// A matrix to read: `lines` rows of the left one or columns of the right one, `depth` terms each.
 #[derive(Clone, Copy)]
@@ -82,7 +86,7 @@ impl<'a> Factor<'a> {
         if self.depth_is_inner {
             self.pack_lines(dots, out_pw, lines, terms);
         } else {
-            self.pack_columns(out_pw, lines, terms);
+            self.pack_columns(dots, out_pw, lines, terms);
         }
     }
 
@@ -102,6 +106,7 @@ impl<'a> Factor<'a> {
                 for (line, pairs) in lines.zip(&mut block) {
                     let line = line * self.depth;
                     *pairs = first_pairs(&self.data[line + terms.start..line + terms.end]);
+                    dots.prefetch(&self.data[(line + terms.start + AHEAD).min(self.data.len())..]);
                 }
                 dots.transpose(&mut block);
                 for (out_w, block) in out_pw.iter_mut().zip(&block) {
@@ -115,8 +120,9 @@ impl<'a> Factor<'a> {
     }
 
     #[inline(always)]
-    fn pack_columns<const W: usize>(
+    fn pack_columns<D: Instructions, const W: usize>(
         &self,
+        dots: D,
         out_pw: &mut [[u32; W]],
         lines: Range<usize>,
         terms: &Range<usize>,
@@ -138,6 +144,10 @@ impl<'a> Factor<'a> {
         for (pair, out_w) in out_pw.iter_mut().enumerate() {
             let term = terms.start + 2 * pair;
             let (even, odd) = (row(term), row(term + 1));
+            for later in [term + TERMS_AHEAD, term + TERMS_AHEAD + 1] {
+                let at = later * self.lines + lines.start;
+                dots.prefetch(&self.data[at.min(self.data.len())..]);
+            }
             for w in 0..W {
                 out_w[w] = word(even[w], odd[w]);
             }
@@ -162,13 +172,14 @@ impl<'a> Factor<'a> {
                         true => first_pairs(&self.data[line + terms.start..line + terms.end]),
                         false => [0; LANES],
                     };
+                    dots.prefetch(&self.data[(line + terms.start + AHEAD).min(self.data.len())..]);
                 }
                 continue;
             }
             for (half, block) in out_lw.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
                 let first = (lines.start + half * LANES).min(lines.end);
                 let lines = first..(first + LANES).min(lines.end);
-                self.pack_columns(block, lines, &terms);
+                self.pack_columns(dots, block, lines, &terms);
                 dots.transpose(block);
             }
         }
@@ -179,6 +190,12 @@ impl<'a> Factor<'a> {
 pub(crate) trait Instructions: Copy + Send + Sync {
     /// Element [i][j] changes places with [j][i].
     fn transpose(self, block: &mut [[u32; LANES]; LANES]);
+
+    /// dst = alpha · sums + beta · dst, of as many elements, at most [`WIDTH`].
+    fn write(self, dst: ViewMut, sums: &[f32], alpha: f32, beta: f32);
+
+    /// Asks for the line of the cache that `data` begins in, which will be read soon. Nothing need happen.
+    fn prefetch(self, data: &[bf16]);
 
     /// Runs `body` compiled with the processor's vectors; what is to profit must inline into it.
     fn run(self, body: impl FnMut());
@@ -486,7 +503,7 @@ impl<'a> Rows<'a> {
                 for (row, sums) in (first..n_rows).zip(sums) {
                     let at = row * self.n;
                     let dst = self.dst.slice(at + columns.start..at + columns.end);
-                    write(dst, &sums[..columns.len()], self.alpha, self.beta);
+                    dots.write(dst, &sums[..columns.len()], self.alpha, self.beta);
                 }
             },
         );
@@ -504,36 +521,6 @@ fn add_block<D: DotPairs, const R: usize, const V: usize>(
     let (a, _) = a.as_chunks::<R>();
     let (b, _) = b.as_chunks::<LANES>().0.as_chunks::<V>();
     dots.block(sums, a, b);
-}
-
-/// dst = alpha · sums + beta · dst.
-#[inline(always)]
-fn write(dst: ViewMut, sums: &[f32], alpha: f32, beta: f32) {
-    match dst {
-        ViewMut::F32(dst) if beta == 0.0 => update(dst, sums, |_, sum| alpha * sum),
-        ViewMut::F32(dst) => update(dst, sums, |y, sum| beta * y + alpha * sum),
-        ViewMut::Bf16(dst) if beta == 0.0 => {
-            update(dst, sums, |_, sum| Element::from_f32(alpha * sum));
-        }
-        ViewMut::Bf16(dst) => update(dst, sums, |y, sum| {
-            Element::from_f32(beta * Element::to_f32(y) + alpha * sum)
-        }),
-    }
-}
-
-/// A vector at a time: rows of a block are too short for what the compiler makes of loops of unknown length.
-#[inline(always)]
-fn update<T: Copy>(dst: &mut [T], sums: &[f32], new: impl Fn(T, f32) -> T) {
-    let (vectors, last) = dst.as_chunks_mut::<LANES>();
-    let (sums, last_sums) = sums.as_chunks::<LANES>();
-    for (vector, sums) in vectors.iter_mut().zip(sums) {
-        for (y, sum) in vector.iter_mut().zip(sums) {
-            *y = new(*y, *sum);
-        }
-    }
-    for (y, sum) in last.iter_mut().zip(last_sums) {
-        *y = new(*y, *sum);
-    }
 }
 
 fn as_rows<const W: usize>(words: &mut [u32]) -> &mut [[u32; W]] {
@@ -646,6 +633,22 @@ mod tests {
                 *line = old.map(|line| line[i]);
             }
         }
+
+        fn write(self, dst: ViewMut, sums: &[f32], alpha: f32, beta: f32) {
+            let new = |old: f32, sum: f32| match beta == 0.0 {
+                true => alpha * sum,
+                false => beta * old + alpha * sum,
+            };
+            match dst {
+                ViewMut::F32(dst) => dst.iter_mut().zip(sums).for_each(|(y, sum)| *y = new(*y, *sum)),
+                ViewMut::Bf16(dst) => dst
+                    .iter_mut()
+                    .zip(sums)
+                    .for_each(|(y, sum)| *y = bf16::from_f32(new(y.to_f32(), *sum))),
+            }
+        }
+
+        fn prefetch(self, _: &[bf16]) {}
 
         fn run(self, mut body: impl FnMut()) {
             body();

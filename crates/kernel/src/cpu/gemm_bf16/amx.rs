@@ -10,8 +10,10 @@
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 
+use half::bf16;
+
 use super::avx512::Avx512Bf16;
-use super::{DotTiles, Dots, Instructions, LANES, Rows, Sums, WIDTH};
+use super::{DotTiles, Dots, Instructions, LANES, Rows, Sums, ViewMut, WIDTH};
 
 /// Bits of CPUID's leaf 7, register EDX.
 const AMX_BF16: u32 = 1 << 22;
@@ -145,6 +147,16 @@ impl Instructions for AmxBf16 {
     #[inline(always)]
     fn transpose(self, block: &mut [[u32; LANES]; LANES]) {
         self.vectors.transpose(block);
+    }
+
+    #[inline(always)]
+    fn write(self, dst: ViewMut, sums: &[f32], alpha: f32, beta: f32) {
+        self.vectors.write(dst, sums, alpha, beta);
+    }
+
+    #[inline(always)]
+    fn prefetch(self, data: &[bf16]) {
+        self.vectors.prefetch(data);
     }
 
     #[inline(always)]

@@ -5,13 +5,21 @@
 )]
 
 use std::arch::x86_64::{
-    __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps,
-    _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_storeu_ps, _mm512_storeu_si512,
-    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    __m256i, __m512, __m512bh, __m512i, __mmask16, _CMP_UNORD_Q, _MM_HINT_T0, _mm_prefetch,
+    _mm256_mask_storeu_epi16, _mm256_maskz_loadu_epi16, _mm512_add_epi32, _mm512_add_ps,
+    _mm512_and_si512, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cmp_ps_mask,
+    _mm512_cvtepi32_epi16, _mm512_cvtepu16_epi32, _mm512_dpbf16_ps, _mm512_loadu_si512,
+    _mm512_mask_blend_epi32, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps,
+    _mm512_or_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
+    _mm512_shuffle_i32x4, _mm512_slli_epi32, _mm512_srli_epi32, _mm512_storeu_ps,
+    _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
+    _mm512_unpacklo_epi64,
 };
 use std::mem::transmute;
 
-use super::{DotPairs, Dots, Instructions, LANES, MIN_HEIGHT, Rows, WIDTH};
+use half::bf16;
+
+use super::{DotPairs, Dots, Instructions, LANES, MIN_HEIGHT, Rows, ViewMut, WIDTH};
 
 /// Quarters 0 and 2 of two vectors, and 1 and 3.
 const EVEN: i32 = 0b10_00_10_00;
@@ -116,11 +124,82 @@ fn transpose(block: &mut [[u32; LANES]; LANES]) {
     }
 }
 
+/// [`Instructions::write`]: by hand, because the compiler leaves rows as short as these to scalars.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn write(mut dst: ViewMut, sums: &[f32], alpha: f32, beta: f32) {
+    assert_eq!(dst.len(), sums.len(), "one sum an element");
+    for (idx, sums) in sums.chunks(LANES).enumerate() {
+        let first = idx * LANES;
+        let mask = ((1u32 << sums.len()) - 1) as __mmask16;
+        // SAFETY: the mask has a bit for each element of the chunk.
+        let sums = unsafe { _mm512_maskz_loadu_ps(mask, sums.as_ptr()) };
+        let scaled = _mm512_mul_ps(_mm512_set1_ps(alpha), sums);
+        let plus = |old| _mm512_add_ps(_mm512_mul_ps(_mm512_set1_ps(beta), old), scaled);
+        match &mut dst {
+            ViewMut::F32(dst) => {
+                let at = dst[first..].as_mut_ptr();
+                // SAFETY: dst is as long as the sums, so the mask covers what is left of it.
+                unsafe {
+                    let new = match beta == 0.0 {
+                        true => scaled,
+                        false => plus(_mm512_maskz_loadu_ps(mask, at)),
+                    };
+                    _mm512_mask_storeu_ps(at, mask, new);
+                }
+            }
+            ViewMut::Bf16(dst) => {
+                let at: *mut i16 = dst[first..].as_mut_ptr().cast();
+                // SAFETY: as above; bf16 is 16 bits of which every pattern is a value.
+                unsafe {
+                    let new = match beta == 0.0 {
+                        true => scaled,
+                        false => plus(widen(_mm256_maskz_loadu_epi16(mask, at))),
+                    };
+                    _mm256_mask_storeu_epi16(at, mask, narrow(new));
+                }
+            }
+        }
+    }
+}
+
+/// bf16 to f32, exact.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn widen(x: __m256i) -> __m512 {
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x)))
+}
+
+/// f32 to bf16, to nearest even, a NaN quiet. `vcvtneps2bf16` would take denormal numbers for zero.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn narrow(x: __m512) -> __m256i {
+    let bits = _mm512_castps_si512(x);
+    let upper = _mm512_srli_epi32::<16>(bits);
+    let is_odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
+    let half = _mm512_add_epi32(is_odd, _mm512_set1_epi32(0x7fff));
+    let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, half));
+    let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+    let quiet = _mm512_or_si512(upper, _mm512_set1_epi32(0x40));
+    _mm512_cvtepi32_epi16(_mm512_mask_blend_epi32(is_nan, rounded, quiet))
+}
+
 impl Instructions for Avx512Bf16 {
     #[inline(always)]
     fn transpose(self, block: &mut [[u32; LANES]; LANES]) {
         // SAFETY: `self` proves that the processor has each of the features.
         unsafe { transpose(block) }
+    }
+
+    #[inline(always)]
+    fn write(self, dst: ViewMut, sums: &[f32], alpha: f32, beta: f32) {
+        // SAFETY: as above.
+        unsafe { write(dst, sums, alpha, beta) }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, data: &[bf16]) {
+        // SAFETY: SSE, which has it, is part of the architecture; an address that cannot be read is passed over.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(data.as_ptr().cast()) }
     }
 
     #[inline(always)]
