@@ -8,11 +8,11 @@
 )]
 
 use std::arch::asm;
-use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+use std::arch::x86_64::_xgetbv;
 
 use half::bf16;
 
-use super::avx512::Avx512Bf16;
+use super::avx512::{Avx512Bf16, cpuid};
 use super::{DotTiles, Dots, Instructions, LANES, Rows, Sums, ViewMut, WIDTH};
 
 /// Bits of CPUID's leaf 7, register EDX.
@@ -33,23 +33,19 @@ impl AmxBf16 {
     /// Asks processor and operating system; on Linux it asks for the permission that a process needs. `None` where either has not
     /// got it, where it is refused, and on other operating systems.
     pub(super) fn detect(vectors: Avx512Bf16) -> Option<Self> {
-        let has_all = __cpuid(0).eax >= 7
-            && __cpuid(1).ecx & OSXSAVE != 0
-            && __cpuid_count(7, 0).edx & (AMX_BF16 | AMX_TILE) == AMX_BF16 | AMX_TILE
-            && saved_states() & TILE_STATE == TILE_STATE;
-        (has_all && is_permitted()).then_some(AmxBf16 { vectors })
+        let is_there = cpuid(0, 0).eax >= 7
+            && cpuid(7, 0).edx & (AMX_BF16 | AMX_TILE) == AMX_BF16 | AMX_TILE
+            && cpuid(1, 0).ecx & OSXSAVE != 0;
+        // SAFETY: OSXSAVE says that a program may read the register.
+        let is_saved = is_there && unsafe { read_xcr0() } & TILE_STATE == TILE_STATE;
+        (is_saved && is_permitted()).then_some(AmxBf16 { vectors })
     }
 }
 
-/// XCR0, for a processor whose operating system lets programs read it.
-fn saved_states() -> u64 {
-    // SAFETY: the caller looked at OSXSAVE.
-    unsafe { read_xcr0() }
-}
-
+/// Which parts of the processor's state the operating system saves.
 #[target_feature(enable = "xsave")]
 fn read_xcr0() -> u64 {
-    // SAFETY: the function's own precondition; register 0 always exists.
+    // SAFETY: the function's own precondition, and that the operating system allows it; register 0 always exists.
     unsafe { _xgetbv(0) }
 }
 

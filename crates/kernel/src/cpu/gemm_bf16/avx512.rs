@@ -5,15 +5,15 @@
 )]
 
 use std::arch::x86_64::{
-    __m256i, __m512, __m512bh, __m512i, __mmask16, _CMP_UNORD_Q, _MM_HINT_T0, _mm_prefetch,
-    _mm256_mask_storeu_epi16, _mm256_maskz_loadu_epi16, _mm512_add_epi32, _mm512_add_ps,
-    _mm512_and_si512, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cmp_ps_mask,
+    __cpuid_count, __m256i, __m512, __m512bh, __m512i, __mmask16, _CMP_UNORD_Q, _MM_HINT_T0,
+    _mm_prefetch, _mm256_mask_storeu_epi16, _mm256_maskz_loadu_epi16, _mm512_add_epi32,
+    _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cmp_ps_mask,
     _mm512_cvtepi32_epi16, _mm512_cvtepu16_epi32, _mm512_dpbf16_ps, _mm512_loadu_si512,
     _mm512_mask_blend_epi32, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps,
     _mm512_or_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
     _mm512_shuffle_i32x4, _mm512_slli_epi32, _mm512_srli_epi32, _mm512_storeu_ps,
     _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
-    _mm512_unpacklo_epi64,
+    _mm512_unpacklo_epi64, CpuidResult,
 };
 use std::mem::transmute;
 
@@ -37,6 +37,25 @@ impl Avx512Bf16 {
             && is_x86_feature_detected!("avx512bf16");
         has_all.then_some(Avx512Bf16(()))
     }
+}
+
+/// Whether the processor says that Intel made it.
+pub(super) fn is_intel() -> bool {
+    let id = cpuid(0, 0);
+    [id.ebx, id.edx, id.ecx]
+        .map(u32::to_le_bytes)
+        .as_flattened()
+        == b"GenuineIntel"
+}
+
+/// What the processor says of itself, by leaf and subleaf.
+#[allow(
+    unused_unsafe,
+    reason = "a safe function for newer compilers, and not for the oldest that builds this"
+)]
+pub(super) fn cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
+    // SAFETY: every processor of this architecture has the instruction.
+    unsafe { __cpuid_count(leaf, subleaf) }
 }
 
 /// Whatever `body` inlines is compiled with these features.
