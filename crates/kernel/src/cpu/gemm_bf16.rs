@@ -282,10 +282,6 @@ impl Native {
     /// dst = alpha · lhs rhs + beta · dst, dst [lhs.lines, rhs.lines] row-major. With beta = 0 what stood in `dst` is not read.
     /// A sum's terms are added in one order whatever the number of threads: the blocks of terms are divided between none.
     /// Panics if the shapes do not fit together.
-    #[cfg_attr(
-        not(target_arch = "x86_64"),
-        expect(unused_variables, reason = "no choice there")
-    )]
     pub(crate) fn product(self, dst: ViewMut, alpha: f32, lhs: Factor, rhs: Factor, beta: f32) {
         match self {
             #[cfg(target_arch = "x86_64")]

@@ -5,6 +5,14 @@
 
 mod documents;
 pub(crate) mod gemm;
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(
+        dead_code,
+        unused_variables,
+        reason = "no other architecture has such instructions"
+    )
+)]
 pub(crate) mod gemm_bf16;
 pub(crate) mod math;
 mod reduce;

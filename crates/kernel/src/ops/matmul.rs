@@ -1,7 +1,7 @@
 //! y = x wᵀ and its gradients: d_x = d_y w, d_w = d_yᵀ x. Products of f32 through the `gemm` crate.
 //!
-//! bf16 operands are widened in panels, a large one never whole; where the processor multiplies pairs of bf16, two of them are not
-//! widened at all. Up to 32 rows (decoding) go past gemm: each weight is read once
+//! bf16 operands are widened in panels, a large one never whole; where the processor is faster at multiplying tiles or pairs of bf16,
+//! two of them are not widened at all. Up to 32 rows (decoding) go past gemm: each weight is read once
 //! from memory and each result is one dot product, the same bytes for a row whether it comes alone or with others.
 
 use super::{check, copy};
