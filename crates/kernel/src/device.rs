@@ -57,8 +57,9 @@ impl Device {
     }
 }
 
-/// The instructions that the CPU's ops have chosen on this processor: `avx512-bf16` (products of two bf16 matrices by pairs; all
-/// else as `avx512`), `avx512`, `avx2`, or `portable` for what every processor of the architecture has.
+/// The instructions that the CPU's ops have chosen on this processor: `amx-bf16` (products of two bf16 matrices by tiles; all else as
+/// `avx512`), `avx512-bf16` (those products by pairs), `avx512`, `avx2`, or `portable` for what every processor of the architecture
+/// has. An Intel processor without AMX, or where AMX is not permitted, is `avx512`: its instruction for pairs is slower than f32.
 pub fn cpu_vectors() -> &'static str {
     cpu::vectors()
 }

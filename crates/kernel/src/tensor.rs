@@ -1,11 +1,15 @@
 //! A dense row-major tensor that owns its memory; ops take tensors whole and write into ones the caller allocated.
 
 use half::bf16;
+use rayon::prelude::*;
 
 use crate::cuda::Buffer;
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::{Error, Result};
+
+/// Elements that one thread sets to zero at a time.
+const FILL_PIECE: usize = 1 << 18;
 
 /// Dense, row-major, contiguous. Shapes are part of every op's doc as a suffix: `x_td` is [T, D].
 #[derive(Debug)]
@@ -264,8 +268,12 @@ impl Tensor {
     pub fn fill_zero(&mut self) -> Result<()> {
         let bytes = self.bytes();
         match &mut self.storage {
-            Storage::F32(data) => data.fill(0.0),
-            Storage::Bf16(data) => data.fill(bf16::ZERO),
+            Storage::F32(data) => data
+                .par_chunks_mut(FILL_PIECE)
+                .for_each(|data| data.fill(0.0)),
+            Storage::Bf16(data) => data
+                .par_chunks_mut(FILL_PIECE)
+                .for_each(|data| data.fill(bf16::ZERO)),
             Storage::Cuda(buffer, _) => buffer.fill(0, bytes)?,
         }
         Ok(())

@@ -75,8 +75,8 @@ impl AdamW {
                     Moments::Host(HostMoments::zeros(shape, dtype, cuda)?)
                 }
                 device => Moments::Resident {
-                    m: Tensor::zeros_on(shape, dtype, device)?,
-                    v: Tensor::zeros_on(shape, dtype, device)?,
+                    m: written_zeros(shape, dtype, device)?,
+                    v: written_zeros(shape, dtype, device)?,
                 },
             });
             optimizer.weight_decay.push(match decays(name) {
@@ -163,6 +163,16 @@ impl AdamW {
         adamw::step_all(&mut resident, &shared)?;
         Ok(())
     }
+}
+
+/// Zeros that have been written on a CPU. Pages that the first step read before it wrote them would each be mapped twice, and the
+/// second time interrupts every other core: that took longer than the step itself.
+fn written_zeros(shape: &[usize], dtype: DType, device: Device) -> Result<Tensor> {
+    let mut tensor = Tensor::zeros_on(shape, dtype, device)?;
+    if device == Device::Cpu {
+        tensor.fill_zero()?;
+    }
+    Ok(tensor)
 }
 
 /// Moments are f32, except those of bf16 weights on a GPU: there both are rounded stochastically, which keeps small updates on

@@ -1,29 +1,37 @@
-//! Products of two bf16 matrices by AVX512-BF16's `vdpbf16ps`, which adds two terms of a sum per lane, where the processor has it.
+//! Products of two bf16 matrices by instructions for them, where the processor has any: AMX's `tdpbf16ps`, which adds the products
+//! of two tiles of 16 by 32 (amx.rs), else AVX512-BF16's `vdpbf16ps`, which adds two terms of a sum per lane (avx512.rs).
 //!
-//! Both matrices are read as they lie and packed two terms to a word; nothing is widened. The instruction is the one thing that
-//! needs such a processor: the packing, the blocks and the edges are tested with a plain definition of it on any.
-//! It takes denormal numbers, in bf16 as in f32, for zero, gives zero where a result would be one, and rounds to nearest even
+//! Both matrices are read as they lie and packed two terms to a word; nothing is widened. The instructions are the one thing that
+//! needs such a processor: the packing, the blocks and the edges are tested with a plain definition of them on any.
+//! Both take denormal numbers, in bf16 as in f32, for zero, give zero where a result would be one, and round to nearest even
 //! whatever the thread's floating-point state says; the f32 products of gemm.rs keep denormal numbers.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(test)]
+mod tests;
+
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use half::bf16;
 use rayon::prelude::*;
 
 use super::{ViewMut, with_scratch};
-use crate::dtype::Element;
 
 /// Sums in a vector.
 const LANES: usize = 16;
-/// Vectors across a tile, but for the last columns, which may need one.
+/// Vectors across a block of sums, but for the last columns, which may need one.
 const VECTORS: usize = 2;
-/// Columns of a tile.
+/// Columns of a block of sums, and its rows where it is made of AMX's tiles.
 const WIDTH: usize = VECTORS * LANES;
-/// Rows of the tallest tile: its 28 vectors of sums leave room in 32 registers for the operands.
+/// Rows of the tallest block that stays in vectors: its 28 vectors of sums leave room in 32 registers for the operands.
 const MAX_HEIGHT: usize = 14;
 /// Rows of the lowest: two multiply-adds a cycle of six cycles' latency need 12 sums under way.
 const MIN_HEIGHT: usize = 8;
-/// Terms of a sum that are added in registers, so that the operands of tiles lie in the second-level cache; a bf16 result, which
+/// Terms of a sum that are added in registers, so that the operands of a block lie in the second-level cache; a bf16 result, which
 /// cannot keep a first block's sums, has all its terms in one. Few in tests, so that small shapes cross a border, as in the two
 /// below.
 const DEPTH_BLOCK: usize = if cfg!(test) { 32 } else { 4096 };
@@ -31,6 +39,11 @@ const DEPTH_BLOCK: usize = if cfg!(test) { 32 } else { 4096 };
 const TASK_ELEMENTS: usize = if cfg!(test) { 32 * 20 } else { 1 << 18 };
 /// Elements of the right matrix that are packed at once, for all tasks (8 MB).
 const PANEL_ELEMENTS: usize = if cfg!(test) { 32 * 80 } else { 4 << 20 };
+
+/// Elements of a line that packing asks for ahead of those it reads: four lines of the cache, read in four steps.
+const AHEAD: usize = 128;
+/// Terms likewise where the lines of a term lie side by side: each is another line of the cache, and mostly another page.
+const TERMS_AHEAD: usize = 16;
 
 /// A matrix to read: `lines` rows of the left one or columns of the right one, `depth` terms each.
 #[derive(Clone, Copy)]
@@ -65,7 +78,7 @@ impl<'a> Factor<'a> {
 
     /// out_pw[p][w] = terms 2p and 2p + 1 of line w, in `terms` and `lines`; zeros beyond their ends.
     #[inline(always)]
-    fn pack<D: DotPairs, const W: usize>(
+    fn pack<D: Instructions, const W: usize>(
         &self,
         dots: D,
         out_pw: &mut [[u32; W]],
@@ -75,12 +88,12 @@ impl<'a> Factor<'a> {
         if self.depth_is_inner {
             self.pack_lines(dots, out_pw, lines, terms);
         } else {
-            self.pack_columns(out_pw, lines, terms);
+            self.pack_columns(dots, out_pw, lines, terms);
         }
     }
 
     #[inline(always)]
-    fn pack_lines<D: DotPairs, const W: usize>(
+    fn pack_lines<D: Instructions, const W: usize>(
         &self,
         dots: D,
         out_pw: &mut [[u32; W]],
@@ -95,6 +108,7 @@ impl<'a> Factor<'a> {
                 for (line, pairs) in lines.zip(&mut block) {
                     let line = line * self.depth;
                     *pairs = first_pairs(&self.data[line + terms.start..line + terms.end]);
+                    dots.prefetch(&self.data[(line + terms.start + AHEAD).min(self.data.len())..]);
                 }
                 dots.transpose(&mut block);
                 for (out_w, block) in out_pw.iter_mut().zip(&block) {
@@ -108,8 +122,9 @@ impl<'a> Factor<'a> {
     }
 
     #[inline(always)]
-    fn pack_columns<const W: usize>(
+    fn pack_columns<D: Instructions, const W: usize>(
         &self,
+        dots: D,
         out_pw: &mut [[u32; W]],
         lines: Range<usize>,
         terms: &Range<usize>,
@@ -131,47 +146,156 @@ impl<'a> Factor<'a> {
         for (pair, out_w) in out_pw.iter_mut().enumerate() {
             let term = terms.start + 2 * pair;
             let (even, odd) = (row(term), row(term + 1));
+            for later in [term + TERMS_AHEAD, term + TERMS_AHEAD + 1] {
+                let at = later * self.lines + lines.start;
+                dots.prefetch(&self.data[at.min(self.data.len())..]);
+            }
             for w in 0..W {
                 out_w[w] = word(even[w], odd[w]);
             }
         }
     }
+
+    /// out_slw[s][l][w] = the terms of pair 16 s + w of line l, in `terms` and `lines`; zeros beyond their ends.
+    #[inline(always)]
+    fn pack_tiles<D: Instructions>(
+        &self,
+        dots: D,
+        out_slw: &mut [[[u32; LANES]; WIDTH]],
+        lines: Range<usize>,
+        terms: &Range<usize>,
+    ) {
+        for (step, out_lw) in out_slw.iter_mut().enumerate() {
+            let terms = terms.start + 2 * LANES * step..terms.end;
+            if self.depth_is_inner {
+                for (l, out_w) in out_lw.iter_mut().enumerate() {
+                    let line = (lines.start + l) * self.depth;
+                    *out_w = match l < lines.len() {
+                        true => first_pairs(&self.data[line + terms.start..line + terms.end]),
+                        false => [0; LANES],
+                    };
+                    dots.prefetch(&self.data[(line + terms.start + AHEAD).min(self.data.len())..]);
+                }
+                continue;
+            }
+            for (half, block) in out_lw.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+                let first = (lines.start + half * LANES).min(lines.end);
+                let lines = first..(first + LANES).min(lines.end);
+                self.pack_columns(dots, block, lines, &terms);
+                dots.transpose(block);
+            }
+        }
+    }
 }
 
-/// Sixteen sums, to which the products of sixteen pairs are added, and what else wants instructions of its own.
-pub(crate) trait DotPairs: Copy + Send + Sync {
-    /// sums[r][c] = Σ over the pairs p of both products of the bf16 pairs a[p][r] and b[p][c], lower halves and upper halves,
-    /// in R rows and V vectors of columns.
-    fn tile<const R: usize, const V: usize>(
+/// What packing, and all around a block of sums, wants of a processor.
+pub(crate) trait Instructions: Copy + Send + Sync {
+    /// Element [i][j] changes places with [j][i].
+    fn transpose(self, block: &mut [[u32; LANES]; LANES]);
+
+    /// dst = alpha · sums + beta · dst, of as many elements, at most [`WIDTH`].
+    fn write(self, dst: ViewMut, sums: &[f32], alpha: f32, beta: f32);
+
+    /// Asks for the line of the cache that `data` begins in, which will be read soon. Nothing need happen.
+    fn prefetch(self, data: &[bf16]);
+
+    /// Runs `body` compiled with the processor's vectors; what is to profit must inline into it.
+    fn run(self, body: impl FnMut());
+}
+
+/// Who makes the sums out of packed operands.
+trait Dots: Instructions {
+    /// What the rows of a task are a multiple of where there are several.
+    const ROWS: usize;
+    /// What the columns of a strip are a multiple of, up to [`WIDTH`].
+    const COLUMNS: usize;
+    /// What the packed pairs of a line are a multiple of.
+    const PAIRS: usize;
+
+    fn compute(self, rows: Rows);
+}
+
+/// Sums in vectors.
+trait DotPairs: Instructions {
+    /// sums[r][c] = Σ over the pairs p, in turn, of both products of the bf16 pairs a[p][r] and b[p][c], lower halves and upper
+    /// halves, in R rows and V vectors of columns.
+    fn block<const R: usize, const V: usize>(
         self,
         sums: &mut [[f32; WIDTH]; R],
         a: &[[u32; R]],
         b: &[[[u32; LANES]; V]],
     );
-
-    /// Element [i][j] changes places with [j][i].
-    fn transpose(self, block: &mut [[u32; LANES]; LANES]);
-
-    /// Runs `body` compiled with the instructions that `tile` needs; what is to profit must inline into it.
-    fn run(self, body: impl FnMut());
 }
 
-/// The instructions, if the processor has them.
+/// Sums in tiles.
+trait DotTiles: Instructions {
+    /// sums[r][c] = Σ over the steps s, in turn, of the sums over w of both products of the bf16 pairs a[s][r][w] and b[s][w][c]:
+    /// of the lower halves in turn, of the upper halves in turn, each by fused multiply-adds, and of both sums.
+    fn block(self, sums: &mut Sums, a: &[[[u32; LANES]; WIDTH]], b: &[[[u32; WIDTH]; LANES]]);
+}
+
+/// A block of sums as tiles are stored.
+#[repr(align(64))]
+struct Sums([[f32; WIDTH]; WIDTH]);
+
+/// The instructions for products of bf16 that this processor has, that the operating system lets a program use, and that are faster
+/// than widening to f32. On Intel's processors `vdpbf16ps` is not: measured on a Xeon, 205 GFLOP/s on two cores for 300 with
+/// the operands widened and 1,300 with AMX; it issues there at a quarter of the rate of the multiply-adds of f32.
+#[derive(Clone, Copy)]
+pub(crate) enum Native {
+    #[cfg(target_arch = "x86_64")]
+    Amx(amx::AmxBf16),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::Avx512Bf16),
+}
+
+/// The fastest of them, if there are any. Asked once in a process: the answer does not change.
 pub(crate) fn native() -> Option<Native> {
-    Native::detect()
+    static NATIVE: OnceLock<Option<Native>> = OnceLock::new();
+    *NATIVE.get_or_init(Native::detect)
 }
 
-/// dst = alpha · lhs rhs + beta · dst, dst [lhs.lines, rhs.lines] row-major. With beta = 0 what stood in `dst` is not read.
-/// A sum's terms are added in one order whatever the number of threads: the blocks of terms are divided between none.
-/// Panics if the shapes do not fit together.
-pub(crate) fn product<D: DotPairs>(
-    dots: D,
-    mut dst: ViewMut,
-    alpha: f32,
-    lhs: Factor,
-    rhs: Factor,
-    beta: f32,
-) {
+impl Native {
+    #[cfg(target_arch = "x86_64")]
+    fn detect() -> Option<Self> {
+        let vectors = avx512::Avx512Bf16::detect()?;
+        match amx::AmxBf16::detect(vectors) {
+            Some(tiles) => Some(Native::Amx(tiles)),
+            None if avx512::is_intel() => None,
+            None => Some(Native::Avx512(vectors)),
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn detect() -> Option<Self> {
+        None
+    }
+
+    /// As `cyrene doctor` names the choice.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Native::Amx(_) => "amx-bf16",
+            #[cfg(target_arch = "x86_64")]
+            Native::Avx512(_) => "avx512-bf16",
+        }
+    }
+
+    /// dst = alpha · lhs rhs + beta · dst, dst [lhs.lines, rhs.lines] row-major. With beta = 0 what stood in `dst` is not read.
+    /// A sum's terms are added in one order whatever the number of threads: the blocks of terms are divided between none.
+    /// Panics if the shapes do not fit together.
+    pub(crate) fn product(self, dst: ViewMut, alpha: f32, lhs: Factor, rhs: Factor, beta: f32) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Native::Amx(dots) => product(dots, dst, alpha, lhs, rhs, beta),
+            #[cfg(target_arch = "x86_64")]
+            Native::Avx512(dots) => product(dots, dst, alpha, lhs, rhs, beta),
+        }
+    }
+}
+
+/// [`Native::product`].
+fn product<D: Dots>(dots: D, mut dst: ViewMut, alpha: f32, lhs: Factor, rhs: Factor, beta: f32) {
     let (m, n, depth) = (lhs.lines, rhs.lines, lhs.depth);
     assert_eq!(depth, rhs.depth, "terms of both factors");
     assert_eq!(dst.len(), m * n, "sums of {m} rows and {n} columns");
@@ -183,49 +307,58 @@ pub(crate) fn product<D: DotPairs>(
         ViewMut::Bf16(_) => 1,
     };
     let block = depth.div_ceil(n_blocks).next_multiple_of(2).max(2);
-    let panel = (PANEL_ELEMENTS / block).next_multiple_of(WIDTH);
-    let rows_per_task = rows_per_task(m, block);
+    let panel = (PANEL_ELEMENTS / block).max(1).next_multiple_of(WIDTH);
+    let rows_per_task = rows_per_task::<D>(m, block);
     for first_column in (0..n).step_by(panel) {
         let columns = first_column..(first_column + panel).min(n);
         for start in (0..depth.max(1)).step_by(block) {
             let terms = start..(start + block).min(depth);
             let beta = if start == 0 { beta } else { 1.0 };
-            let n_pairs = terms.len().div_ceil(2).max(1);
-            with_scratch(n_pairs * columns.len().next_multiple_of(LANES), |strips| {
-                let strips: &mut [u32] = bytemuck::cast_slice_mut(strips);
-                pack_strips(dots, strips, rhs, &columns, &terms);
-                dst.slice(0..m * n)
-                    .chunks(rows_per_task * n)
-                    .into_par_iter()
-                    .enumerate()
-                    .for_each(|(task, dst)| {
-                        Rows {
-                            dst,
-                            n,
-                            columns: columns.clone(),
-                            lhs,
-                            first: task * rows_per_task,
-                            terms: terms.clone(),
-                            strips,
-                            alpha,
-                            beta,
-                        }
-                        .compute(dots);
-                    });
-            });
+            let n_pairs = n_pairs::<D>(&terms);
+            with_scratch(
+                n_pairs * columns.len().next_multiple_of(D::COLUMNS),
+                |strips| {
+                    let strips: &mut [u32] = bytemuck::cast_slice_mut(strips);
+                    pack_strips(dots, strips, rhs, &columns, &terms);
+                    dst.slice(0..m * n)
+                        .chunks(rows_per_task * n)
+                        .into_par_iter()
+                        .enumerate()
+                        .for_each(|(task, dst)| {
+                            let rows = Rows {
+                                dst,
+                                n,
+                                columns: columns.clone(),
+                                lhs,
+                                first: task * rows_per_task,
+                                terms: terms.clone(),
+                                n_pairs,
+                                strips,
+                                alpha,
+                                beta,
+                            };
+                            dots.compute(rows);
+                        });
+                },
+            );
         }
     }
 }
 
-/// The right matrix a tile's width at a time; the last strip is a vector wide where that is enough.
-fn pack_strips<D: DotPairs>(
+/// Words of a packed line.
+fn n_pairs<D: Dots>(terms: &Range<usize>) -> usize {
+    terms.len().div_ceil(2).max(1).next_multiple_of(D::PAIRS)
+}
+
+/// The right matrix a block's width at a time; the last strip is as wide as `D` needs.
+fn pack_strips<D: Dots>(
     dots: D,
     strips: &mut [u32],
     rhs: Factor,
     columns: &Range<usize>,
     terms: &Range<usize>,
 ) {
-    let n_pairs = terms.len().div_ceil(2).max(1);
+    let n_pairs = n_pairs::<D>(terms);
     strips
         .par_chunks_mut(n_pairs * WIDTH)
         .enumerate()
@@ -234,7 +367,7 @@ fn pack_strips<D: DotPairs>(
             let lines = first..(first + WIDTH).min(columns.end);
             dots.run(
                 #[inline(always)]
-                || match lines.len() > LANES {
+                || match lines.len() > LANES || D::COLUMNS > LANES {
                     true => rhs.pack::<D, WIDTH>(dots, as_rows(out), lines.clone(), terms),
                     false => rhs.pack::<D, LANES>(dots, as_rows(out), lines.clone(), terms),
                 },
@@ -243,11 +376,11 @@ fn pack_strips<D: DotPairs>(
 }
 
 /// Rows of a task: as many for each as there are threads, or a multiple of that where they would be too many to pack.
-fn rows_per_task(m: usize, depth: usize) -> usize {
-    let most = (TASK_ELEMENTS / depth).max(MAX_HEIGHT);
+fn rows_per_task<D: Dots>(m: usize, depth: usize) -> usize {
+    let most = (TASK_ELEMENTS / depth).max(2 * D::ROWS);
     let threads = rayon::current_num_threads();
     let rounds = m.div_ceil(threads * most);
-    m.div_ceil(threads * rounds).max(MIN_HEIGHT)
+    m.div_ceil(threads * rounds).next_multiple_of(D::ROWS)
 }
 
 /// The rows of sums of one task, in the columns and for the terms that are packed.
@@ -260,69 +393,104 @@ struct Rows<'a> {
     /// Which of the left matrix's lines is the first row of `dst`.
     first: usize,
     terms: Range<usize>,
+    /// Words of a packed line.
+    n_pairs: usize,
     /// The right matrix, packed.
     strips: &'a [u32],
     alpha: f32,
     beta: f32,
 }
 
-impl Rows<'_> {
-    fn compute<D: DotPairs>(mut self, dots: D) {
+impl<'a> Rows<'a> {
+    /// In blocks that stay in vectors.
+    fn compute_in_vectors<D: DotPairs>(mut self, dots: D) {
         let n_rows = self.dst.len() / self.n;
-        let n_pairs = self.terms.len().div_ceil(2).max(1);
-        // Tiles of one height, so that the last is not nearly empty.
+        // Blocks of one height, so that the last is not nearly empty.
         let height = n_rows.div_ceil(n_rows.div_ceil(MAX_HEIGHT));
         let height = height.clamp(MIN_HEIGHT, MAX_HEIGHT);
         // The scratch outside of `run`: what is called with a closure there may not be compiled with its instructions.
-        with_scratch(n_rows.next_multiple_of(height) * n_pairs, |packed| {
+        with_scratch(n_rows.next_multiple_of(height) * self.n_pairs, |packed| {
             let packed: &mut [u32] = bytemuck::cast_slice_mut(packed);
             dots.run(
                 #[inline(always)]
                 || match height {
-                    MIN_HEIGHT => self.compute_in::<D, MIN_HEIGHT>(dots, packed, n_pairs),
-                    9 => self.compute_in::<D, 9>(dots, packed, n_pairs),
-                    10 => self.compute_in::<D, 10>(dots, packed, n_pairs),
-                    11 => self.compute_in::<D, 11>(dots, packed, n_pairs),
-                    12 => self.compute_in::<D, 12>(dots, packed, n_pairs),
-                    13 => self.compute_in::<D, 13>(dots, packed, n_pairs),
-                    _ => self.compute_in::<D, MAX_HEIGHT>(dots, packed, n_pairs),
+                    MIN_HEIGHT => self.compute_in::<D, MIN_HEIGHT>(dots, packed),
+                    9 => self.compute_in::<D, 9>(dots, packed),
+                    10 => self.compute_in::<D, 10>(dots, packed),
+                    11 => self.compute_in::<D, 11>(dots, packed),
+                    12 => self.compute_in::<D, 12>(dots, packed),
+                    13 => self.compute_in::<D, 13>(dots, packed),
+                    _ => self.compute_in::<D, MAX_HEIGHT>(dots, packed),
                 },
             );
         });
     }
 
-    /// In tiles of R rows; `packed` is the left matrix's place [tiles, pairs, R].
+    /// In blocks of R rows; `packed` is the left matrix's place [blocks, pairs, R].
     #[inline(always)]
-    fn compute_in<D: DotPairs, const R: usize>(
-        &mut self,
-        dots: D,
-        packed: &mut [u32],
-        n_pairs: usize,
-    ) {
+    fn compute_in<D: DotPairs, const R: usize>(&mut self, dots: D, packed: &mut [u32]) {
         let n_rows = self.dst.len() / self.n;
-        for (tile, out) in packed.chunks_exact_mut(R * n_pairs).enumerate() {
-            let first = self.first + tile * R;
+        let n_pairs = self.n_pairs;
+        for (block, out) in packed.chunks_exact_mut(R * n_pairs).enumerate() {
+            let first = self.first + block * R;
             let lines = first..(first + R).min(self.first + n_rows);
             self.lhs
                 .pack::<D, R>(dots, as_rows(out), lines, &self.terms);
         }
         let mut sums = [[0.0; WIDTH]; R];
-        for (strip, b) in self.strips.chunks(n_pairs * WIDTH).enumerate() {
-            let first = self.columns.start + strip * WIDTH;
-            let columns = first..(first + WIDTH).min(self.columns.end);
-            for (tile, a) in packed.chunks_exact(R * n_pairs).enumerate() {
+        for (columns, b) in self.strips() {
+            for (block, a) in packed.chunks_exact(R * n_pairs).enumerate() {
                 match columns.len() > LANES {
-                    true => add_tile::<D, R, VECTORS>(dots, &mut sums, a, b),
-                    false => add_tile::<D, R, 1>(dots, &mut sums, a, b),
+                    true => add_block::<D, R, VECTORS>(dots, &mut sums, a, b),
+                    false => add_block::<D, R, 1>(dots, &mut sums, a, b),
                 }
-                self.write(dots, tile * R, columns.clone(), &sums);
+                self.write(dots, block * R, columns.clone(), &sums);
             }
         }
     }
 
-    /// Puts a tile whose first row is `first` into its place, as far as it lies within `dst`. Compiled once, not for every height.
+    /// In blocks of four tiles.
+    fn compute_in_tiles<D: DotTiles>(mut self, dots: D) {
+        let n_rows = self.dst.len() / self.n;
+        let block_words = WIDTH * self.n_pairs;
+        with_scratch(n_rows.next_multiple_of(WIDTH) * self.n_pairs, |packed| {
+            let packed: &mut [u32] = bytemuck::cast_slice_mut(packed);
+            dots.run(
+                #[inline(always)]
+                || {
+                    for (block, out) in packed.chunks_exact_mut(block_words).enumerate() {
+                        let first = self.first + block * WIDTH;
+                        let lines = first..(first + WIDTH).min(self.first + n_rows);
+                        let out = as_rows(out).as_chunks_mut().0;
+                        self.lhs.pack_tiles(dots, out, lines, &self.terms);
+                    }
+                },
+            );
+            let mut sums = Sums([[0.0; WIDTH]; WIDTH]);
+            for (columns, b) in self.strips() {
+                let b = b.as_chunks().0.as_chunks().0;
+                for (block, a) in packed.chunks_exact(block_words).enumerate() {
+                    dots.block(&mut sums, a.as_chunks().0.as_chunks().0, b);
+                    self.write(dots, block * WIDTH, columns.clone(), &sums.0);
+                }
+            }
+        });
+    }
+
+    /// The strips with the columns of dst that they are for.
+    #[inline(always)]
+    fn strips(&self) -> impl Iterator<Item = (Range<usize>, &'a [u32])> + use<'a> {
+        let columns = self.columns.clone();
+        let strips = self.strips.chunks(self.n_pairs * WIDTH).enumerate();
+        strips.map(move |(strip, words)| {
+            let first = columns.start + strip * WIDTH;
+            (first..(first + WIDTH).min(columns.end), words)
+        })
+    }
+
+    /// Puts a block whose first row is `first` into its place, as far as it lies within `dst`. Compiled once, not for every height.
     #[inline(never)]
-    fn write<D: DotPairs>(
+    fn write<D: Instructions>(
         &mut self,
         dots: D,
         first: usize,
@@ -336,7 +504,7 @@ impl Rows<'_> {
                 for (row, sums) in (first..n_rows).zip(sums) {
                     let at = row * self.n;
                     let dst = self.dst.slice(at + columns.start..at + columns.end);
-                    write(dst, &sums[..columns.len()], self.alpha, self.beta);
+                    dots.write(dst, &sums[..columns.len()], self.alpha, self.beta);
                 }
             },
         );
@@ -345,7 +513,7 @@ impl Rows<'_> {
 
 /// sums[r][c] = Σ of pairs of row r and column c, in R rows and V vectors of columns; a [pairs, R], b [pairs, V · LANES].
 #[inline(always)]
-fn add_tile<D: DotPairs, const R: usize, const V: usize>(
+fn add_block<D: DotPairs, const R: usize, const V: usize>(
     dots: D,
     sums: &mut [[f32; WIDTH]; R],
     a: &[u32],
@@ -353,37 +521,7 @@ fn add_tile<D: DotPairs, const R: usize, const V: usize>(
 ) {
     let (a, _) = a.as_chunks::<R>();
     let (b, _) = b.as_chunks::<LANES>().0.as_chunks::<V>();
-    dots.tile(sums, a, b);
-}
-
-/// dst = alpha · sums + beta · dst.
-#[inline(always)]
-fn write(dst: ViewMut, sums: &[f32], alpha: f32, beta: f32) {
-    match dst {
-        ViewMut::F32(dst) if beta == 0.0 => update(dst, sums, |_, sum| alpha * sum),
-        ViewMut::F32(dst) => update(dst, sums, |y, sum| beta * y + alpha * sum),
-        ViewMut::Bf16(dst) if beta == 0.0 => {
-            update(dst, sums, |_, sum| Element::from_f32(alpha * sum));
-        }
-        ViewMut::Bf16(dst) => update(dst, sums, |y, sum| {
-            Element::from_f32(beta * Element::to_f32(y) + alpha * sum)
-        }),
-    }
-}
-
-/// A vector at a time: rows of a tile are too short for what the compiler makes of loops of unknown length.
-#[inline(always)]
-fn update<T: Copy>(dst: &mut [T], sums: &[f32], new: impl Fn(T, f32) -> T) {
-    let (vectors, last) = dst.as_chunks_mut::<LANES>();
-    let (sums, last_sums) = sums.as_chunks::<LANES>();
-    for (vector, sums) in vectors.iter_mut().zip(sums) {
-        for (y, sum) in vector.iter_mut().zip(sums) {
-            *y = new(*y, *sum);
-        }
-    }
-    for (y, sum) in last.iter_mut().zip(last_sums) {
-        *y = new(*y, *sum);
-    }
+    dots.block(sums, a, b);
 }
 
 fn as_rows<const W: usize>(words: &mut [u32]) -> &mut [[u32; W]] {
@@ -410,347 +548,4 @@ fn pairs(terms: &[bf16; 2 * LANES]) -> [u32; LANES] {
 #[inline(always)]
 fn word(even: bf16, odd: bf16) -> u32 {
     even.to_bits() as u32 | (odd.to_bits() as u32) << 16
-}
-
-#[cfg(target_arch = "x86_64")]
-pub(crate) use x86::Avx512Bf16 as Native;
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    #![expect(
-        unsafe_code,
-        reason = "the instructions of one processor and not of another"
-    )]
-
-    use std::arch::x86_64::{
-        __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32,
-        _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_storeu_ps,
-        _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
-        _mm512_unpacklo_epi64,
-    };
-    use std::mem::transmute;
-
-    use super::{DotPairs, LANES, WIDTH};
-
-    /// Quarters 0 and 2 of two vectors, and 1 and 3.
-    const EVEN: i32 = 0b10_00_10_00;
-    const ODD: i32 = 0b11_01_11_01;
-
-    /// Proof that this processor has AVX512-BF16: nothing but `detect` makes one.
-    #[derive(Clone, Copy)]
-    pub(crate) struct Avx512Bf16(());
-
-    impl Avx512Bf16 {
-        pub(super) fn detect() -> Option<Self> {
-            let has_all = is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512vl")
-                && is_x86_feature_detected!("avx512bf16");
-            has_all.then_some(Avx512Bf16(()))
-        }
-    }
-
-    /// Whatever `body` inlines is compiled with these features.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    fn with_features(mut body: impl FnMut()) {
-        body();
-    }
-
-    /// [`DotPairs::tile`]. A function of its own with the features: in one without, as a closure's body is, the compiler leaves
-    /// `vdpbf16ps` a call, which costs more than all it computes.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    fn tile<const R: usize, const V: usize>(
-        sums: &mut [[f32; WIDTH]; R],
-        a: &[[u32; R]],
-        b: &[[[u32; LANES]; V]],
-    ) {
-        let mut vectors = [[_mm512_setzero_ps(); V]; R];
-        for (a, b) in a.iter().zip(b) {
-            // SAFETY: 64 readable bytes each.
-            let b = b.each_ref().map(|b| unsafe { load(b) });
-            for r in 0..R {
-                let a = pairs(_mm512_set1_epi32(a[r] as i32));
-                for v in 0..V {
-                    vectors[r][v] = _mm512_dpbf16_ps(vectors[r][v], a, pairs(b[v]));
-                }
-            }
-        }
-        for (sums, vectors) in sums.iter_mut().zip(&vectors) {
-            let (sums, _) = sums.as_chunks_mut::<LANES>();
-            for (sums, vector) in sums.iter_mut().zip(vectors) {
-                // SAFETY: `sums` is 64 writable bytes.
-                unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), *vector) };
-            }
-        }
-    }
-
-    /// The same bits as pairs of bf16.
-    #[inline(always)]
-    fn pairs(words: __m512i) -> __m512bh {
-        // SAFETY: both are 64 bytes of which every pattern is a value.
-        unsafe { transmute::<__m512i, __m512bh>(words) }
-    }
-
-    /// # Safety
-    /// The processor has avx512f.
-    #[inline(always)]
-    unsafe fn load(words: &[u32; LANES]) -> __m512i {
-        // SAFETY: 64 readable bytes.
-        unsafe { _mm512_loadu_si512(words.as_ptr().cast()) }
-    }
-
-    /// [`DotPairs::transpose`]: neighbouring lines change elements, then neighbouring pairs of lines, then the fours their quarters.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    fn transpose(block: &mut [[u32; LANES]; LANES]) {
-        let mut x = [_mm512_setzero_si512(); LANES];
-        for (x, line) in x.iter_mut().zip(&*block) {
-            // SAFETY: a line is 64 readable bytes.
-            *x = unsafe { load(line) };
-        }
-        let mut y = x;
-        for i in (0..LANES).step_by(2) {
-            y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
-            y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
-        }
-        for i in (0..LANES).step_by(4) {
-            x[i] = _mm512_unpacklo_epi64(y[i], y[i + 2]);
-            x[i + 1] = _mm512_unpackhi_epi64(y[i], y[i + 2]);
-            x[i + 2] = _mm512_unpacklo_epi64(y[i + 1], y[i + 3]);
-            x[i + 3] = _mm512_unpackhi_epi64(y[i + 1], y[i + 3]);
-        }
-        // Quarter q of x[4 g + i] holds lines 4 g to 4 g + 3 of column 4 q + i.
-        for i in 0..4 {
-            let even = _mm512_shuffle_i32x4::<EVEN>(x[i], x[4 + i]);
-            let odd = _mm512_shuffle_i32x4::<ODD>(x[i], x[4 + i]);
-            let even_below = _mm512_shuffle_i32x4::<EVEN>(x[8 + i], x[12 + i]);
-            let odd_below = _mm512_shuffle_i32x4::<ODD>(x[8 + i], x[12 + i]);
-            y[i] = _mm512_shuffle_i32x4::<EVEN>(even, even_below);
-            y[4 + i] = _mm512_shuffle_i32x4::<EVEN>(odd, odd_below);
-            y[8 + i] = _mm512_shuffle_i32x4::<ODD>(even, even_below);
-            y[12 + i] = _mm512_shuffle_i32x4::<ODD>(odd, odd_below);
-        }
-        for (y, line) in y.iter().zip(block) {
-            // SAFETY: a line is 64 writable bytes.
-            unsafe { _mm512_storeu_si512(line.as_mut_ptr().cast(), *y) };
-        }
-    }
-
-    impl DotPairs for Avx512Bf16 {
-        #[inline(always)]
-        fn tile<const R: usize, const V: usize>(
-            self,
-            sums: &mut [[f32; WIDTH]; R],
-            a: &[[u32; R]],
-            b: &[[[u32; LANES]; V]],
-        ) {
-            // SAFETY: `self` proves that the processor has each of the features.
-            unsafe { tile(sums, a, b) }
-        }
-
-        #[inline(always)]
-        fn transpose(self, block: &mut [[u32; LANES]; LANES]) {
-            // SAFETY: as above.
-            unsafe { transpose(block) }
-        }
-
-        #[inline(always)]
-        fn run(self, body: impl FnMut()) {
-            // SAFETY: `self` proves that the processor has each of the features.
-            unsafe { with_features(body) }
-        }
-    }
-}
-
-/// No other processor has the instruction.
-#[cfg(not(target_arch = "x86_64"))]
-#[derive(Clone, Copy)]
-pub(crate) enum Native {}
-
-#[cfg(not(target_arch = "x86_64"))]
-impl Native {
-    fn detect() -> Option<Self> {
-        None
-    }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-impl DotPairs for Native {
-    fn tile<const R: usize, const V: usize>(
-        self,
-        _: &mut [[f32; WIDTH]; R],
-        _: &[[u32; R]],
-        _: &[[[u32; LANES]; V]],
-    ) {
-        match self {}
-    }
-
-    fn transpose(self, _: &mut [[u32; LANES]; LANES]) {
-        match self {}
-    }
-
-    fn run(self, _: impl FnMut()) {
-        match self {}
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The instruction's definition, but for denormal numbers.
-    #[derive(Clone, Copy)]
-    struct Plain;
-
-    impl DotPairs for Plain {
-        fn tile<const R: usize, const V: usize>(
-            self,
-            sums: &mut [[f32; WIDTH]; R],
-            a: &[[u32; R]],
-            b: &[[[u32; LANES]; V]],
-        ) {
-            let halves = |pair: u32| [pair << 16, pair & 0xffff_0000].map(f32::from_bits);
-            for (row, sums) in sums.iter_mut().enumerate() {
-                for (column, sum) in sums.iter_mut().enumerate().take(V * LANES) {
-                    let pairs = a.iter().zip(b);
-                    *sum = pairs.fold(0.0, |sum, (a, b)| {
-                        let [even_a, odd_a] = halves(a[row]);
-                        let [even_b, odd_b] = halves(b[column / LANES][column % LANES]);
-                        sum + (even_a * even_b + odd_a * odd_b)
-                    });
-                }
-            }
-        }
-
-        fn transpose(self, block: &mut [[u32; LANES]; LANES]) {
-            let old = *block;
-            for (i, line) in block.iter_mut().enumerate() {
-                *line = old.map(|line| line[i]);
-            }
-        }
-
-        fn run(self, mut body: impl FnMut()) {
-            body();
-        }
-    }
-
-    /// Values between -1 and 1, in [lines, depth] or [depth, lines].
-    fn values(n: usize, seed: usize) -> Vec<bf16> {
-        (0..n)
-            .map(|i| ((i * 2_654_435_761 + seed * 40_503) % 1009) as f32 / 504.5 - 1.0)
-            .map(bf16::from_f32)
-            .collect()
-    }
-
-    /// Every layout, beta and storage against f64, with the same bytes from one thread and several.
-    fn check(dots: impl DotPairs) {
-        // Tiles of every height, one and two vectors and parts of them; several blocks of terms, panels and tasks; odd terms.
-        let mut shapes: Vec<[usize; 3]> = (1..=30).map(|m| [m, 3, m + 3]).collect();
-        shapes.extend([
-            [1, 1, 1],
-            [3, 70, 33],
-            [17, 64, 64],
-            [64, 31, 1],
-            [65, 129, 130],
-        ]);
-        shapes.extend([[200, 300, 100], [33, 32, 170], [5, 0, 7], [130, 63, 16]]);
-        let [one, two, five] = [1, 2, 5].map(|n_threads| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads);
-            pool.build().unwrap()
-        });
-        for [m, k, n] in shapes {
-            let (a, b) = (values(m * k, 1), values(k * n, 2));
-            for (a_inner, b_inner) in [(true, true), (true, false), (false, true), (false, false)] {
-                let factor = |data, lines, inner| match inner {
-                    true => Factor::lines(data, lines, k),
-                    false => Factor::columns(data, k, lines),
-                };
-                let term = |data: &[bf16], lines: usize, inner, line: usize, l: usize| {
-                    let at = if inner {
-                        line * k + l
-                    } else {
-                        l * lines + line
-                    };
-                    data[at].to_f64()
-                };
-                let (lhs, rhs) = (factor(&a, m, a_inner), factor(&b, n, b_inner));
-                let mut want = vec![0.0; m * n];
-                for (at, want) in want.iter_mut().enumerate() {
-                    let (i, j) = (at / n, at % n);
-                    *want = (0..k)
-                        .map(|l| term(&a, m, a_inner, i, l) * term(&b, n, b_inner, j, l))
-                        .sum();
-                }
-                for (alpha, beta) in [
-                    (1.0f32, 0.0f32),
-                    (-0.5, 0.0),
-                    (1.0, 1.0),
-                    (-2.0, 1.0),
-                    (1.0, 0.25),
-                ] {
-                    let old = values(m * n, 3);
-                    let of = |at: usize| {
-                        let old = if beta == 0.0 {
-                            0.0
-                        } else {
-                            beta as f64 * old[at].to_f64()
-                        };
-                        alpha as f64 * want[at] + old
-                    };
-                    let start = |at: usize| if beta == 0.0 { bf16::NAN } else { old[at] };
-                    let f32s = |pool: &rayon::ThreadPool| {
-                        let mut y: Vec<f32> = (0..m * n).map(|at| start(at).to_f32()).collect();
-                        pool.install(|| {
-                            product(dots, ViewMut::F32(&mut y), alpha, lhs, rhs, beta);
-                        });
-                        y
-                    };
-                    let bf16s = |pool: &rayon::ThreadPool| {
-                        let mut y: Vec<bf16> = (0..m * n).map(start).collect();
-                        pool.install(|| {
-                            product(dots, ViewMut::Bf16(&mut y), alpha, lhs, rhs, beta);
-                        });
-                        y
-                    };
-                    let name = format!("{m} x {k} x {n}, {a_inner} {b_inner}, {alpha} {beta}");
-                    let (y, narrow) = (f32s(&one), bf16s(&one));
-                    for at in 0..m * n {
-                        let (got, rounded, want) = (y[at] as f64, narrow[at].to_f64(), of(at));
-                        assert!(
-                            (got - want).abs() < 1e-6 * (1 + k) as f64,
-                            "{name} [{at}]: {got} for {want}"
-                        );
-                        // Half a unit of bf16's eighth bit.
-                        let slack = want.abs() / 256.0 + 1e-6 * (1 + k) as f64;
-                        assert!(
-                            (rounded - want).abs() < slack,
-                            "{name} [{at}]: {rounded} for {want}"
-                        );
-                    }
-                    for pool in [&two, &five] {
-                        assert!(f32s(pool) == y, "{name}: f32, {pool:?}");
-                        assert!(bf16s(pool) == narrow, "{name}: bf16, {pool:?}");
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn packing_blocks_and_edges_agree_with_f64() {
-        check(Plain);
-    }
-
-    /// Where the processor has them; `cyrene doctor` says which.
-    #[test]
-    fn avx512_bf16_agrees_with_f64() {
-        if let Some(dots) = native() {
-            check(dots);
-        }
-    }
-
-    #[test]
-    #[should_panic(expected = "a factor of")]
-    fn factor_of_another_length_panics() {
-        Factor::lines(&[bf16::ZERO; 10], 3, 4);
-    }
 }

@@ -5,6 +5,14 @@
 
 mod documents;
 pub(crate) mod gemm;
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(
+        dead_code,
+        unused_variables,
+        reason = "no other architecture has such instructions"
+    )
+)]
 pub(crate) mod gemm_bf16;
 pub(crate) mod math;
 mod reduce;
@@ -24,11 +32,11 @@ pub(crate) fn simd<R>(body: impl FnMut() -> R) -> R {
     pulp::Arch::new().dispatch(Body(body))
 }
 
-/// The widest vectors that loops and products use on this processor: `avx512-bf16`, `avx512`, `avx2`, or `portable` for what every
-/// processor of the architecture has.
+/// The most that loops and products use of this processor: `amx-bf16`, `avx512-bf16`, `avx512`, `avx2`, or `portable` for what
+/// every processor of the architecture has.
 pub(crate) fn vectors() -> &'static str {
-    if gemm_bf16::native().is_some() {
-        return "avx512-bf16";
+    if let Some(native) = gemm_bf16::native() {
+        return native.name();
     }
     match pulp::Arch::new() {
         #[cfg(target_arch = "x86_64")]

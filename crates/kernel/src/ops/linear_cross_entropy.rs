@@ -2,6 +2,8 @@
 //!
 //! logits = x headᵀ; nll = logsumexp(logits) - logits[target]; gradient of the logits = d_nll (softmax(logits) - onehot(target)),
 //! of x that times head, of head its transpose times x. Only rows with a target are projected.
+//! Where a CPU has instructions for products of bf16, and x and head are bf16, the logits' gradient is rounded to it for these two,
+//! as on a GPU; the logits themselves and what is made of them stay f32.
 //! Source: the chunking is that of arXiv 2410.10989 (Liger) and 2411.09009 (Cut Cross-Entropy); the loss PyTorch's `cross_entropy`.
 
 use super::check;
@@ -24,7 +26,8 @@ pub const GPU_LOGIT_SHARE: usize = 24;
 pub const NO_TARGET: i32 = -1;
 
 /// nll_t[t] = logsumexp(head x_t) - (head x_t)[targets[t]] (natural log), 0 where the target is [`NO_TARGET`]; assigned.
-/// Shapes: nll_t [T] f32; x_td [T,D]; head_cd [C,D]; targets_t [T]. On a GPU x, logits and their gradient have the head's type.
+/// Shapes: nll_t [T] f32; x_td [T,D]; head_cd [C,D]; targets_t [T]. On a GPU x, logits and their gradient have the head's type, on a
+/// CPU with instructions for bf16 the gradient has, if x does.
 ///
 /// # Errors
 /// [`Error::Shape`] where shapes disagree, [`Error::DType`] where nll_t is not f32, [`Error::Index`] for a target of C or above
@@ -133,13 +136,18 @@ impl Dims {
 }
 
 mod cpu {
+    use half::bf16;
     use rayon::prelude::*;
 
     use super::{Dims, Gradients, LOGIT_BYTES, NO_TARGET, ROW_CHUNK};
     use crate::Tensor;
+    use crate::cpu::gemm_bf16;
     use crate::cpu::math::{exp_in_place, max, scale, sum_exp};
     use crate::cpu::{View, ViewMut, simd, with_scratch};
     use crate::ops::matmul::{self, Write, cpu as product};
+
+    /// Elements that a task rounds.
+    const NARROW_PIECE: usize = 1 << 16;
 
     pub(super) fn forward(
         nll_t: &mut Tensor,
@@ -190,33 +198,76 @@ mod cpu {
                     );
                     logits[targets_t[*row] as usize] -= d_nll;
                 });
-            // 2. through the head to x
-            with_scratch(n * d, |d_x_rd| {
-                let d_logits = View::F32(logits_rc);
-                product::backward_input(
-                    ViewMut::F32(d_x_rd),
-                    d_logits,
-                    View::of(head_cd),
-                    product_dims,
-                    1.0,
-                    Write::Assign,
-                );
-                for (d_row, row) in d_x_rd.chunks_exact(d).zip(rows) {
-                    d_x.slice(row * d..(row + 1) * d).store(d_row);
+            let head = View::of(head_cd);
+            with_products_type(logits_rc, x_rd, head, |d_logits| {
+                // 2. through the head to x
+                with_scratch(n * d, |d_x_rd| {
+                    let d_x_view = ViewMut::F32(d_x_rd);
+                    let write = Write::Assign;
+                    product::backward_input(d_x_view, d_logits, head, product_dims, 1.0, write);
+                    for (d_row, row) in d_x_rd.chunks_exact(d).zip(rows) {
+                        d_x.slice(row * d..(row + 1) * d).store(d_row);
+                    }
+                });
+                // 3. to the head
+                if let Some(d_head_cd) = &mut d_head_cd {
+                    let write = Write::Add;
+                    product::backward_weight(d_head_cd, d_logits, x_rd, product_dims, 1.0, write);
                 }
             });
-            // 3. to the head
-            if let Some(d_head_cd) = &mut d_head_cd {
-                let (d_logits, x) = (View::F32(logits_rc), View::F32(x_rd));
-                product::backward_weight(d_head_cd, d_logits, x, product_dims, 1.0);
-            }
         });
+    }
+
+    /// Lends the gradient of the logits as bf16 where both that it is multiplied by are, and there are instructions for that.
+    fn with_products_type(d_logits: &[f32], x: View, head: View, body: impl FnOnce(View)) {
+        if x.is_f32() || head.is_f32() || gemm_bf16::native().is_none() {
+            return body(View::F32(d_logits));
+        }
+        with_bf16_scratch(d_logits.len(), |narrow| {
+            narrow
+                .par_chunks_mut(NARROW_PIECE)
+                .zip(d_logits.par_chunks(NARROW_PIECE))
+                .for_each(|(narrow, d_logits)| {
+                    simd(
+                        #[inline(always)]
+                        || ViewMut::Bf16(narrow).store(d_logits),
+                    );
+                });
+            body(View::Bf16(narrow));
+        });
+    }
+
+    /// As [`with_scratch`].
+    fn with_bf16_scratch<R>(n: usize, body: impl FnOnce(&mut [bf16]) -> R) -> R {
+        with_scratch(n.div_ceil(2), |scratch| {
+            body(&mut bytemuck::cast_slice_mut(scratch)[..n])
+        })
+    }
+
+    /// Lends the rows of x that are listed, one behind the other, in their own type.
+    fn with_rows(x: View, rows: &[usize], d: usize, body: impl FnOnce(View)) {
+        let at = |row: &usize| row * d..(row + 1) * d;
+        let n = rows.len() * d;
+        match x {
+            View::F32(x) => with_scratch(n, |x_rd| {
+                for (x_d, row) in x_rd.chunks_exact_mut(d.max(1)).zip(rows) {
+                    x_d.copy_from_slice(&x[at(row)]);
+                }
+                body(View::F32(x_rd));
+            }),
+            View::Bf16(x) => with_bf16_scratch(n, |x_rd| {
+                for (x_d, row) in x_rd.chunks_exact_mut(d.max(1)).zip(rows) {
+                    x_d.copy_from_slice(&x[at(row)]);
+                }
+                body(View::Bf16(x_rd));
+            }),
+        }
     }
 
     /// Rows of one chunk, gathered: which they are, their hidden states, their logits.
     struct Chunk<'a> {
         rows: &'a [usize],
-        x_rd: &'a [f32],
+        x_rd: View<'a>,
         logits_rc: &'a mut [f32],
     }
 
@@ -238,15 +289,12 @@ mod cpu {
         let x = View::of(x_td);
         for rows in rows.chunks(rows_per_chunk(c)) {
             let n = rows.len();
-            with_scratch(n * d, |x_rd| {
+            // 1. gather  2. project  3. losses
+            with_rows(x, rows, d, |x_rd| {
                 with_scratch(n * c, |logits_rc| {
-                    // 1. gather  2. project  3. losses
-                    for (x_d, row) in x_rd.chunks_exact_mut(d.max(1)).zip(rows) {
-                        x.slice(row * d..(row + 1) * d).read_into(x_d);
-                    }
                     product::forward(
                         ViewMut::F32(logits_rc),
-                        View::F32(x_rd),
+                        x_rd,
                         View::of(head_cd),
                         matmul::Dims { t: n, i: d, o: c },
                         1.0,
@@ -635,7 +683,8 @@ mod tests {
                 assert_eq!(again, nll);
                 let tolerance = if dtype == DType::F32 { 1e-5 } else { BF16_REL };
                 assert_close("d_x", &d_x, &want_x, tolerance);
-                assert_close("d_head", &d_head, &plus(&want_head, &before), 1e-5);
+                // Where there are instructions for it, the gradient of the logits is bf16.
+                assert_close("d_head", &d_head, &plus(&want_head, &before), tolerance);
 
                 let mut frozen = Tensor::poison(&[t, d], dtype);
                 forward_backward(&mut again, &mut frozen, None, &x, &head, &targets, d_nll)

@@ -258,7 +258,7 @@ mod cpu {
         let (d_y, b) = (View::of(d_y), View::of(b));
         let dims = product(dims.t, dims.rank, dims.wide);
         if let Some(d_b) = d_b {
-            products::backward_weight(d_b.f32s_mut(), d_y, View::of(u), dims, scale);
+            products::backward_weight(d_b.f32s_mut(), d_y, View::of(u), dims, scale, Write::Add);
         }
         let d_u = ViewMut::of(d_u);
         products::backward_input(d_u, d_y, b, dims, scale, Write::Assign);
@@ -280,7 +280,7 @@ mod cpu {
             for_dropped(View::of(x), dims, dropout, |rows, x| {
                 let d_u = d_u.slice(rows.start * rank..rows.end * rank);
                 let dims = product(rows.len(), wide, rank);
-                products::backward_weight(d_a.f32s_mut(), d_u, x, dims, 1.0);
+                products::backward_weight(d_a.f32s_mut(), d_u, x, dims, 1.0, Write::Add);
             });
         }
         let Some(dropout) = dropout else {

@@ -1,7 +1,7 @@
 //! y = x wᵀ and its gradients: d_x = d_y w, d_w = d_yᵀ x. Products of f32 through the `gemm` crate.
 //!
-//! bf16 operands are widened in panels, a large one never whole; where the processor multiplies pairs of bf16, two of them are not
-//! widened at all. Up to 32 rows (decoding) go past gemm: each weight is read once
+//! bf16 operands are widened in panels, a large one never whole; where the processor is faster at multiplying tiles or pairs of bf16,
+//! two of them are not widened at all. Up to 32 rows (decoding) go past gemm: each weight is read once
 //! from memory and each result is one dot product, the same bytes for a row whether it comes alone or with others.
 
 use super::{check, copy};
@@ -129,16 +129,16 @@ fn backward_weight_as(
     let dims = Dims::new(op, ("d_y_to", d_y_to), ("x_ti", x_ti), ("d_w_oi", d_w_oi))?;
     check::f32(op, "d_w_oi", d_w_oi)?;
     let device = check::device(op, d_w_oi, &[("d_y_to", d_y_to), ("x_ti", x_ti)])?;
-    // The CPU's product only adds, and one over no rows writes nothing.
-    if write == Write::Assign && (device == Device::Cpu || dims.t == 0) {
-        d_w_oi.fill_zero()?;
-    }
     match device {
         Device::Cpu => {
             let (d_y, x) = (View::of(d_y_to), View::of(x_ti));
-            cpu::backward_weight(d_w_oi.f32s_mut(), d_y, x, dims, alpha);
+            cpu::backward_weight(d_w_oi.f32s_mut(), d_y, x, dims, alpha, write);
         }
         Device::Cuda(cuda) => {
+            // A product over no rows writes nothing.
+            if write == Write::Assign && dims.t == 0 {
+                d_w_oi.fill_zero()?;
+            }
             let base = (write == Write::Add || dims.t == 0).then(|| d_w_oi.device_pointer());
             cuda::backward_weight(cuda, d_w_oi, d_y_to, x_ti, dims, alpha, base)?;
         }
@@ -256,7 +256,7 @@ pub(super) mod cpu {
         }
         if let (View::Bf16(x), View::Bf16(w), Some(dots)) = (x, w, gemm_bf16::native()) {
             let (x, w) = (Factor::lines(x, t, i), Factor::lines(w, o, i));
-            return gemm_bf16::product(dots, y, alpha, x, w, beta(write));
+            return dots.product(y, alpha, x, w, beta(write));
         }
         for_row_blocks(t, &[x, w], y.is_f32(), |rows| {
             let t = rows.len();
@@ -296,7 +296,7 @@ pub(super) mod cpu {
         let Dims { t, i, o } = dims;
         if let (View::Bf16(d_y), View::Bf16(w), Some(dots)) = (d_y, w, gemm_bf16::native()) {
             let (d_y, w) = (Factor::lines(d_y, t, o), Factor::columns(w, o, i));
-            return gemm_bf16::product(dots, d_x, alpha, d_y, w, beta(write));
+            return dots.product(d_x, alpha, d_y, w, beta(write));
         }
         for_row_blocks(t, &[d_y, w], d_x.is_f32(), |rows| {
             let t = rows.len();
@@ -324,21 +324,33 @@ pub(super) mod cpu {
         });
     }
 
-    /// d_w += alpha d_yᵀ x.
-    pub(crate) fn backward_weight(d_w: &mut [f32], d_y: View, x: View, dims: Dims, alpha: f32) {
+    /// d_w = or += alpha d_yᵀ x.
+    pub(crate) fn backward_weight(
+        d_w: &mut [f32],
+        d_y: View,
+        x: View,
+        dims: Dims,
+        alpha: f32,
+        write: Write,
+    ) {
         let Dims { t, i, o } = dims;
+        let mut beta = beta(write);
+        if t == 0 && beta == 0.0 {
+            d_w.fill(0.0);
+        }
         if let (View::Bf16(d_y), View::Bf16(x), Some(dots)) = (d_y, x, gemm_bf16::native()) {
             let (d_y, x) = (Factor::columns(d_y, t, o), Factor::columns(x, t, i));
-            return gemm_bf16::product(dots, ViewMut::F32(d_w), alpha, d_y, x, 1.0);
+            return dots.product(ViewMut::F32(d_w), alpha, d_y, x, beta);
         }
         for_row_blocks(t, &[d_y, x], true, |rows| {
             let t = rows.len();
             with_f32(d_y.slice(rows.start * o..rows.end * o), |d_y| {
                 with_f32(x.slice(rows.start * i..rows.end * i), |x| {
                     let (d_y, x) = (Mat::new(d_y, t, o).t(), Mat::new(x, t, i));
-                    gemm(MatMut::new(d_w, o, i), alpha, d_y, x, 1.0, Threads::All);
+                    gemm(MatMut::new(d_w, o, i), alpha, d_y, x, beta, Threads::All);
                 });
             });
+            beta = 1.0;
         });
     }
 
