@@ -1,5 +1,5 @@
 //! Matrix products through cuBLASLt, one plan for each shape: the fastest of those that cuBLASLt proposes, timed once on this GPU
-//! and remembered on disk, so that later runs compute with the same bits.
+//! for all shapes of nearly one size and remembered on disk, so that later runs compute with the same bits.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -24,6 +24,9 @@ const CLEARLY_SLOWER: f32 = 1.1;
 const WORTH_TIMING: usize = 1 << 31;
 /// A copy of the result up to which a product that adds to itself is timed on the copy; one with a larger result takes the first proposal.
 const COPY_BYTES: usize = 256 << 20;
+/// Shapes whose sizes are the same in units of so many share a choice: packed rows have other numbers of tokens each time, and to
+/// time every one would take seconds of the first steps.
+const NEAR: usize = 128;
 /// An algorithm must need less than this share of the first proposal's time to replace it.
 const CLEARLY_FASTER: f32 = 0.98;
 
@@ -67,6 +70,14 @@ struct Key {
 }
 
 impl Key {
+    /// Its choice counts for all keys of the same name: sizes up to the next unit of [`NEAR`], all else as it is.
+    fn near(&self) -> Key {
+        Key {
+            sizes: self.sizes.map(|size| size.next_multiple_of(NEAR)),
+            ..*self
+        }
+    }
+
     /// One word that says all of it, for the file of choices.
     fn name(&self) -> String {
         let Key {
@@ -131,20 +142,15 @@ impl Blas {
         }
         let (mut plan, candidates) = plan(self.handle, gemm, key.aligned)?;
         if 2 * gemm.m * gemm.n * gemm.k >= WORTH_TIMING && candidates.len() > 1 {
-            let name = key.name();
-            let chosen = match self.choices.get(&name) {
-                // An algorithm that this library does not propose for the product is not one of its own.
-                Some(data) => candidates
-                    .iter()
-                    .position(|algorithm| algorithm.data == data),
-                None => None,
-            };
-            let chosen = match chosen {
-                Some(chosen) => chosen,
-                None => {
+            // The choice for shapes near this one, or, where that algorithm is not proposed for this one, its own.
+            let names = [key.near().name(), key.name()];
+            let proposed: Vec<[u64; 8]> = candidates.iter().map(|one| one.data).collect();
+            let chosen = match known_choice(&self.choices, &names, &proposed) {
+                Ok(chosen) => chosen,
+                Err(name) => {
                     let fastest = self.fastest(cuda, gemm, &plan, &candidates)?;
                     if let Some(fastest) = fastest {
-                        self.choices.put(name, candidates[fastest].data);
+                        self.choices.put(name.clone(), proposed[fastest]);
                     }
                     fastest.unwrap_or(0)
                 }
@@ -256,6 +262,24 @@ impl Blas {
             Some(gemm),
         )
     }
+}
+
+/// The place among `proposed` of what was chosen under one of the names, the first that counts; else the name under which to put what
+/// will be chosen: the first without a choice, so that what counts for other shapes is not replaced, or the last, a shape's own.
+fn known_choice<'a>(
+    choices: &Choices,
+    names: &'a [String; 2],
+    proposed: &[[u64; 8]],
+) -> std::result::Result<usize, &'a String> {
+    for name in names {
+        let Some(chosen) = choices.get(name) else {
+            return Err(name);
+        };
+        if let Some(place) = proposed.iter().position(|one| *one == chosen) {
+            return Ok(place);
+        }
+    }
+    Err(&names[1])
 }
 
 /// The place of the least time; an earlier one that is hardly longer is preferred, and what failed is not chosen unless all did.
@@ -415,6 +439,36 @@ fn check<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn near_shapes_share_a_choice_and_no_choice_replaces_another() {
+        let key = |tokens: usize| Key {
+            sizes: [tokens, 9216, 2560],
+            strides: [2560, 2560, 9216],
+            transposed: [false, true],
+            adds: false,
+            dtypes: [DType::Bf16, DType::Bf16],
+            aligned: true,
+        };
+        assert_eq!(key(15_300).near().name(), key(15_360).near().name());
+        assert_eq!(key(15_360).near(), key(15_360));
+        assert_ne!(key(15_361).near().name(), key(15_360).near().name());
+
+        let mut choices = Choices::in_memory();
+        let names = [key(15_300).near().name(), key(15_300).name()];
+        let [first, second] = [[1; 8], [2; 8]];
+        // Nothing is known: the choice will count for all near shapes, and then does.
+        assert_eq!(known_choice(&choices, &names, &[first]), Err(&names[0]));
+        choices.put(names[0].clone(), first);
+        assert_eq!(known_choice(&choices, &names, &[second, first]), Ok(1));
+        // It is not proposed for this one, which gets its own beside it.
+        assert_eq!(known_choice(&choices, &names, &[second]), Err(&names[1]));
+        choices.put(names[1].clone(), second);
+        assert_eq!(known_choice(&choices, &names, &[second]), Ok(0));
+        assert_eq!(known_choice(&choices, &names, &[first]), Ok(0));
+        // Another version of the library, which proposes neither.
+        assert_eq!(known_choice(&choices, &names, &[[3; 8]]), Err(&names[1]));
+    }
 
     #[test]
     fn algorithm_replaces_an_earlier_one_only_where_it_is_clearly_faster_or_that_failed() {

@@ -32,6 +32,15 @@ impl Choices {
         Choices { path, by_product }
     }
 
+    /// Of this process alone.
+    #[cfg(test)]
+    pub fn in_memory() -> Self {
+        Choices {
+            path: None,
+            by_product: BTreeMap::new(),
+        }
+    }
+
     /// Whether a later run will find what this one chooses.
     pub fn are_kept(&self) -> bool {
         self.path.is_some()
