@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use kernel::{DType, Device};
+use kernel::Device;
 use model::{Config, LoraConfig, Model};
 use serde::Serialize;
 use text::pack::Row;
@@ -11,10 +11,10 @@ use train::OptimizerConfig;
 use train::memory::{Bytes, MemoryPlan, StepRows};
 use train::step::Trainer;
 
-use super::ceiling;
-use crate::cli::{BenchTrain as Args, DTypeArg, TunerArg};
+use super::{ceiling, device_name, shapes, storage};
+use crate::cli::{BenchTrain as Args, TunerArg};
 use crate::ui::{Ui, size};
-use crate::{load, misuse, sizes};
+use crate::{load, misuse};
 
 /// Steps before the clock starts: kernels are compiled, memory taken.
 const WARMUP: usize = 2;
@@ -60,10 +60,7 @@ struct Line {
 
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let device = load::device_within(&args.device.device, &args.memory)?;
-    let Some(json) = sizes::config(&args.size) else {
-        misuse!("no size `{}`; there are {}", args.size, sizes::names());
-    };
-    let config = Config::from_json(&json)?;
+    let config = shapes(&args.size)?;
     let n_rows = args.rows.checked_mul(args.accumulate);
     let Some(n_tokens) = n_rows.and_then(|n| n.checked_mul(args.row_tokens)) else {
         misuse!(
@@ -86,18 +83,12 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         Device::Cuda(card) => Some(ceiling::product_tflops(card)?),
     };
     // 1. weights
-    let device_name = match device {
-        Device::Cpu => format!("CPU ({})", kernel::device::cpu_vectors()),
-        Device::Cuda(card) => card.name().to_owned(),
-    };
+    let device_name = device_name(device);
     let n_params = config.n_params();
     ui.note(format_args!(
         "{n_params} parameters, random, on {device_name}"
     ));
-    let dtype = match (args.dtype, device) {
-        (Some(DTypeArg::F32), _) | (None, Device::Cpu) => DType::F32,
-        (Some(DTypeArg::Bf16), _) | (None, Device::Cuda(_)) => DType::Bf16,
-    };
+    let dtype = storage(args.dtype, device);
     let vocab_size = config.vocab_size;
     let flops_per_token = flops_per_token(&config, args.tuner, document_tokens);
     let mut model = Model::init(config, 1, dtype)?.to_device(device)?;

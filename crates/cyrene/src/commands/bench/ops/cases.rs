@@ -40,12 +40,25 @@ pub(super) const ALL: &[(&str, Cases)] = &[
 /// Of the adapters that `bench train --tuner lora` has.
 const RANK: usize = 16;
 
-fn matmul(bench: &mut Bench) -> Result<()> {
-    let (t, d, f) = (
+/// T, D, F.
+fn wide_dims(bench: &Bench) -> [usize; 3] {
+    let config = &bench.config;
+    [bench.t, config.hidden_size, config.intermediate_size]
+}
+
+/// T, H, G, N.
+fn attention_dims(bench: &Bench) -> [usize; 4] {
+    let config = &bench.config;
+    [
         bench.t,
-        bench.config.hidden_size,
-        bench.config.intermediate_size,
-    );
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.head_dim,
+    ]
+}
+
+fn matmul(bench: &mut Bench) -> Result<()> {
+    let [t, d, f] = wide_dims(bench);
     let shape = || format!("t{t}_i{d}_o{f}");
     let products = 2.0 * (t * d) as f64 * f as f64;
     let (x_td, w_fd, d_y_tf) = (
@@ -74,11 +87,7 @@ fn matmul(bench: &mut Bench) -> Result<()> {
 }
 
 fn low_rank(bench: &mut Bench) -> Result<()> {
-    let (t, d, f) = (
-        bench.t,
-        bench.config.hidden_size,
-        bench.config.intermediate_size,
-    );
+    let [t, d, f] = wide_dims(bench);
     let shape = || format!("t{t}_i{d}_o{f}_r{RANK}");
     let (down, up) = (2.0 * (t * d * RANK) as f64, 2.0 * (t * f * RANK) as f64);
     let drops = Dropout {
@@ -150,7 +159,7 @@ fn rms_norm(bench: &mut Bench) -> Result<()> {
 }
 
 fn swiglu(bench: &mut Bench) -> Result<()> {
-    let (t, f) = (bench.t, bench.config.intermediate_size);
+    let [t, _, f] = wide_dims(bench);
     let (gate_tf, up_tf) = (bench.act(&[t, f])?, bench.act(&[t, f])?);
     let mut out_tf = bench.act_zeros(&[t, f])?;
     let cost = Cost::of(&[&gate_tf, &up_tf, &out_tf]);
@@ -165,12 +174,7 @@ fn swiglu(bench: &mut Bench) -> Result<()> {
 }
 
 fn attention(bench: &mut Bench) -> Result<()> {
-    let (t, h, g, n) = (
-        bench.t,
-        bench.config.num_attention_heads,
-        bench.config.num_key_value_heads,
-        bench.config.head_dim,
-    );
+    let [t, h, g, n] = attention_dims(bench);
     let shape = format!("t{t}_doc{}_h{h}_g{g}_n{n}", bench.document_tokens);
     let cu_seqlens = bench.cu_seqlens.clone();
     let scale = 1.0 / (n as f32).sqrt();
@@ -221,11 +225,7 @@ fn attention(bench: &mut Bench) -> Result<()> {
 }
 
 fn rope(bench: &mut Bench) -> Result<()> {
-    let (t, h, n) = (
-        bench.t,
-        bench.config.num_attention_heads,
-        bench.config.head_dim,
-    );
+    let [t, h, _, n] = attention_dims(bench);
     let rotation = Rotation::new(bench.config.rope_theta, bench.config.rotary_dims);
     let positions_t: Vec<u32> = (0..t as u32).collect();
     let mut x_thn = bench.act(&[t, h, n])?;
@@ -239,11 +239,7 @@ fn rope(bench: &mut Bench) -> Result<()> {
 }
 
 fn sigmoid_gate(bench: &mut Bench) -> Result<()> {
-    let (t, h, n) = (
-        bench.t,
-        bench.config.num_attention_heads,
-        bench.config.head_dim,
-    );
+    let [t, h, _, n] = attention_dims(bench);
     let shape = || format!("t{t}_h{h}_n{n}");
     let (x, gate) = (bench.act(&[t, h, n])?, bench.act(&[t, h, n])?);
     let mut out = bench.act_zeros(&[t, h, n])?;
@@ -259,11 +255,7 @@ fn sigmoid_gate(bench: &mut Bench) -> Result<()> {
 }
 
 fn split(bench: &mut Bench) -> Result<()> {
-    let (t, h, n) = (
-        bench.t,
-        bench.config.num_attention_heads,
-        bench.config.head_dim,
-    );
+    let [t, h, _, n] = attention_dims(bench);
     let qg_th2n = bench.act(&[t, h, 2 * n])?;
     let (mut q_thn, mut gate_thn) = (bench.act_zeros(&[t, h, n])?, bench.act_zeros(&[t, h, n])?);
     let cost = Cost::of(&[&qg_th2n, &q_thn, &gate_thn]);
@@ -495,7 +487,7 @@ fn embedding(bench: &mut Bench) -> Result<()> {
 }
 
 fn grad_norm(bench: &mut Bench) -> Result<()> {
-    let (d, f) = (bench.config.hidden_size, bench.config.intermediate_size);
+    let [_, d, f] = wide_dims(bench);
     let grad_fd = bench.random(&[f, d], DType::F32)?;
     let cost = Cost::of(&[&grad_fd]);
     bench.measure("grad_norm/forward", format!("f{f}_d{d}"), cost, || {
@@ -504,7 +496,7 @@ fn grad_norm(bench: &mut Bench) -> Result<()> {
 }
 
 fn adamw(bench: &mut Bench) -> Result<()> {
-    let (d, f) = (bench.config.hidden_size, bench.config.intermediate_size);
+    let [_, d, f] = wide_dims(bench);
     let grad_fd = bench.random(&[f, d], DType::F32)?;
     let mut w_fd = bench.act(&[f, d])?;
     let (mut m_fd, mut v_fd) = (bench.act_zeros(&[f, d])?, bench.act_zeros(&[f, d])?);

@@ -13,10 +13,10 @@ use model::Config;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::ceiling;
-use crate::cli::{BenchOps as Args, DTypeArg};
+use super::{ceiling, device_name, shapes, storage};
+use crate::cli::BenchOps as Args;
 use crate::ui::Ui;
-use crate::{load, misuse, sizes};
+use crate::{load, misuse};
 
 /// Runs of each case before those that count.
 const WARMUP: usize = 2;
@@ -56,10 +56,7 @@ struct Line {
 
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let device = load::device_within(&args.device.device, &args.memory)?;
-    let Some(json) = sizes::config(&args.size) else {
-        misuse!("no size `{}`; there are {}", args.size, sizes::names());
-    };
-    let config = Config::from_json(&json)?;
+    let config = shapes(&args.size)?;
     let document_tokens = args.document_tokens.unwrap_or(args.row_tokens);
     if args.row_tokens == 0 || document_tokens == 0 || args.runs == 0 {
         misuse!("row-tokens, document-tokens and runs must be 1 or more");
@@ -73,10 +70,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
             );
         }
     }
-    let dtype = match (args.dtype, device) {
-        (Some(DTypeArg::F32), _) | (None, Device::Cpu) => DType::F32,
-        (Some(DTypeArg::Bf16), _) | (None, Device::Cuda(_)) => DType::Bf16,
-    };
+    let dtype = storage(args.dtype, device);
     let mut bench = Bench::new(config, args, device, dtype)?;
     ui.note(format_args!(
         "{}: copies move {:.0} GB/s, products {:.1} TFLOP/s",
@@ -167,10 +161,7 @@ impl Bench {
             config,
             size: args.size.clone(),
             device,
-            device_name: match device {
-                Device::Cpu => format!("CPU ({})", kernel::device::cpu_vectors()),
-                Device::Cuda(card) => card.name().to_owned(),
-            },
+            device_name: device_name(device),
             dtype,
             t,
             document_tokens,
@@ -312,7 +303,7 @@ mod tests {
     use super::*;
 
     fn bench(args: &Args) -> Bench {
-        let config = Config::from_json(&sizes::config(&args.size).unwrap()).unwrap();
+        let config = shapes(&args.size).unwrap();
         Bench::new(config, args, Device::Cpu, DType::F32).unwrap()
     }
 
