@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use cudarc::cublaslt::{result, sys};
 use cudarc::driver::result as driver;
 
-use super::choices::Choices;
+use super::choices::{Algorithm, Choices};
 use super::{Buffer, Cuda, Timer};
 use crate::{DType, Error, Result};
 
@@ -142,20 +142,18 @@ impl Blas {
         }
         let (mut plan, candidates) = plan(self.handle, gemm, key.aligned)?;
         if 2 * gemm.m * gemm.n * gemm.k >= WORTH_TIMING && candidates.len() > 1 {
-            // The choice for shapes near this one, or, where that algorithm is not proposed for this one, its own.
+            // The choice for shapes near this one, or, where that algorithm cannot compute this one, its own.
             let names = [key.near().name(), key.name()];
-            let proposed: Vec<[u64; 8]> = candidates.iter().map(|one| one.data).collect();
-            let chosen = match known_choice(&self.choices, &names, &proposed) {
-                Ok(chosen) => chosen,
+            let can_compute = |algorithm: &Algorithm| self.can_compute(&plan, *algorithm);
+            match known_choice(&self.choices, &names, can_compute) {
+                Ok(data) => plan.algorithm = sys::cublasLtMatmulAlgo_t { data },
                 Err(name) => {
-                    let fastest = self.fastest(cuda, gemm, &plan, &candidates)?;
-                    if let Some(fastest) = fastest {
-                        self.choices.put(name.clone(), proposed[fastest]);
+                    if let Some(fastest) = self.fastest(cuda, gemm, &plan, &candidates)? {
+                        plan.algorithm = candidates[fastest];
+                        self.choices.put(name.clone(), plan.algorithm.data);
                     }
-                    fastest.unwrap_or(0)
                 }
-            };
-            plan.algorithm = candidates[chosen];
+            }
         }
         self.queue(cuda, gemm, &plan, &plan.algorithm, gemm.d)?;
         self.plans.insert(key, plan);
@@ -202,6 +200,30 @@ impl Blas {
             let _ = unsafe { driver::free_sync(copy) };
         }
         Ok(Some(least(&times)))
+    }
+
+    /// Whether the plan's product can be computed by an algorithm that was chosen for another size, within the workspace.
+    fn can_compute(&self, plan: &Plan, data: Algorithm) -> bool {
+        let algorithm = sys::cublasLtMatmulAlgo_t { data };
+        let [first, second, layout] = plan.layouts;
+        let mut needs = MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::zeroed();
+        // SAFETY: the plan's descriptors live as long as it; the library only reads the algorithm, which came from it.
+        let status = unsafe {
+            sys::cublasLtMatmulAlgoCheck(
+                self.handle,
+                plan.operation,
+                first,
+                second,
+                layout,
+                layout,
+                &algorithm,
+                needs.as_mut_ptr(),
+            )
+        };
+        // SAFETY: plain numbers, for which zeros are valid too (CUBLAS_STATUS_SUCCESS is 0).
+        let needs = unsafe { needs.assume_init() };
+        status == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS
+            && needs.workspaceSize <= WORKSPACE_BYTES
     }
 
     /// Least of a few runs, or of the first where that is clearly slower than `best`.
@@ -264,19 +286,17 @@ impl Blas {
     }
 }
 
-/// The place among `proposed` of what was chosen under one of the names, the first that counts; else the name under which to put what
-/// will be chosen: the first without a choice, so that what counts for other shapes is not replaced, or the last, a shape's own.
+/// What was chosen under the first of the names whose choice `can_compute` the product; else the name under which to put what will be
+/// chosen: the first without a choice, so that what counts for other shapes is not replaced, or the last, a shape's own.
 fn known_choice<'a>(
     choices: &Choices,
     names: &'a [String; 2],
-    proposed: &[[u64; 8]],
-) -> std::result::Result<usize, &'a String> {
+    can_compute: impl Fn(&Algorithm) -> bool,
+) -> std::result::Result<Algorithm, &'a String> {
     for name in names {
-        let Some(chosen) = choices.get(name) else {
-            return Err(name);
-        };
-        if let Some(place) = proposed.iter().position(|one| *one == chosen) {
-            return Ok(place);
+        let chosen = choices.get(name).ok_or(name)?;
+        if can_compute(&chosen) {
+            return Ok(chosen);
         }
     }
     Err(&names[1])
@@ -456,18 +476,26 @@ mod tests {
 
         let mut choices = Choices::in_memory();
         let names = [key(15_300).near().name(), key(15_300).name()];
-        let [first, second] = [[1; 8], [2; 8]];
+        const FIRST: Algorithm = [1; 8];
+        const SECOND: Algorithm = [2; 8];
+        let computed_by = |able: &'static [Algorithm]| move |one: &Algorithm| able.contains(one);
         // Nothing is known: the choice will count for all near shapes, and then does.
-        assert_eq!(known_choice(&choices, &names, &[first]), Err(&names[0]));
-        choices.put(names[0].clone(), first);
-        assert_eq!(known_choice(&choices, &names, &[second, first]), Ok(1));
-        // It is not proposed for this one, which gets its own beside it.
-        assert_eq!(known_choice(&choices, &names, &[second]), Err(&names[1]));
-        choices.put(names[1].clone(), second);
-        assert_eq!(known_choice(&choices, &names, &[second]), Ok(0));
-        assert_eq!(known_choice(&choices, &names, &[first]), Ok(0));
-        // Another version of the library, which proposes neither.
-        assert_eq!(known_choice(&choices, &names, &[[3; 8]]), Err(&names[1]));
+        let known = known_choice(&choices, &names, computed_by(&[FIRST]));
+        assert_eq!(known, Err(&names[0]));
+        choices.put(names[0].clone(), FIRST);
+        let known = known_choice(&choices, &names, computed_by(&[SECOND, FIRST]));
+        assert_eq!(known, Ok(FIRST));
+        // It cannot compute this one, which gets its own beside it.
+        let known = known_choice(&choices, &names, computed_by(&[SECOND]));
+        assert_eq!(known, Err(&names[1]));
+        choices.put(names[1].clone(), SECOND);
+        let known = known_choice(&choices, &names, computed_by(&[SECOND]));
+        assert_eq!(known, Ok(SECOND));
+        let known = known_choice(&choices, &names, computed_by(&[SECOND, FIRST]));
+        assert_eq!(known, Ok(FIRST));
+        // Neither can.
+        let known = known_choice(&choices, &names, computed_by(&[]));
+        assert_eq!(known, Err(&names[1]));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::{Cuda, kernel_cache};
 
 /// A matrix product's algorithm as cuBLASLt stores it.
-type Algorithm = [u64; 8];
+pub(super) type Algorithm = [u64; 8];
 
 /// By the product's name. The file has a line for each: the name, then eight words in hexadecimal.
 #[derive(Debug)]
