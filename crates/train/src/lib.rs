@@ -10,6 +10,7 @@ pub mod job;
 pub mod memory;
 pub mod metrics;
 pub mod optimizer;
+pub mod probe;
 pub mod progress;
 pub mod ranks;
 mod record;

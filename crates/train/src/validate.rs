@@ -1,7 +1,7 @@
 //! Held-out loss, honestly: the same packing as training, no dropout, by language, beside the loss on training documents of the same kind.
 //!
-//! The trainer's running mean is not compared with the held-out loss: its weights moved while it was taken. A train probe, a fixed seeded
-//! sample of training documents matched to the held-out ones in language and length, is measured with the same weights instead.
+//! The trainer's running mean is not compared with the held-out loss: its weights moved while it was taken. A [train probe](crate::probe), a
+//! fixed seeded sample of training documents matched to the held-out ones in language and length, is measured with the same weights instead.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +11,7 @@ use crate::data::{Pieces, Plan, RowPlan, as_batch, n_targets};
 use crate::error::Result;
 use crate::job::{Document, Job, ValidationSet};
 use crate::metrics::{AlertLine, ValidationLine};
+use crate::probe::{Kind, matched};
 use crate::ranks::Ranks;
 use crate::seed::{Purpose, Rng, derive};
 use kernel::ops::linear_cross_entropy::NO_TARGET;
@@ -265,38 +266,21 @@ fn bytes_of<'a>(documents: impl Iterator<Item = &'a Document>) -> Option<u64> {
         .sum()
 }
 
-/// For every held-out document a training document of the same language with the nearest number of labels, each taken once; ties are broken
-/// by seed. Fewer where a language has fewer. Only documents that the run trains on.
+/// Training documents that match the held-out ones, ties broken by seed. Only documents that the run trains on.
 fn probe_documents(job: &Job, plan: &Plan, held_out: &[Document]) -> Vec<usize> {
     let is_trained = plan.is_trained(plan.total_steps());
     let mut order: Vec<usize> = (0..job.train.len())
         .filter(|document| is_trained[*document])
         .collect();
     Rng::new(derive(job.seed, Purpose::Probe, 0, 0)).shuffle(&mut order);
-    // By language: (labels, place in the shuffled order) -> document.
-    let mut free = BTreeMap::<Option<&str>, BTreeMap<(u64, usize), usize>>::new();
-    for (place, document_idx) in order.into_iter().enumerate() {
-        let document = &job.train[document_idx];
-        let labels = n_targets(&document.encoded);
-        free.entry(document.language.as_deref())
-            .or_default()
-            .insert((labels, place), document_idx);
+    let trained = order.iter().map(|document| kind(&job.train[*document]));
+    let probe = matched(held_out.iter().map(kind), trained);
+    probe.into_iter().map(|place| order[place]).collect()
+}
+
+fn kind(document: &Document) -> Kind<'_> {
+    Kind {
+        language: document.language.as_deref(),
+        targets: n_targets(&document.encoded),
     }
-    let mut probe = Vec::new();
-    for document in held_out {
-        let labels = n_targets(&document.encoded);
-        let Some(free) = free.get_mut(&document.language.as_deref()) else {
-            continue;
-        };
-        let above = free.range((labels, 0)..).next().map(|(key, _)| *key);
-        let below = free.range(..(labels, 0)).next_back().map(|(key, _)| *key);
-        let nearest = [above, below]
-            .into_iter()
-            .flatten()
-            .min_by_key(|(other, _)| other.abs_diff(labels));
-        if let Some(key) = nearest.filter(|_| labels > 0) {
-            probe.extend(free.remove(&key));
-        }
-    }
-    probe
 }

@@ -1,6 +1,6 @@
 //! `cyrene eval`: the losses of a model on both sides of a split, what counting models reach on the same rows, and replies to held-out turns.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -16,6 +16,8 @@ use eval::{Sample, Side};
 use model::Model;
 use text::labels::LossScale;
 use text::{Message, RenderOptions, Role};
+use train::data::n_targets;
+use train::probe::{Kind, matched};
 
 use crate::cli::Eval;
 use crate::dataset::{self, Encoding, Row};
@@ -99,7 +101,7 @@ pub fn evaluate(
     let split = Split::load(evaluation.split)?;
     let corpus = evaluation.split.parent().unwrap_or(Path::new("."));
 
-    // 1. rows of both kinds: all that is held out, and a train probe of the same size and language mix
+    // 1. rows of both kinds: all that is held out, and a train probe of the same languages and lengths
     let mut stages = Vec::new();
     let mut prompts = Vec::new();
     let mut vocabulary = Vocabulary::default();
@@ -294,19 +296,15 @@ fn baselines(name: &str, rows: &[Row], vocab_size: usize) -> Vec<Baseline> {
     baselines
 }
 
-/// Every held-out row, and of each language as many train rows, drawn by seed from those that were trained on. Languages of which
-/// `trained` has no row take any of the train side; they are named.
+/// Every held-out row, and for each of side `val` a train row of the same language and nearly the same length, ties broken by seed, from
+/// those that were trained on. Languages of which `trained` has no row take any of the train side; they are named.
 fn samples(rows: &[Row], trained: Option<&TrainedRows>, seed: u64) -> (Vec<Sample>, Vec<String>) {
     let mut out: Vec<Sample> = rows
         .iter()
         .filter(|row| row.side.is_held_out())
         .filter_map(sample)
         .collect();
-    let mut wanted: BTreeMap<String, usize> = BTreeMap::new();
-    for sample in out.iter().filter(|sample| sample.side == Side::Val) {
-        *wanted.entry(sample.language.clone()).or_default() += 1;
-    }
-    // By language: the train side, and the part of it that was trained on.
+    // 1. by language the train side, and the part of it that was trained on
     let mut side: BTreeMap<String, (Vec<&Row>, Vec<&Row>)> = BTreeMap::new();
     for row in rows.iter().filter(|row| row.side == SplitSide::Train) {
         let language = row.language.clone().unwrap_or_default();
@@ -316,23 +314,41 @@ fn samples(rows: &[Row], trained: Option<&TrainedRows>, seed: u64) -> (Vec<Sampl
             known.push(row);
         }
     }
+    // 2. what can be drawn, shuffled by seed
+    let val = || rows.iter().filter(|row| row.side == SplitSide::Val);
+    let wanted: BTreeSet<&str> = val()
+        .map(|row| row.language.as_deref().unwrap_or_default())
+        .collect();
     let mut not_recorded = Vec::new();
-    for (language, n) in wanted {
-        let Some((all, known)) = side.remove(&language) else {
-            continue;
-        };
-        let mut candidates = known;
-        if candidates.is_empty() {
-            candidates = all;
+    let mut candidates = Vec::new();
+    for (language, (all, known)) in side {
+        if known.is_empty() && wanted.contains(language.as_str()) {
+            candidates.extend(all);
             not_recorded.push(language);
+        } else {
+            candidates.extend(known);
         }
-        candidates.sort_by_cached_key(|row| {
-            let scene = row.scene.as_deref().unwrap_or("");
-            hash_bytes(format!("{seed} {scene} {:?}", row.language).as_bytes())
-        });
-        out.extend(candidates.into_iter().filter_map(sample).take(n));
     }
+    candidates.sort_by_cached_key(|row| {
+        let scene = row.scene.as_deref().unwrap_or("");
+        hash_bytes(format!("{seed} {scene} {:?}", row.language).as_bytes())
+    });
+    // 3. one for each held-out row
+    let probe = matched(val().map(kind), candidates.iter().copied().map(kind));
+    out.extend(
+        probe
+            .into_iter()
+            .filter_map(|place| sample(candidates[place])),
+    );
     (out, not_recorded)
+}
+
+/// What a row's probe is matched by.
+fn kind(row: &Row) -> Kind<'_> {
+    Kind {
+        language: Some(row.language.as_deref().unwrap_or_default()),
+        targets: n_targets(&row.encoded),
+    }
 }
 
 /// A row as metrics take it; None for rows on neither side.
@@ -487,5 +503,25 @@ mod tests {
         let (ids, not_recorded) = probe(None);
         assert_eq!(ids.len(), 5);
         assert_eq!(not_recorded, ["chs", "en"]);
+    }
+
+    #[test]
+    fn train_probe_has_rows_as_long_as_the_held_out_ones() {
+        let of_length = |id: u32, n: usize, side| Row {
+            encoded: Encoded {
+                input_ids: vec![id; n],
+                labels: vec![id as i32; n],
+            },
+            ..row(id, "en", side)
+        };
+        let mut rows: Vec<Row> = (0..200)
+            .map(|id| of_length(id, 2 + id as usize, SplitSide::Train))
+            .collect();
+        rows.extend([150, 90, 151].map(|n| of_length(300 + n as u32, n, SplitSide::Val)));
+        let (samples, _) = samples(&rows, None, 7);
+        let lengths: Vec<usize> = samples.iter().map(Sample::targets).collect();
+        // The held-out rows, then a train row for each.
+        assert_eq!(lengths, [149, 89, 150, 149, 89, 150]);
+        assert!(samples[3..].iter().all(|s| s.side == Side::Train));
     }
 }
