@@ -346,7 +346,7 @@ fn samples(rows: &[Row], trained: Option<&TrainedRows>, seed: u64) -> (Vec<Sampl
 /// What a row's probe is matched by.
 fn kind(row: &Row) -> Kind<'_> {
     Kind {
-        language: Some(row.language.as_deref().unwrap_or_default()),
+        language: row.language.as_deref(),
         targets: n_targets(&row.encoded),
     }
 }

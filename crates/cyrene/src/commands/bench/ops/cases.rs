@@ -57,6 +57,17 @@ fn attention_dims(bench: &Bench) -> [usize; 4] {
     ]
 }
 
+/// G, H, K, V.
+fn delta_dims(bench: &Bench) -> [usize; 4] {
+    let config = &bench.config;
+    [
+        config.linear_num_key_heads,
+        config.linear_num_value_heads,
+        config.linear_key_head_dim,
+        config.linear_value_head_dim,
+    ]
+}
+
 fn matmul(bench: &mut Bench) -> Result<()> {
     let [t, d, f] = wide_dims(bench);
     let shape = || format!("t{t}_i{d}_o{f}");
@@ -202,11 +213,8 @@ fn attention(bench: &mut Bench) -> Result<()> {
     let mut d_q_thn = bench.act_zeros(&[t, h, n])?;
     let (mut d_k_tgn, mut d_v_tgn) = (bench.act_zeros(&[t, g, n])?, bench.act_zeros(&[t, g, n])?);
     let cost = Cost::of(&[&q_thn, &k_tgn, &v_tgn, &out_thn, &lse_th, &d_out_thn])
+        .and(&[&d_q_thn, &d_k_tgn, &d_v_tgn])
         .operations(5.0 * product);
-    let cost = Cost {
-        bytes: cost.bytes + Cost::of(&[&d_q_thn, &d_k_tgn, &d_v_tgn]).bytes,
-        ..cost
-    };
     bench.measure("attention/backward", shape, cost, || {
         attention::backward(
             &mut d_q_thn,
@@ -264,17 +272,6 @@ fn split(bench: &mut Bench) -> Result<()> {
     })
 }
 
-/// G, H, K, V.
-fn delta_dims(bench: &Bench) -> [usize; 4] {
-    let config = &bench.config;
-    [
-        config.linear_num_key_heads,
-        config.linear_num_value_heads,
-        config.linear_key_head_dim,
-        config.linear_value_head_dim,
-    ]
-}
-
 fn gated_delta_rule(bench: &mut Bench) -> Result<()> {
     let (t, [g, h, k, v]) = (bench.t, delta_dims(bench));
     let shape = format!("t{t}_doc{}_g{g}_h{h}_k{k}_v{v}", bench.document_tokens);
@@ -289,13 +286,12 @@ fn gated_delta_rule(bench: &mut Bench) -> Result<()> {
     let (v_thv, d_out_thv) = (bench.act(&[t, h, v])?, bench.act(&[t, h, v])?);
     let g_th = bench.random_in(&[t, h], DType::F32, -0.5, 0.0)?;
     let beta_th = bench.random_in(&[t, h], DType::F32, 0.0, 1.0)?;
-    let inputs = Cost::of(&[&q_tgk, &k_tgk, &v_thv, &g_th, &beta_th]).bytes;
+    let inputs = Cost::of(&[&q_tgk, &k_tgk, &v_thv, &g_th, &beta_th]);
 
     let mut out_thv = bench.act_zeros(&[t, h, v])?;
-    let cost = Cost {
-        bytes: inputs + Cost::of(&[&out_thv]).bytes,
-        operations: 3.0 * state + 2.0 * values + 2.0 * keys,
-    };
+    let cost = inputs
+        .and(&[&out_thv])
+        .operations(3.0 * state + 2.0 * values + 2.0 * keys);
     bench.measure("gated_delta_rule/forward", shape.clone(), cost, || {
         gated_delta_rule::forward(
             &mut out_thv,
@@ -310,12 +306,12 @@ fn gated_delta_rule(bench: &mut Bench) -> Result<()> {
     let (mut d_q_tgk, mut d_k_tgk) = (bench.act_zeros(&[t, g, k])?, bench.act_zeros(&[t, g, k])?);
     let mut d_v_thv = bench.act_zeros(&[t, h, v])?;
     let (mut d_g_th, mut d_beta_th) = (bench.f32_zeros(&[t, h])?, bench.f32_zeros(&[t, h])?);
-    let outputs = [&d_q_tgk, &d_k_tgk, &d_v_thv, &d_g_th, &d_beta_th];
-    let cost = Cost {
-        bytes: inputs + Cost::of(&[&d_out_thv]).bytes + Cost::of(&outputs).bytes,
-        // The states again (2), their gradients (3), and what both give to queries, keys and values (3).
-        operations: 8.0 * state + 5.0 * values + 6.0 * keys,
-    };
+    // The states again (2), their gradients (3), and what both give to queries, keys and values (3).
+    let cost = inputs
+        .and(&[
+            &d_out_thv, &d_q_tgk, &d_k_tgk, &d_v_thv, &d_g_th, &d_beta_th,
+        ])
+        .operations(8.0 * state + 5.0 * values + 6.0 * keys);
     bench.measure("gated_delta_rule/backward", shape, cost, || {
         gated_delta_rule::backward(
             &mut d_q_tgk,
@@ -366,11 +362,9 @@ fn delta_inputs(bench: &mut Bench) -> Result<()> {
         bench.act_zeros(&[t, n_channels])?,
         bench.f32_zeros(&[n_channels, 1, 4])?,
     );
-    let inputs = [&q_tgk, &k_tgk, &v_thv, &q_rstd_tg, &k_rstd_tg, &qkv_tc, &w];
-    let cost = Cost {
-        bytes: Cost::of(&inputs).bytes + Cost::of(&[&d_qkv_tc]).updating(&[&d_w]).bytes,
-        operations: 0.0,
-    };
+    let cost = Cost::of(&[&q_tgk, &k_tgk, &v_thv, &q_rstd_tg, &k_rstd_tg, &qkv_tc, &w])
+        .and(&[&d_qkv_tc])
+        .updating(&[&d_w]);
     bench.measure("delta_inputs/backward", shape(), cost, || {
         delta_inputs::backward(
             &mut d_qkv_tc,
@@ -480,6 +474,7 @@ fn embedding(bench: &mut Bench) -> Result<()> {
     })?;
     let d_out_td = bench.random(&[t, d], DType::F32)?;
     let mut d_table_cd = bench.f32_zeros(&[c, d])?;
+    // As many rows of the table's gradient as there are tokens; these are f32 like what is added to them.
     let cost = Cost::of(&[&d_out_td]).updating(&[&d_out_td]);
     bench.measure("embedding/backward", shape(), cost, || {
         embedding::backward(&mut d_table_cd, &d_out_td, &tokens_t)

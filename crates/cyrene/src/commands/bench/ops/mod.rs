@@ -113,17 +113,19 @@ struct Cost {
 impl Cost {
     /// Inputs that are read and results that are written, all of each.
     fn of(tensors: &[&Tensor]) -> Self {
+        Cost::default().and(tensors)
+    }
+
+    /// More of these.
+    fn and(mut self, tensors: &[&Tensor]) -> Self {
         let bytes: usize = tensors.iter().map(|tensor| tensor.bytes()).sum();
-        Cost {
-            bytes: bytes as f64,
-            operations: 0.0,
-        }
+        self.bytes += bytes as f64;
+        self
     }
 
     /// Tensors that are read, changed and written.
-    fn updating(mut self, tensors: &[&Tensor]) -> Self {
-        self.bytes += 2.0 * Cost::of(tensors).bytes;
-        self
+    fn updating(self, tensors: &[&Tensor]) -> Self {
+        self.and(tensors).and(tensors)
     }
 
     fn operations(mut self, operations: f64) -> Self {
