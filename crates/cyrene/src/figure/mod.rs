@@ -56,17 +56,21 @@ impl Figure {
         format!("<svg {}>{}</svg>", self.opening(self.height), self.inside())
     }
 
-    /// The picture as a file of its own, headed by what it is about and its title.
+    /// The picture as a file of its own, headed by what it is about and, below, its title: one line could be wider than the picture.
     pub fn file(&self, subject: &str) -> String {
-        const HEAD: f64 = 24.0;
+        const HEAD: f64 = 38.0;
+        // Bold letters are a tenth wider at most.
+        let line = |text: &str| plain(&canvas::fit(text, 0.9 * (WIDTH - 16.0)));
         let height = self.height + HEAD;
         format!(
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{}\" height=\"{}\" {}><style>{COLOURS}{STYLE}</style>\
-             <rect width=\"100%\" height=\"100%\" style=\"fill:var(--card)\"/><text x=\"8\" y=\"17\" font-weight=\"600\">{}</text><g transform=\"translate(0 {HEAD})\">{}</g></svg>\n",
+             <rect width=\"100%\" height=\"100%\" style=\"fill:var(--card)\"/><text class=\"soft\" x=\"8\" y=\"15\">{}</text><text x=\"8\" y=\"31\" font-weight=\"600\">{}</text>\
+             <g transform=\"translate(0 {HEAD})\">{}</g></svg>\n",
             1.5 * WIDTH,
             1.5 * height,
             self.opening(height),
-            plain(&format!("{subject}: {}", self.title)),
+            line(subject),
+            line(&self.title),
             self.inside()
         )
     }
@@ -206,5 +210,21 @@ mod tests {
         let file = all()[0].file("x");
         assert!(file.contains("prefers-color-scheme: dark") && file.contains(".c12"));
         assert!(!file.contains("script") && !file.contains("href"));
+    }
+
+    #[test]
+    fn head_of_a_file_stays_inside_its_frame() {
+        let mut figure = all().remove(0);
+        figure.title = "Passes over a scene in the same language".to_owned();
+        let subject = "a subject ".repeat(9);
+        let file = figure.file(&subject);
+        let xml = roxmltree::Document::parse(&file).unwrap();
+        let texts = xml.descendants().filter(|node| node.has_tag_name("text"));
+        let head: Vec<&str> = texts.take(2).filter_map(|text| text.text()).collect();
+        assert_eq!(head[1], figure.title);
+        assert!(subject.starts_with(head[0].trim_end_matches('…')) && head[0].ends_with('…'));
+        for line in head {
+            assert!(8.0 + 1.1 * canvas::width(line) <= WIDTH, "{line}");
+        }
     }
 }
