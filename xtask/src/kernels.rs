@@ -21,8 +21,6 @@ const SPILLS: &[(&str, u32, &str)] = &[
     ("gated_delta_rule_scan", 4, EXACT),
     ("rms_norm_forward_any", 4, EXACT),
     ("attention_backward_keys_warpgroups_256", 4, FULL),
-    ("attention_forward_bf16_64", 12, FULL),
-    ("attention_forward_bf16_256", 8, FULL),
     ("gated_delta_rule_bf16_gradient", 100, FULL),
     ("gated_delta_rule_bf16_prepare", 4, FULL),
 ];
