@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use kernel::tensor::Storage;
 use kernel::{DType, Device, Tensor};
 use memmap2::Mmap;
+use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value, json};
 
@@ -147,6 +148,11 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
+    /// The folder that the files lie in.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
     }
@@ -232,6 +238,24 @@ pub(crate) fn to_tensor(view: View, dtype: DType) -> Option<Tensor> {
         true => tensor,
         false => tensor.to_dtype(dtype),
     })
+}
+
+/// Whether a tensor on the host holds neither NaN nor infinities.
+pub(crate) fn is_finite(tensor: &Tensor) -> bool {
+    match tensor.storage() {
+        Storage::F32(data) => data.par_iter().all(|x| x.is_finite()),
+        Storage::Bf16(data) => data.par_iter().all(|x| x.is_finite()),
+        Storage::Cuda(..) => unreachable!("weights are checked before they go to a GPU"),
+    }
+}
+
+/// As [`is_finite`], of a tensor of any type as a file holds it; whole numbers are finite.
+pub(crate) fn view_is_finite(view: View) -> bool {
+    match view.dtype {
+        // All exponent bits and, in E4M3, all bits of the fraction.
+        Dtype::F8_E4M3 => view.bytes.par_iter().all(|byte| byte & 0x7F != 0x7F),
+        _ => to_tensor(view, DType::F32).is_none_or(|tensor| is_finite(&tensor)),
+    }
 }
 
 /// Copies bytes, aligned or not, to elements.

@@ -61,6 +61,14 @@ pub enum Error {
         dtype: String,
     },
 
+    #[error("{} says tie_word_embeddings, and has a head of its own (lm_head.weight) that differs from the embedding; set tie_word_embeddings to false in config.json to use the head, or remove lm_head.weight to use the embedding", dir.display())]
+    TwoHeads { dir: PathBuf },
+
+    #[error(
+        "tensor `{name}` holds NaN or infinite numbers ({place}); use an earlier checkpoint, or download the folder again"
+    )]
+    NotFinite { name: String, place: String },
+
     #[error("{what}; hand in token ids, targets and borders of one packed row")]
     Batch { what: String },
 
@@ -87,7 +95,7 @@ pub enum Error {
         expected: &'static str,
     },
 
-    #[error("adapter in {}: {problem}; only plain LoRA on linear layers is supported", dir.display())]
+    #[error("adapter in {}: {problem}", dir.display())]
     Adapter { dir: PathBuf, problem: String },
 
     #[error("{} is quantized already ({method}); export from the unquantized folder", dir.display())]

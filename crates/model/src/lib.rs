@@ -15,6 +15,7 @@ pub mod fuzz;
 mod linear;
 pub mod lora;
 mod parameter;
+mod peft;
 pub mod quant;
 pub mod qwen3_5;
 mod random;
@@ -245,9 +246,10 @@ impl Model {
     /// Attaches the adapter of a PEFT folder (`adapter_config.json`, `adapter_model.safetensors`), replacing any attached one.
     ///
     /// # Errors
-    /// A missing or unreadable file, a kind of adapter that is not plain LoRA, a tensor that fits no linear layer.
+    /// A missing or unreadable file; a setting of adapter_config.json that changes the arithmetic in a way that is not computed here; a
+    /// tensor without its other half, of NaN or infinite numbers, or that fits no linear layer; a target without tensors.
     pub fn load_adapter(&mut self, dir: &Path) -> Result<()> {
-        lora::load(self.get_mut(), dir)?;
+        peft::load(self.get_mut(), dir)?;
         let device = self.device();
         self.get_mut().move_to(device)
     }
@@ -257,7 +259,15 @@ impl Model {
     /// # Errors
     /// [`Error::NoAdapter`] without an adapter, [`Error::Io`].
     pub fn save_adapter(&self, dir: &Path, base_name: &str) -> Result<()> {
-        lora::save(self.get(), dir, base_name)
+        peft::save(self.get(), dir, base_name)
+    }
+
+    /// Refuses weights that no model has, before they are written for others to use.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] with the first tensor that holds NaN or infinities; [`Error::Kernel`] if the GPU failed.
+    pub fn check_finite(&self) -> Result<()> {
+        self.get().check_finite()
     }
 
     /// W += scale · B A for every adapted layer; the adapter is gone and all weights train again.

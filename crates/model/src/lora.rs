@@ -1,19 +1,13 @@
-//! Low-rank adapters on linear layers, read and written as PEFT does.
+//! Low-rank adapters on linear layers: settings, arithmetic, how they are put beside the weights and into them.
 // T tokens, I in features, O out features, R rank.
-
-use std::collections::BTreeMap;
-use std::path::Path;
 
 use kernel::cuda::footprint;
 use kernel::ops::dropout::Dropout;
 use kernel::ops::{low_rank, matmul};
 use kernel::{DType, Device, Tensor};
-use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
-use crate::checkpoint::{self, Checkpoint, Planned, Writer};
-use crate::config::{Config, read_json};
+use crate::config::Config;
 use crate::linear::Linear;
 use crate::parameter::{Gradients, Parameter};
 use crate::qwen3_5::{Qwen3_5, memory, names};
@@ -35,6 +29,15 @@ pub struct LoraConfig {
     pub targets: Vec<String>,
 }
 
+/// What alpha is divided by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scaling {
+    /// The rank.
+    Rank,
+    /// Its square root: rank-stabilised LoRA (arXiv 2312.03732), PEFT's `use_rslora`.
+    RankRoot,
+}
+
 /// The adapter of one linear layer: y += scale · dropout(x) Aᵀ Bᵀ.
 #[derive(Debug)]
 pub(crate) struct Adapter {
@@ -42,7 +45,8 @@ pub(crate) struct Adapter {
     pub a_ri: Parameter,
     /// B [O,R] f32
     pub b_or: Parameter,
-    pub scale: f32,
+    pub alpha: f32,
+    pub scaling: Scaling,
     pub dropout: f32,
     /// The layer's number, so that no two layers drop the same pattern.
     pub layer_number: u64,
@@ -108,10 +112,24 @@ impl Scratch {
 }
 
 impl Adapter {
+    /// Rows of A and columns of B.
+    pub fn rank(&self) -> usize {
+        self.a_ri.tensor.shape()[0]
+    }
+
+    /// alpha / rank, or alpha / √rank.
+    pub fn scale(&self) -> f32 {
+        let rank = self.rank() as f32;
+        match self.scaling {
+            Scaling::Rank => self.alpha / rank,
+            Scaling::RankRoot => self.alpha / rank.sqrt(),
+        }
+    }
+
     /// y_to assigned.
     pub fn forward(&self, y_to: &mut Tensor, x_ti: &Tensor, scratch: &mut Scratch) -> Result<()> {
         let u_tr = self.down(x_ti, scratch)?;
-        low_rank::up_forward(y_to, u_tr, &self.b_or.tensor, self.scale)?;
+        low_rank::up_forward(y_to, u_tr, &self.b_or.tensor, self.scale())?;
         Ok(())
     }
 
@@ -123,7 +141,7 @@ impl Adapter {
         scratch: &mut Scratch,
     ) -> Result<()> {
         let u_tr = self.down(x_ti, scratch)?;
-        low_rank::up_forward_residual(y_to, u_tr, &self.b_or.tensor, self.scale)?;
+        low_rank::up_forward_residual(y_to, u_tr, &self.b_or.tensor, self.scale())?;
         Ok(())
     }
 
@@ -199,7 +217,7 @@ impl Adapter {
             d_y_to,
             u_tr,
             &self.b_or.tensor,
-            self.scale,
+            self.scale(),
         )?;
         Ok(())
     }
@@ -234,107 +252,6 @@ pub(crate) fn attach(model: &mut Qwen3_5, config: &LoraConfig, seed: u64) -> Res
     Ok(())
 }
 
-/// See [`crate::Model::load_adapter`].
-pub(crate) fn load(model: &mut Qwen3_5, dir: &Path) -> Result<()> {
-    let json_path = dir.join("adapter_config.json");
-    if !json_path.is_file() {
-        return Err(Error::NoModel {
-            dir: dir.to_owned(),
-            missing: "adapter_config.json".to_owned(),
-        });
-    }
-    let (config, scale) = read_config(&read_json(&json_path)?, dir)?;
-    let file = Checkpoint::open_files(dir, &["adapter_model.safetensors".to_owned()])?;
-
-    // Module name below the text model -> (A, B).
-    let mut found: BTreeMap<String, (Tensor, Tensor)> = BTreeMap::new();
-    for name in file.names() {
-        let Some(module) = names::adapted_module(name) else {
-            if names::is_lora_b(name) {
-                continue;
-            }
-            return Err(adapter_error(
-                dir,
-                format!("tensor `{name}` is no lora_A or lora_B"),
-            ));
-        };
-        let a = read(&file, name)?;
-        let b = read(&file, &names::lora_b_beside(name))?;
-        found.insert(module, (a, b));
-    }
-
-    let mut targets = Vec::new();
-    for (layer_number, (name, linear)) in names::linears_mut(model).into_iter().enumerate() {
-        linear.adapter = None;
-        let Some((a, b)) = found.remove(&name) else {
-            continue;
-        };
-        let [n_out, n_in] = [
-            linear.weight.tensor.shape()[0],
-            linear.weight.tensor.shape()[1],
-        ];
-        if a.shape() != [config.rank, n_in] || b.shape() != [n_out, config.rank] {
-            return Err(adapter_error(
-                dir,
-                format!(
-                    "`{name}` has A {:?} and B {:?} for a weight [{n_out}, {n_in}] and rank {}",
-                    a.shape(),
-                    b.shape(),
-                    config.rank
-                ),
-            ));
-        }
-        linear.adapter = Some(Adapter {
-            a_ri: parameter(a),
-            b_or: parameter(b),
-            scale,
-            dropout: config.dropout,
-            layer_number: layer_number as u64,
-        });
-        let target = names::last_part(&name).to_owned();
-        if !targets.contains(&target) {
-            targets.push(target);
-        }
-    }
-    if let Some(name) = found.keys().next() {
-        return Err(adapter_error(
-            dir,
-            format!("`{name}` is no linear layer of this model"),
-        ));
-    }
-    model.lora = Some(LoraConfig { targets, ..config });
-    model.number_parameters();
-    Ok(())
-}
-
-/// See [`crate::Model::save_adapter`].
-pub(crate) fn save(model: &Qwen3_5, dir: &Path, base_name: &str) -> Result<()> {
-    let lora = model.lora.as_ref().ok_or(Error::NoAdapter)?;
-    let tensors: Vec<(String, &Tensor)> = model
-        .trainable_names()
-        .into_iter()
-        .zip(model.trainable())
-        .collect();
-    let planned = tensors
-        .iter()
-        .map(|(name, tensor)| Planned {
-            name: name.clone(),
-            dtype: Dtype::F32,
-            shape: tensor.shape().to_vec(),
-        })
-        .collect();
-    let mut writer = Writer::create(dir, "adapter_model", planned, u64::MAX)?;
-    for (name, tensor) in &tensors {
-        writer.put(name, &checkpoint::to_bytes(tensor, DType::F32)?)?;
-    }
-    let target_modules = names::target_pattern(model.config.form, &lora.targets);
-    writer.put_json(
-        "adapter_config.json",
-        &config_json(lora, base_name, &target_modules),
-    )?;
-    writer.commit()
-}
-
 /// See [`crate::Model::merge_lora`].
 pub(crate) fn merge(model: &mut Qwen3_5) -> Result<()> {
     if model.lora.take().is_none() {
@@ -347,7 +264,7 @@ pub(crate) fn merge(model: &mut Qwen3_5) -> Result<()> {
                 &mut linear.weight.tensor,
                 &adapter.b_or.tensor,
                 &adapter.a_ri.tensor,
-                adapter.scale,
+                adapter.scale(),
             )?;
         }
     }
@@ -366,19 +283,12 @@ fn fresh(linear: &Linear, config: &LoraConfig, layer_number: u64, seed: u64) -> 
         .map(|i| ((2.0 * random::uniform(seed, layer_number, i) - 1.0) * bound) as f32)
         .collect();
     Adapter {
-        a_ri: parameter(Tensor::from_f32(&[config.rank, n_in], a)),
+        a_ri: Parameter::of(Tensor::from_f32(&[config.rank, n_in], a)),
         b_or: Parameter::zeros(&[n_out, config.rank], DType::F32),
-        scale: config.alpha / config.rank as f32,
+        alpha: config.alpha,
+        scaling: Scaling::Rank,
         dropout: config.dropout,
         layer_number,
-    }
-}
-
-fn parameter(tensor: Tensor) -> Parameter {
-    Parameter {
-        tensor,
-        disk: DType::F32,
-        slot: None,
     }
 }
 
@@ -422,120 +332,6 @@ fn resolve_targets(model: &Qwen3_5, asked: &[String]) -> Result<Vec<String>> {
     })
 }
 
-fn read(file: &Checkpoint, name: &str) -> Result<Tensor> {
-    let view = file.require(name)?;
-    checkpoint::to_tensor(view, DType::F32).ok_or_else(|| Error::TensorType {
-        name: name.to_owned(),
-        path: file.path_of(name),
-        dtype: view.dtype.to_string(),
-    })
-}
-
-/// Settings and scale out of PEFT's JSON; targets are taken from the tensors instead.
-fn read_config(json: &Value, dir: &Path) -> Result<(LoraConfig, f32)> {
-    let kind = json.get("peft_type").and_then(Value::as_str);
-    if kind != Some("LORA") {
-        return Err(adapter_error(dir, format!("peft_type is {kind:?}")));
-    }
-    for key in ["use_dora", "lora_bias", "use_qalora"] {
-        if json.get(key).and_then(Value::as_bool) == Some(true) {
-            return Err(adapter_error(dir, format!("{key} is on")));
-        }
-    }
-    for key in ["rank_pattern", "alpha_pattern", "layer_replication"] {
-        let plain = match json.get(key) {
-            None | Some(Value::Null) => true,
-            Some(Value::Object(map)) => map.is_empty(),
-            Some(_) => false,
-        };
-        if !plain {
-            return Err(adapter_error(dir, format!("{key} is set")));
-        }
-    }
-    let number = |key: &str| {
-        json.get(key)
-            .and_then(Value::as_f64)
-            .ok_or_else(|| adapter_error(dir, format!("`{key}` is missing")))
-    };
-    let rank = number("r")? as usize;
-    let alpha = number("lora_alpha")? as f32;
-    let config = LoraConfig {
-        rank,
-        alpha,
-        dropout: number("lora_dropout").unwrap_or(0.0) as f32,
-        targets: Vec::new(),
-    };
-    check_range(&config)?;
-    let by_root = json.get("use_rslora").and_then(Value::as_bool) == Some(true);
-    let divisor = if by_root {
-        (rank as f32).sqrt()
-    } else {
-        rank as f32
-    };
-    Ok((config, alpha / divisor))
-}
-
-/// What PEFT 0.21 writes for plain LoRA.
-fn config_json(lora: &LoraConfig, base_name: &str, target_modules: &str) -> Value {
-    let alpha: Value = if lora.alpha.fract() == 0.0 {
-        (lora.alpha as i64).into()
-    } else {
-        f64::from(lora.alpha).into()
-    };
-    // Shortest decimal that reads back as the same f32: 0.05 rather than 0.05000000074505806.
-    let dropout: f64 = lora.dropout.to_string().parse().unwrap_or(0.0);
-    json!({
-        "alora_invocation_tokens": null,
-        "alpha_pattern": {},
-        "arrow_config": null,
-        "auto_mapping": null,
-        "base_model_name_or_path": base_name,
-        "bias": "none",
-        "corda_config": null,
-        "ensure_weight_tying": false,
-        "eva_config": null,
-        "exclude_modules": null,
-        "fan_in_fan_out": false,
-        "inference_mode": true,
-        "init_lora_weights": true,
-        "kasa_config": null,
-        "layer_replication": null,
-        "layers_pattern": null,
-        "layers_to_transform": null,
-        "loftq_config": {},
-        "lora_alpha": alpha,
-        "lora_bias": false,
-        "lora_dropout": dropout,
-        "lora_ga_config": null,
-        "megatron_config": null,
-        "megatron_core": "megatron.core",
-        "modules_to_save": null,
-        "monteclora_config": null,
-        "peft_type": "LORA",
-        "peft_version": "0.21.2",
-        "qalora_group_size": 16,
-        "r": lora.rank,
-        "rank_pattern": {},
-        "revision": null,
-        "target_modules": target_modules,
-        "target_parameters": null,
-        "task_type": "CAUSAL_LM",
-        "trainable_token_indices": null,
-        "use_bdlora": null,
-        "use_dora": false,
-        "use_qalora": false,
-        "use_rslora": false,
-        "velora_config": null
-    })
-}
-
-fn adapter_error(dir: &Path, problem: String) -> Error {
-    Error::Adapter {
-        dir: dir.to_owned(),
-        problem,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -546,14 +342,15 @@ mod tests {
                 .map(|i| random::normal(11, stream, i as u64) as f32)
                 .collect()
         };
-        let mut a_ri = parameter(Tensor::from_f32(&[3, 40], values(120, 0)));
-        let mut b_or = parameter(Tensor::from_f32(&[7, 3], values(21, 1)));
+        let mut a_ri = Parameter::of(Tensor::from_f32(&[3, 40], values(120, 0)));
+        let mut b_or = Parameter::of(Tensor::from_f32(&[7, 3], values(21, 1)));
         a_ri.slot = Some(0);
         b_or.slot = Some(1);
         Adapter {
             a_ri,
             b_or,
-            scale: 2.0,
+            alpha: 6.0,
+            scaling: Scaling::Rank,
             dropout,
             layer_number: 5,
         }

@@ -95,6 +95,15 @@ impl Parameter {
         }
     }
 
+    /// A frozen f32 weight of these values.
+    pub fn of(tensor: Tensor) -> Self {
+        Parameter {
+            disk: DType::F32,
+            tensor,
+            slot: None,
+        }
+    }
+
     /// Moves the weight; the old copy is freed.
     pub fn move_to(&mut self, device: Device) -> Result<()> {
         if self.tensor.device() != device {

@@ -80,6 +80,9 @@ fn hf(from: &Path, to: &Path) -> Result<()> {
     let model =
         Model::load(from, DType::F32).with_context(|| format!("loading {}", from.display()))?;
     model
+        .check_finite()
+        .with_context(|| format!("exporting {}", from.display()))?;
+    model
         .save(to, Some(DType::Bf16))
         .with_context(|| format!("writing {}", to.display()))?;
     load::copy_companions(from, to)

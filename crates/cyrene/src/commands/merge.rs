@@ -40,6 +40,9 @@ pub fn merge(base: &Path, adapter: &Path, out: &Path) -> Result<()> {
         .with_context(|| format!("loading adapter {}", adapter.display()))?;
     model.merge_lora().context("merging the adapter")?;
     model
+        .check_finite()
+        .with_context(|| format!("merging {} into {}", adapter.display(), base.display()))?;
+    model
         .save(out, None)
         .with_context(|| format!("writing {}", out.display()))?;
     load::copy_companions(base, out)?;

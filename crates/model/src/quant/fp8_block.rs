@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{self, Checkpoint, Planned, View, Writer};
 use crate::config::{Config, LayerType};
-use crate::qwen3_5::names;
+use crate::qwen3_5::{folder, names};
 use crate::{Error, Result};
 
 pub use kernel::ops::quantize_fp8::Division;
@@ -61,7 +61,7 @@ pub struct Summary {
 /// Files that a server wants beside the weights are copied; without a `generation_config.json` a minimal one is written.
 ///
 /// # Errors
-/// Those of reading a folder; [`Error::AlreadyQuantized`]; [`Error::TensorType`] for a weight that is no plain float; [`Error::Io`].
+/// Those of reading a folder; [`Error::AlreadyQuantized`]; [`Error::TwoHeads`]; [`Error::NotFinite`]; [`Error::TensorType`] for a weight that is no plain float; [`Error::Io`].
 pub fn export(from: &Path, to: &Path, options: &Options) -> Result<Summary> {
     let config = Config::load(from)?;
     if let Some(note) = config.raw().get("quantization_config") {
@@ -72,6 +72,7 @@ pub fn export(from: &Path, to: &Path, options: &Options) -> Result<Summary> {
         });
     }
     let source = Checkpoint::open(from)?;
+    folder::check_head(&source, &config)?;
     let planned = plan(&source, options.layout)?;
     let summary = Summary {
         n_quantized: source.names().filter(|n| names::is_fp8_block(n)).count(),
@@ -86,6 +87,12 @@ pub fn export(from: &Path, to: &Path, options: &Options) -> Result<Summary> {
     let mut writer = Writer::create(to, "model", planned, options.max_shard_bytes)?;
     for name in source.names() {
         let view = source.require(name)?;
+        if !checkpoint::view_is_finite(view) {
+            return Err(Error::NotFinite {
+                name: name.to_owned(),
+                place: source.path_of(name).display().to_string(),
+            });
+        }
         if names::is_fp8_block(name) {
             write_quantized(&mut writer, &source, name, view, options)?;
         } else {

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use kernel::{DType, Tensor};
+use kernel::{DType, Device, Tensor};
 use safetensors::Dtype;
 
 use crate::checkpoint::{self, Checkpoint, Planned, SaveOptions, View, Writer};
@@ -40,6 +40,7 @@ impl Qwen3_5 {
             known.insert(name);
         }
         refuse_unexpected(&source, &known, model.config.tie_word_embeddings)?;
+        check_head(&source, &model.config)?;
         model.source = Some(Arc::new(source));
         Ok(model)
     }
@@ -95,6 +96,32 @@ impl Qwen3_5 {
         writer.commit()
     }
 
+    /// See [`crate::Model::check_finite`].
+    pub(crate) fn check_finite(&self) -> Result<()> {
+        for (name, parameter) in names::parameters(self) {
+            let finite = match self.device {
+                Device::Cpu => checkpoint::is_finite(&parameter.tensor),
+                Device::Cuda(_) => checkpoint::is_finite(&parameter.tensor.to_device(Device::Cpu)?),
+            };
+            if !finite {
+                let name = names::full(self.config.form, &name);
+                let place = "in memory, before it is written".to_owned();
+                return Err(Error::NotFinite { name, place });
+            }
+        }
+        match self
+            .carried()
+            .into_iter()
+            .find(|(_, view)| !checkpoint::view_is_finite(*view))
+        {
+            Some((name, _)) => Err(Error::NotFinite {
+                name: name.to_owned(),
+                place: "carried through from the base".to_owned(),
+            }),
+            None => Ok(()),
+        }
+    }
+
     /// Tensors that go through unread. Quantized ones lose their scales, because the saved config states no quantization.
     fn carried(&self) -> Vec<(&str, View<'_>)> {
         let Some(source) = &self.source else {
@@ -129,11 +156,39 @@ fn plain(dtype: Dtype) -> Dtype {
     }
 }
 
+/// Whether there is one head: a head of its own in a folder that says tied is the embedding once more, to the bit.
+///
+/// # Errors
+/// [`Error::TwoHeads`]; [`Error::MissingTensor`] without an embedding.
+pub(crate) fn check_head(source: &Checkpoint, config: &Config) -> Result<()> {
+    let own = source.get(names::HEAD);
+    let (true, Some(own)) = (config.tie_word_embeddings, own) else {
+        return Ok(());
+    };
+    let form = names::form_of(|name| source.get(name).is_some(), config.form);
+    let table_name = names::full(form, names::EMBEDDING);
+    let table = source.require(&table_name)?;
+    let is_same = own.shape == table.shape
+        && match own.dtype == table.dtype {
+            true => own.bytes == table.bytes,
+            false => {
+                read(source, names::HEAD, own, DType::F32)?
+                    == read(source, &table_name, table, DType::F32)?
+            }
+        };
+    match is_same {
+        true => Ok(()),
+        false => Err(Error::TwoHeads {
+            dir: source.dir().to_owned(),
+        }),
+    }
+}
+
 /// Anything that is no weight, no weight's scale and not carried would be lost in silence, and may change what the model computes.
 fn refuse_unexpected(source: &Checkpoint, known: &HashSet<String>, tied: bool) -> Result<()> {
     let unexpected = source.names().find(|name| {
         let scale_of_known = fp8_block::scaled_weight(name).is_some_and(|w| known.contains(w));
-        let tied_head = tied && names::is_head(name);
+        let tied_head = tied && *name == names::HEAD;
         !(known.contains(*name) || names::is_carried(name) || scale_of_known || tied_head)
     });
     match unexpected {

@@ -4,7 +4,7 @@
 pub(crate) mod attention;
 pub(crate) mod block;
 pub(crate) mod delta_net;
-mod folder;
+pub(crate) mod folder;
 pub mod memory;
 pub(crate) mod mlp;
 pub(crate) mod names;

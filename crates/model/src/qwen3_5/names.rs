@@ -12,7 +12,10 @@ use super::block::Mixer;
 const NESTED_PREFIX: &str = "model.language_model.";
 const TEXT_ONLY_PREFIX: &str = "model.";
 const PEFT_PREFIX: &str = "base_model.model.";
-const HEAD: &str = "lm_head.weight";
+/// The embedding table, below the text model.
+pub(crate) const EMBEDDING: &str = "embed_tokens.weight";
+/// A head of its own, beside the text model.
+pub(crate) const HEAD: &str = "lm_head.weight";
 
 /// Tensors of a checkpoint that this engine carries through without using them.
 const CARRIED: [&str; 3] = ["model.visual.", "visual.", "mtp."];
@@ -57,7 +60,7 @@ macro_rules! walk {
         ) -> Vec<(String, Part<&$($mutable)? Linear, &$($mutable)? Parameter>)> {
             use Part::{Linear, Plain};
             let mut parts = vec![(
-                "embed_tokens.weight".to_owned(),
+                EMBEDDING.to_owned(),
                 Plain(&$($mutable)? model.embed_tokens),
             )];
             for (layer_idx, block) in (&$($mutable)? model.layers).into_iter().enumerate() {
@@ -195,17 +198,13 @@ pub(crate) fn full(form: Form, name: &str) -> String {
 pub(crate) fn form_of(has: impl Fn(&str) -> bool, stated: Form) -> Form {
     [stated, Form::Nested, Form::TextOnly]
         .into_iter()
-        .find(|form| has(&full(*form, "embed_tokens.weight")))
+        .find(|form| has(&full(*form, EMBEDDING)))
         .unwrap_or(stated)
 }
 
 /// Whether the tensor is carried through saves unread.
 pub(crate) fn is_carried(name: &str) -> bool {
     CARRIED.iter().any(|prefix| name.starts_with(prefix))
-}
-
-pub(crate) fn is_head(name: &str) -> bool {
-    name == HEAD
 }
 
 /// Whether the FP8_BLOCK recipe quantizes the tensor of this full name.
@@ -216,27 +215,51 @@ pub(crate) fn is_fp8_block(name: &str) -> bool {
 /// PEFT's names of A and B beside a module.
 pub(crate) fn lora(form: Form, module: &str) -> [String; 2] {
     let module = full(form, module);
-    ["lora_A", "lora_B"].map(|part| format!("{PEFT_PREFIX}{module}.{part}.weight"))
+    [Side::A, Side::B].map(|side| format!("{PEFT_PREFIX}{module}.{}.weight", side.name()))
 }
 
-/// The module below the text model that a PEFT lora_A tensor belongs to; None for any other name.
-pub(crate) fn adapted_module(name: &str) -> Option<String> {
-    let module = name
-        .strip_prefix(PEFT_PREFIX)?
-        .strip_suffix(".lora_A.weight")?;
-    let below = module
-        .strip_prefix(NESTED_PREFIX)
-        .or_else(|| module.strip_prefix(TEXT_ONLY_PREFIX))?;
-    Some(below.to_owned())
+/// Which half of an adapter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    A,
+    B,
 }
 
-pub(crate) fn is_lora_b(name: &str) -> bool {
-    name.ends_with(".lora_B.weight")
+impl Side {
+    pub fn name(self) -> &'static str {
+        match self {
+            Side::A => "lora_A",
+            Side::B => "lora_B",
+        }
+    }
 }
 
-/// The lora_B that belongs to a lora_A.
-pub(crate) fn lora_b_beside(name: &str) -> String {
-    name.replace(".lora_A.weight", ".lora_B.weight")
+/// What the name of a tensor in a PEFT file says.
+pub(crate) struct AdapterTensor {
+    /// The layer in the model that PEFT wrapped: `model.language_model.layers.0.mlp.up_proj`, with another prefix or none for other classes.
+    pub module: String,
+    /// The layer below the text model: `layers.0.mlp.up_proj`.
+    pub below: String,
+    pub side: Side,
+}
+
+/// Reads PEFT's name of a lora_A or lora_B, with or without the adapter's name `default`; None for any other tensor.
+pub(crate) fn adapter_tensor(name: &str) -> Option<AdapterTensor> {
+    let named = name.strip_prefix(PEFT_PREFIX)?.strip_suffix(".weight")?;
+    let named = named.strip_suffix(".default").unwrap_or(named);
+    let (module, side) = [Side::A, Side::B].into_iter().find_map(|side| {
+        let module = named.strip_suffix(side.name())?.strip_suffix('.')?;
+        Some((module, side))
+    })?;
+    let below = [NESTED_PREFIX, "language_model.", TEXT_ONLY_PREFIX]
+        .into_iter()
+        .find_map(|prefix| module.strip_prefix(prefix))
+        .unwrap_or(module);
+    Some(AdapterTensor {
+        module: module.to_owned(),
+        below: below.to_owned(),
+        side,
+    })
 }
 
 /// PEFT's `target_modules`: a pattern over module names of the text model, so that the vision tower never matches.
