@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer};
+use text::{Persona, PersonaProfile};
 
 use crate::error::{Error, Result, shorten};
 use crate::language::{ByLanguage, Language};
@@ -24,6 +25,9 @@ pub struct Character {
     /// First line of a chat by language, for the chat page.
     #[serde(default)]
     pub greeting: ByLanguage,
+    /// How replies are drawn where nobody says: the name of a profile, or its values.
+    #[serde(default)]
+    pub profile: Option<PersonaProfile>,
     #[serde(default)]
     pub player: Player,
     /// What the source `story` needs to know.
@@ -215,6 +219,27 @@ impl Character {
             .unwrap_or_else(|| self.name_in(language))
     }
 
+    /// What a model's folder carries of the character: words in every language that the file asks for, as conversations have them.
+    pub fn persona(&self) -> Persona {
+        let mut persona = Persona {
+            profile: self.profile.clone(),
+            ..Persona::default()
+        };
+        for language in self.languages() {
+            let code = language.code().to_owned();
+            persona
+                .name
+                .insert(code.clone(), self.name_in(language).to_owned());
+            persona
+                .system
+                .insert(code.clone(), self.system_in(language).to_owned());
+            if let Some(greeting) = self.greeting.get(language) {
+                persona.greeting.insert(code, greeting.to_owned());
+            }
+        }
+        persona
+    }
+
     /// The languages that the file asks for, in the fixed order.
     pub fn languages(&self) -> Vec<Language> {
         Language::ALL
@@ -339,6 +364,56 @@ mod tests {
         assert_eq!(ada.system_in(Language::Jp), "エイダ");
         assert_eq!(ada.system_in(Language::Vi), "Ada");
         assert_eq!(ada.languages().len(), 13);
+    }
+
+    #[test]
+    fn persona_has_the_words_of_every_language_that_is_built() {
+        let ada = parse(
+            "languages = [\"en\", \"jp\"]\nprofile = \"Legacy\"\n[name]\nen = \"Ada\"\n[system]\nen = \"You are Ada.\"\n[greeting]\njp = \"やあ\"\n",
+        )
+        .unwrap();
+        let persona = ada.persona();
+        let pairs = |map: &BTreeMap<String, String>| -> Vec<(String, String)> {
+            map.clone().into_iter().collect()
+        };
+        let own = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+            let own = |(a, b): &(&str, &str)| ((*a).to_owned(), (*b).to_owned());
+            pairs.iter().map(own).collect()
+        };
+        assert_eq!(pairs(&persona.name), own(&[("en", "Ada"), ("jp", "Ada")]));
+        assert_eq!(
+            pairs(&persona.system),
+            own(&[("en", "You are Ada."), ("jp", "Ada")])
+        );
+        assert_eq!(pairs(&persona.greeting), own(&[("jp", "やあ")]));
+        assert_eq!(
+            persona.profile,
+            Some(PersonaProfile::Named("Legacy".into()))
+        );
+        assert!(persona.note.is_empty());
+    }
+
+    #[test]
+    fn profile_is_a_name_or_values_and_a_misspelt_key_is_named() {
+        let ada = parse("[name]\nen = \"Ada\"\n[profile]\ntemperature = 0.3\ntop_k = 8\n").unwrap();
+        let values = text::ProfileValues {
+            temperature: Some(0.3),
+            top_k: Some(8),
+            ..text::ProfileValues::default()
+        };
+        assert_eq!(ada.profile, Some(PersonaProfile::Values(values)));
+        let error = parse("[name]\nen = \"Ada\"\n[profile]\ntemprature = 0.3\n").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "ada.toml:4:1: unknown key `temprature` (known here: temperature, top_p, top_k, presence_penalty); did you mean `temperature`?"
+        );
+        let error = parse("profile = 3\n[name]\nen = \"Ada\"\n")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("the name of a profile, or a table"),
+            "{error}"
+        );
     }
 
     /// Found by the fuzz target `character`: every language without a name of its own showed nothing.

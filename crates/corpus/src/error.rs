@@ -19,7 +19,7 @@ pub enum Error {
         source: std::io::Error,
     },
     #[error(
-        "{path} holds no .jsonl or .jsonl.gz file; a story is one such file or a folder of them (docs/story-format.md)"
+        "{path} is and holds no .jsonl or .jsonl.gz file; a story is one such file or a folder of them (docs/story-format.md)"
     )]
     NoStoryFile { path: PathBuf },
     #[error("{path} holds no scene and no text; docs/story-format.md says how lines look")]
@@ -98,6 +98,15 @@ pub enum Error {
         key: String,
         code: String,
         near: String,
+    },
+    #[error(
+        "{path}:{line}: `{key}` names the language `{code}` twice, by two of its codes; keep one of the texts"
+    )]
+    LanguageTwice {
+        path: PathBuf,
+        line: usize,
+        key: String,
+        code: &'static str,
     },
     #[error(
         "{path}:{line}: scene id `{scene}` was already used at {first_path}:{first_line}; give every scene its own id"

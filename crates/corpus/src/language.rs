@@ -1,27 +1,49 @@
 //! The thirteen languages a story may come in, in the order that every output keeps.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+use crate::error::Error;
+use crate::near;
+
+/// The codes, for messages.
+const CODES: [&str; 13] = [
+    "chs", "cht", "de", "en", "es", "fr", "id", "jp", "kr", "pt", "ru", "th", "vi",
+];
 
 /// A language code of the data sets; the order of the variants is the order of every listing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Language {
+    /// Simplified Chinese.
     Chs,
+    /// Traditional Chinese.
     Cht,
+    /// German.
     De,
+    /// English.
     En,
+    /// Spanish.
     Es,
+    /// French.
     Fr,
+    /// Indonesian.
     Id,
+    /// Japanese.
     Jp,
+    /// Korean.
     Kr,
+    /// Portuguese.
     Pt,
+    /// Russian.
     Ru,
+    /// Thai.
     Th,
+    /// Vietnamese.
     Vi,
 }
 
 impl Language {
+    /// Every language, in the order of every listing.
     pub const ALL: [Language; 13] = [
         Language::Chs,
         Language::Cht,
@@ -57,8 +79,45 @@ impl Language {
         }
     }
 
+    /// The language with exactly this code, as this program writes it.
     pub fn from_code(code: &str) -> Option<Language> {
         Language::ALL.into_iter().find(|l| l.code() == code)
+    }
+
+    /// The language that people name: its code, or the codes that are common elsewhere, in any case: `zh` (`zh-CN`, `zh-Hans`),
+    /// `zh-TW` (`zh-HK`, `zh-Hant`), `ja`, `ko`, and any of them with a region behind it (`en-US`, `pt_BR`).
+    pub fn from_name(name: &str) -> Option<Language> {
+        if let Some(language) = Language::from_code(name) {
+            return Some(language);
+        }
+        let name = name.trim().to_ascii_lowercase().replace('_', "-");
+        let mut parts = name.split('-');
+        let language = match parts.next()? {
+            "zh" if parts.any(|part| ["hant", "tw", "hk", "mo"].contains(&part)) => Language::Cht,
+            "zh" => Language::Chs,
+            "ja" => Language::Jp,
+            "ko" => Language::Kr,
+            code => Language::from_code(code)?,
+        };
+        Some(language)
+    }
+
+    /// Reads a list of languages as a command line has it, each once, in the order of every listing.
+    ///
+    /// # Errors
+    /// [`Error::UnknownLanguageCode`] for a name that [`Language::from_name`] does not know.
+    pub fn parse_all(names: &[String]) -> crate::Result<Vec<Language>> {
+        let mut languages = Vec::new();
+        for name in names {
+            let language = Language::from_name(name).ok_or_else(|| Error::UnknownLanguageCode {
+                code: name.clone(),
+                near: near::hint(name, Language::ALL.map(Language::code)),
+            })?;
+            languages.push(language);
+        }
+        languages.sort_unstable();
+        languages.dedup();
+        Ok(languages)
     }
 
     /// Whether the language is written with full-width punctuation (`：`, `（`, `）`) in the records.
@@ -105,14 +164,38 @@ impl ByLanguage {
     }
 }
 
+impl<'de> Deserialize<'de> for Language {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        Language::from_name(&name).ok_or_else(|| de::Error::unknown_variant(&name, &CODES))
+    }
+}
+
 impl<'de> Deserialize<'de> for ByLanguage {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let map = std::collections::BTreeMap::<Language, String>::deserialize(deserializer)?;
-        let mut texts = ByLanguage::default();
-        for (language, text) in &map {
-            texts.set(*language, text);
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Texts;
+
+        impl<'de> de::Visitor<'de> for Texts {
+            type Value = ByLanguage;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("texts by language, like en = \"...\"")
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut texts = ByLanguage::default();
+                while let Some((language, text)) = map.next_entry::<Language, String>()? {
+                    if texts.get(language).is_some() {
+                        let problem = format!("the language `{language}` is named twice");
+                        return Err(de::Error::custom(problem));
+                    }
+                    texts.set(language, &text);
+                }
+                Ok(texts)
+            }
         }
-        Ok(texts)
+
+        deserializer.deserialize_map(Texts)
     }
 }
 
@@ -134,6 +217,57 @@ mod tests {
             assert_eq!(l as usize, idx);
             assert_eq!(Language::from_code(l.code()), Some(l));
         }
+    }
+
+    #[test]
+    fn codes_that_are_common_elsewhere_are_taken() {
+        use Language::{Chs, Cht, De, En, Jp, Kr, Pt};
+        for (name, expect) in [
+            ("zh", Some(Chs)),
+            ("zh-CN", Some(Chs)),
+            ("zh_Hans", Some(Chs)),
+            ("zh-Hans-SG", Some(Chs)),
+            ("zh-TW", Some(Cht)),
+            ("zh_HK", Some(Cht)),
+            ("zh-Hant", Some(Cht)),
+            ("zh-Hant-MO", Some(Cht)),
+            ("ja", Some(Jp)),
+            ("ja-JP", Some(Jp)),
+            ("ko", Some(Kr)),
+            ("EN", Some(En)),
+            ("en-US", Some(En)),
+            (" de ", Some(De)),
+            ("pt_BR", Some(Pt)),
+            ("chs", Some(Chs)),
+            ("klingon", None),
+            ("z", None),
+            ("", None),
+        ] {
+            assert_eq!(Language::from_name(name), expect, "{name}");
+        }
+    }
+
+    #[test]
+    fn list_of_names_has_each_language_once_in_order() {
+        let names = ["en", "zh", "chs", "ja"].map(str::to_owned);
+        let languages = Language::parse_all(&names).unwrap();
+        assert_eq!(languages, [Language::Chs, Language::En, Language::Jp]);
+        let error = Language::parse_all(&["enn".to_owned()]).unwrap_err();
+        assert!(error.to_string().ends_with("did you mean `en`?"), "{error}");
+    }
+
+    #[test]
+    fn language_named_twice_is_refused() {
+        let error = serde_json::from_str::<ByLanguage>(r#"{"zh": "a", "chs": "b"}"#).unwrap_err();
+        assert!(
+            error.to_string().contains("`chs` is named twice"),
+            "{error}"
+        );
+        let texts: ByLanguage = serde_json::from_str(r#"{"zh-TW": "a", "ko": "b"}"#).unwrap();
+        assert_eq!(
+            serde_json::to_string(&texts).unwrap(),
+            r#"{"cht":"a","kr":"b"}"#
+        );
     }
 
     #[test]

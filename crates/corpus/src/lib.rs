@@ -28,6 +28,7 @@ mod splitter;
 mod staged;
 pub mod stats;
 mod stopwatch;
+pub mod survey;
 mod task;
 
 pub use build::{BuildRequest, Progress, SplitRequest, build, check_split, make_split, stage};
@@ -39,6 +40,7 @@ pub use output::Role;
 pub use rows::{Row, RowMessage};
 pub use rules::Counter;
 pub use source::SourceKind;
+pub use source::story::story_files;
 pub use split::{Side, Split, SplitOptions, SplitReport};
 pub use staged::{BuildReport, Staged};
 pub use stopwatch::Times;

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::sizes;
+
 #[derive(Debug, Parser)]
 #[command(name = "cyrene", version, about = "From a game's story to a character that speaks.", long_version = LONG_VERSION)]
 pub struct Cli {
@@ -70,7 +72,7 @@ pub struct Live {
     #[arg(long, required_unless_present = "demo")]
     pub character: Option<PathBuf>,
     /// tiny or small (4 and 100 million parameters, from a seed), 0.8b, 2b, 4b or 9b
-    #[arg(long, default_value = "tiny")]
+    #[arg(long, default_value = "tiny", value_parser = sizes::parse)]
     pub size: String,
     /// Weights from a seed and a vocabulary learned from the story, whatever the size: tries the road without a download
     #[arg(long, conflicts_with = "base")]
@@ -151,7 +153,7 @@ pub struct BenchOps {
     /// Primitives, such as swiglu and attention; default is all
     pub ops: Vec<String>,
     /// tiny, small, 0.8b, 2b, 4b or 9b
-    #[arg(long, default_value = "tiny")]
+    #[arg(long, default_value = "tiny", value_parser = sizes::parse)]
     pub size: String,
     #[arg(long, default_value_t = 5120)]
     pub row_tokens: usize,
@@ -209,7 +211,7 @@ pub struct BenchCorpus {
 #[derive(Debug, Args)]
 pub struct BenchTrain {
     /// tiny, small, 0.8b, 2b, 4b or 9b
-    #[arg(long, default_value = "tiny")]
+    #[arg(long, default_value = "tiny", value_parser = sizes::parse)]
     pub size: String,
     /// What trains
     #[arg(long, value_enum, default_value = "full")]
@@ -280,7 +282,7 @@ pub struct Doctor {
     /// Recipes to plan for
     pub recipes: Vec<PathBuf>,
     /// Plan for a released size, full and LoRA, with the default recipe's rows: 0.8b, 2b, 4b or 9b
-    #[arg(long)]
+    #[arg(long, value_parser = sizes::parse)]
     pub size: Option<String>,
     #[command(flatten)]
     pub device: Device,
@@ -507,6 +509,9 @@ pub struct Train {
     /// Change a recipe key, e.g. optimizer.lr=1e-5
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+    /// Whose name, system prompt, greeting and profile the result carries: a file as in characters/; default is the recipe's, else the base's
+    #[arg(long)]
+    pub character: Option<PathBuf>,
     /// Go on from the folder's checkpoint although recipe or data changed
     #[arg(long)]
     pub force: bool,
@@ -565,9 +570,9 @@ pub struct Generate {
     pub max_tokens: usize,
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Suggested, Legacy or Adopted
-    #[arg(long, default_value = "Adopted")]
-    pub profile: String,
+    /// Sampling values: Suggested, Legacy or Adopted; default is the character's, else Adopted
+    #[arg(long)]
+    pub profile: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -602,9 +607,9 @@ pub struct Eval {
     pub replies: usize,
     #[arg(long, default_value_t = 7)]
     pub seed: u64,
-    /// Sampling profile of the replies
-    #[arg(long, default_value = "Adopted")]
-    pub profile: String,
+    /// Sampling values of the replies: Suggested, Legacy or Adopted; default is the character's, else Adopted
+    #[arg(long)]
+    pub profile: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -647,6 +652,9 @@ pub struct Export {
 pub struct Serve {
     #[command(flatten)]
     pub model: ModelArgs,
+    /// Who speaks, in place of the character stored with the weights: a file as in characters/
+    #[arg(long)]
+    pub character: Option<PathBuf>,
     #[command(flatten)]
     pub address: Address,
     /// One key a line; every API call must carry one
@@ -655,9 +663,9 @@ pub struct Serve {
     /// Name clients use; default is the folder's
     #[arg(long)]
     pub name: Option<String>,
-    /// Suggested, Legacy or Adopted
-    #[arg(long, default_value = "Adopted")]
-    pub profile: String,
+    /// Sampling values: Suggested, Legacy or Adopted; default is the character's, else Adopted
+    #[arg(long)]
+    pub profile: Option<String>,
     #[arg(long, default_value_t = 4)]
     pub max_sequences: usize,
     /// Longest conversation in tokens; default is the model's
@@ -669,10 +677,13 @@ pub struct Serve {
 pub struct Chat {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Suggested, Legacy or Adopted
-    #[arg(long, default_value = "Adopted")]
-    pub profile: String,
-    /// System prompt; default is the one stored with the weights
+    /// Who speaks, in place of the character stored with the weights: a file as in characters/
+    #[arg(long)]
+    pub character: Option<PathBuf>,
+    /// Sampling values: Suggested, Legacy or Adopted; default is the character's, else Adopted
+    #[arg(long)]
+    pub profile: Option<String>,
+    /// System prompt; default is the character's
     #[arg(long)]
     pub system: Option<String>,
     #[arg(long, default_value_t = 256)]

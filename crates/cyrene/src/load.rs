@@ -3,66 +3,42 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use corpus::Character;
 use kernel::{DType, Device};
 use model::Model;
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
-use text::{ChatTemplate, Tokenizer};
+use text::{ChatTemplate, Persona, Tokenizer};
 
 use crate::cli::{DTypeArg, Memory, ModelArgs};
-use crate::stage::write_whole;
 use crate::trained::TrainedRows;
 use crate::ui::Misuse;
-use crate::{env, misuse};
+use crate::{env, misuse, speak};
 
-/// Who speaks, stored as `persona.json` beside the weights, so that training, evaluation and serving say the same system prompt.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Persona {
-    /// Shown name by language code.
-    pub name: BTreeMap<String, String>,
-    /// System prompt by language code, as in training.
-    pub system: BTreeMap<String, String>,
-    /// First line of a chat by language code.
-    pub greeting: BTreeMap<String, String>,
-    /// A plain sentence on what this model is, by language code.
-    #[serde(default)]
-    pub note: BTreeMap<String, String>,
+/// The persona of a character file.
+///
+/// # Errors
+/// [`Misuse`] for a file that is not there or holds something else, and for a profile that there is not.
+pub fn character(path: &Path) -> Result<Persona> {
+    let misuse = |error: String| anyhow::Error::new(Misuse(error));
+    let character = Character::load(path).map_err(|error| misuse(error.to_string()))?;
+    let persona = character.persona();
+    speak::profiles(None, &persona)
+        .map_err(|error| misuse(format!("{}: {error}", path.display())))?;
+    Ok(persona)
 }
 
-/// Name of the persona's file.
-const PERSONA: &str = "persona.json";
-
-impl Persona {
-    /// Reads `folder/persona.json`; `None` if there is none.
-    ///
-    /// # Errors
-    /// The file is there and cannot be read.
-    pub fn read(folder: &Path) -> Result<Option<Persona>> {
-        let path = folder.join(PERSONA);
-        if !path.exists() {
-            return Ok(None);
-        }
-        let text = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-        let persona =
-            serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))?;
-        Ok(Some(persona))
+/// Who speaks: `--character`, else the adapter's persona, else that of the model's folder.
+///
+/// # Errors
+/// As [`character`]; a persona that cannot be read.
+pub fn persona(model: &Path, adapter: Option<&Path>, of: Option<&Path>) -> Result<Persona> {
+    let with_weights = match adapter.map(Persona::read).transpose()?.flatten() {
+        Some(persona) => Some(persona),
+        None => Persona::read(model)?,
+    };
+    match of {
+        Some(path) => Ok(character(path)?.in_place_of(with_weights)),
+        None => Ok(with_weights.unwrap_or_default()),
     }
-
-    /// Writes `folder/persona.json`.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn write(&self, folder: &Path) -> Result<()> {
-        write_whole(&folder.join(PERSONA), &serde_json::to_vec_pretty(self)?)
-    }
-}
-
-/// The English text of a map by language code, else any.
-pub fn english(by_language: &BTreeMap<String, String>) -> Option<&str> {
-    by_language
-        .get("en")
-        .or_else(|| by_language.values().next())
-        .map(String::as_str)
 }
 
 /// Opens what `--device` names.

@@ -11,6 +11,7 @@ mod interrupt;
 mod jsonl;
 mod launch;
 mod load;
+mod lock;
 mod recipe;
 mod sizes;
 mod speak;

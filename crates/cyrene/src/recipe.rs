@@ -23,6 +23,8 @@ pub struct Recipe {
     pub seed: u64,
     #[serde(default)]
     pub dtype: Storage,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub character: Option<PathBuf>,
     pub data: Data,
     #[serde(default)]
     pub tuner: TunerConfig,
@@ -174,6 +176,11 @@ pub const KEYS: &[Key] = &[
         "dtype",
         "\"f32\"",
         "storage of weights and activations: f32 or bf16; sums are f32 either way",
+    ),
+    optional(
+        "character",
+        "\"../characters/ovelle.toml\"",
+        "whose name, system prompt, greeting and profile the result carries (persona.json); default is the base's",
     ),
     key(
         "data.row_tokens",
@@ -365,6 +372,31 @@ impl Recipe {
         }
     }
 
+    /// The same recipe for another folder: its paths, relative to `from`, lead to the same places from `to`. Both folders are there. A
+    /// base that is no folder is a Hub id and stays.
+    ///
+    /// # Errors
+    /// A place that is not there any more.
+    pub fn moved(&self, from: &Path, to: &Path) -> Result<Recipe> {
+        let mut moved = self.clone();
+        if from == to {
+            return Ok(moved);
+        }
+        if from.join(&self.base).is_dir() {
+            moved.base = relative(&from.join(&self.base), to)?;
+        }
+        for source in &mut moved.data.sources {
+            source.path = relative(&from.join(&source.path), to)?.into();
+        }
+        for path in [&mut moved.data.split, &mut moved.character]
+            .into_iter()
+            .flatten()
+        {
+            *path = relative(&from.join(&*path), to)?.into();
+        }
+        Ok(moved)
+    }
+
     /// The recipe with every default filled in, as TOML.
     ///
     /// # Errors
@@ -372,6 +404,37 @@ impl Recipe {
     pub fn resolved(&self) -> Result<String> {
         toml::to_string(self).context("writing the recipe as TOML")
     }
+}
+
+/// The way from a folder to a place, with `/` between names, so that both can move together; the whole path where they have nothing in
+/// common, as on two drives.
+fn relative(place: &Path, from: &Path) -> Result<String> {
+    let whole = |path: &Path| {
+        path.canonicalize()
+            .with_context(|| format!("finding {}", path.display()))
+    };
+    // The empty path is the working folder.
+    let from = match from.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => from,
+    };
+    let (place, from) = (whole(place)?, whole(from)?);
+    let shared = place
+        .components()
+        .zip(from.components())
+        .take_while(|(a, b)| a == b)
+        .count();
+    if shared == 0 {
+        return Ok(place.display().to_string());
+    }
+    let up = from.components().skip(shared).map(|_| "..".into());
+    let down = place.components().skip(shared);
+    let down = down.map(|part| part.as_os_str().to_string_lossy());
+    let way: Vec<std::borrow::Cow<'_, str>> = up.chain(down).collect();
+    Ok(match way.is_empty() {
+        true => ".".to_owned(),
+        false => way.join("/"),
+    })
 }
 
 /// Sets a dotted key to a TOML value (a bare word is taken as a string).
@@ -509,6 +572,56 @@ pub fn explain(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn recipe_leads_to_the_same_places_from_another_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let [recipes, data, run] = ["recipes", "data/pt", "runs/a"].map(|name| {
+            let folder = dir.path().join(name);
+            std::fs::create_dir_all(&folder).unwrap();
+            folder
+        });
+        for file in [
+            data.join("en.jsonl"),
+            data.join("split.json"),
+            recipes.join("bo.toml"),
+        ] {
+            std::fs::write(file, "").unwrap();
+        }
+        let text = "stage = \"cpt\"\nbase = \"../data\"\ncharacter = \"bo.toml\"\n[data]\nsplit = \"../data/pt/split.json\"\nsources = [{ path = \"../data/pt\" }, { path = \"../data/pt/en.jsonl\", weight = 2 }]\n";
+        let recipe = Recipe::parse(text, "test", &[]).unwrap();
+        let moved = recipe.moved(&recipes, &run).unwrap();
+        assert_eq!(moved.base, "../../data");
+        let paths: Vec<&Path> = moved
+            .data
+            .sources
+            .iter()
+            .map(|s| s.path.as_path())
+            .collect();
+        assert_eq!(
+            paths,
+            [
+                Path::new("../../data/pt"),
+                Path::new("../../data/pt/en.jsonl")
+            ]
+        );
+        assert_eq!(
+            moved.data.split.as_deref(),
+            Some(Path::new("../../data/pt/split.json"))
+        );
+        assert_eq!(
+            moved.character.as_deref(),
+            Some(Path::new("../../recipes/bo.toml"))
+        );
+        // From there back again, and to where it is already.
+        assert_eq!(moved.moved(&run, &recipes).unwrap(), recipe);
+        assert_eq!(recipe.moved(&recipes, &recipes).unwrap(), recipe);
+        let hub = Recipe {
+            base: "Qwen/Qwen3.5-4B-Base".to_owned(),
+            ..recipe
+        };
+        assert_eq!(hub.moved(&recipes, &run).unwrap().base, hub.base);
+    }
 
     fn minimal() -> Recipe {
         Recipe::parse(

@@ -29,9 +29,16 @@ pub fn names() -> String {
     format!("{TINY}, {SMALL}, {}", released.join(", "))
 }
 
-/// Whether there is such a size.
-pub fn is_known(size: &str) -> bool {
-    is_never_released(size) || hub_id(size).is_some()
+/// The size that a command line names, in any case: `4B` is `4b`.
+///
+/// # Errors
+/// What is known, for a name that is not.
+pub fn parse(text: &str) -> Result<String, String> {
+    let size = text.trim().to_ascii_lowercase();
+    match is_never_released(&size) || hub_id(&size).is_some() {
+        true => Ok(size),
+        false => Err(format!("there is no such size; known are {}", names())),
+    }
 }
 
 /// Whether weights of this size can come from a seed only.
@@ -159,12 +166,12 @@ mod tests {
             ("4b", 4.0e9, 4.5e9),
             ("9b", 8.5e9, 9.5e9),
         ] {
-            assert!(is_known(size));
+            assert_eq!(parse(&size.to_uppercase()).as_deref(), Ok(size));
             let n = Config::from_json(&config(size).unwrap())
                 .unwrap()
                 .n_params() as f64;
             assert!((low..high).contains(&n), "{size}: {n}");
         }
-        assert!(config("3b").is_none() && !is_known("3b"));
+        assert!(config("3b").is_none() && parse("3b").is_err());
     }
 }

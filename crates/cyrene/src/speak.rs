@@ -4,8 +4,9 @@ use anyhow::{Result, bail};
 use engine::{Engine, EngineConfig, EngineHandle, Event, FinishReason, Request, Sampling};
 use model::Model;
 use serve::Profiles;
-use text::{StreamDecoder, Tokenizer};
+use text::{Persona, StreamDecoder, Tokenizer};
 
+use crate::misuse;
 use crate::ui::Misuse;
 
 /// A finished reply.
@@ -36,26 +37,33 @@ pub fn engine(model: Model, max_sequences: usize, context: Option<usize>) -> Res
     )?)
 }
 
-/// The sampling values of a named profile.
+/// The sampling values of the profile that `--profile` names, else of the persona's, else of `Adopted`.
 ///
 /// # Errors
 /// [`Misuse`] for an unknown name.
-pub fn profile(name: &str) -> Result<Sampling> {
-    let profiles = profiles(name)?;
+pub fn profile(name: Option<&str>, persona: &Persona) -> Result<Sampling> {
+    let profiles = profiles(name, persona)?;
     match profiles.find(profiles.active_name()) {
         Some(profile) => Ok(profile.sampling()),
-        None => Err(anyhow::Error::new(Misuse(format!("no profile `{name}`")))),
+        None => misuse!("no profile `{}`", profiles.active_name()),
     }
 }
 
-/// The built-in profiles with `name` active.
+/// The built-in profiles and the persona's, with the one active that [`profile`] takes.
 ///
 /// # Errors
 /// [`Misuse`] for an unknown name.
-pub fn profiles(name: &str) -> Result<Profiles> {
-    Profiles::built_in()?
-        .with_active(name)
-        .map_err(|error| anyhow::Error::new(Misuse(error.to_string())))
+pub fn profiles(name: Option<&str>, persona: &Persona) -> Result<Profiles> {
+    let misuse = |error: serve::Error| anyhow::Error::new(Misuse(error.to_string()));
+    let built_in = Profiles::built_in()?;
+    let profiles = match &persona.profile {
+        Some(profile) => built_in.with_persona(profile).map_err(misuse)?,
+        None => built_in,
+    };
+    match name {
+        Some(name) => profiles.with_active(name).map_err(misuse),
+        None => Ok(profiles),
+    }
 }
 
 /// Submits a request and waits for its end; `hear` gets the text piece by piece.

@@ -94,7 +94,7 @@ impl Ui {
 
     /// An error and its causes on stderr; with `--json`, one JSON object.
     pub fn error(&self, error: &anyhow::Error) {
-        let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+        let causes = causes(error);
         if self.json {
             self.note(serde_json::json!({ "error": causes.join(": ") }));
             return;
@@ -108,9 +108,8 @@ impl Ui {
     /// A progress bar with an ETA; on a stderr that is no terminal, a line every ten seconds.
     pub fn bar(&self, label: &str, total: u64) -> Bar {
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-        let style = ProgressStyle::with_template(
-            "{prefix:>10} {bar:32} {percent:>3}% {pos}/{len} {msg} ETA {eta}",
-        );
+        let style =
+            ProgressStyle::with_template("{prefix:>10} {bar:32} {percent:>3}% {pos}/{len} {msg}");
         bar.set_style(
             style
                 .unwrap_or_else(|_| ProgressStyle::default_bar())
@@ -122,10 +121,21 @@ impl Ui {
             label: label.to_owned(),
             total,
             plain: !std::io::stderr().is_terminal(),
-            started: Instant::now(),
+            first: None,
             said: Instant::now(),
         }
     }
+}
+
+/// An error's texts from the outside in, each once: many texts hold that of their cause already.
+fn causes(error: &anyhow::Error) -> Vec<String> {
+    let mut causes: Vec<String> = Vec::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !causes.iter().any(|said| said.contains(&cause)) {
+            causes.push(cause);
+        }
+    }
+    causes
 }
 
 /// A running progress bar.
@@ -134,35 +144,34 @@ pub struct Bar {
     label: String,
     total: u64,
     plain: bool,
-    started: Instant,
+    /// The first position seen, and when: what was done before, by an earlier start, says nothing of the speed.
+    first: Option<(u64, Instant)>,
     said: Instant,
 }
 
 impl Bar {
+    /// Moves to `position`; the time left follows from the positions since the first one.
     pub fn set(&mut self, position: u64, message: &str) {
-        let done = position.max(1) as f64;
-        let left = self
-            .started
-            .elapsed()
-            .mul_f64((self.total.saturating_sub(position)) as f64 / done);
-        self.set_with_eta(position, message, left);
+        let (first, since) = *self.first.get_or_insert((position, Instant::now()));
+        let left = time_left(since.elapsed(), first, position, self.total);
+        self.draw(position, message, left);
     }
 
     /// As `set`, for a caller who knows the remaining time better (validation counted in).
     pub fn set_with_eta(&mut self, position: u64, message: &str, left: Duration) {
+        self.draw(position, message, Some(left));
+    }
+
+    fn draw(&mut self, position: u64, message: &str, left: Option<Duration>) {
+        let eta = left.map_or(String::new(), |left| format!(" · {} left", clock(left)));
         if !self.plain {
             self.bar.set_position(position);
-            self.bar.set_message(message.to_owned());
+            self.bar.set_message(format!("{message}{eta}"));
             return;
         }
         if self.said.elapsed() >= Duration::from_secs(10) {
             self.said = Instant::now();
-            let line = format!(
-                "{} {position}/{} {message} ETA {}",
-                self.label,
-                self.total,
-                clock(left)
-            );
+            let line = format!("{} {position}/{} {message}{eta}", self.label, self.total);
             let _ = writeln!(std::io::stderr().lock(), "{line}");
         }
     }
@@ -170,6 +179,13 @@ impl Bar {
     pub fn finish(self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// Time from `position` to `total` at the speed since `first`; None before there is one.
+fn time_left(elapsed: Duration, first: u64, position: u64, total: u64) -> Option<Duration> {
+    let done = position.saturating_sub(first);
+    let left = total.saturating_sub(position);
+    (done > 0).then(|| elapsed.mul_f64(left as f64 / done as f64))
 }
 
 /// `1:02:03` or `2:03`.
@@ -181,13 +197,14 @@ pub fn clock(time: Duration) -> String {
     }
 }
 
-/// `1.4 GB`, `320 MB`, `12 kB`.
+/// `1.4 GiB`, `320 MiB`, `12 KiB`: the unit of `--memory`, everywhere.
 pub fn size(bytes: u64) -> String {
+    const KIB: f64 = 1024.0;
     let bytes = bytes as f64;
     match bytes {
-        b if b >= 1e9 => format!("{:.1} GB", b / 1e9),
-        b if b >= 1e6 => format!("{:.0} MB", b / 1e6),
-        b => format!("{:.0} kB", b / 1e3),
+        b if b >= KIB.powi(3) => format!("{:.1} GiB", b / KIB.powi(3)),
+        b if b >= KIB.powi(2) => format!("{:.0} MiB", b / KIB.powi(2)),
+        b => format!("{:.0} KiB", b / KIB),
     }
 }
 
@@ -208,4 +225,41 @@ pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
         .chain()
         .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
         .any(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A download that goes on at nine tenths: the last tenth takes as long as this process's speed says.
+    #[test]
+    fn time_left_counts_only_what_this_process_did() {
+        let second = Duration::from_secs(1);
+        assert_eq!(time_left(second, 900, 900, 1000), None);
+        assert_eq!(time_left(second, 900, 910, 1000), Some(9 * second));
+        assert_eq!(time_left(second, 0, 500, 1000), Some(second));
+        assert_eq!(time_left(second, 900, 1000, 1000), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn cause_that_an_error_names_itself_is_said_once() {
+        let path = std::path::PathBuf::from("story.jsonl");
+        let source = std::io::Error::other("Is a directory");
+        let error = anyhow::Error::new(corpus::Error::Read { path, source });
+        let causes = causes(&error.context("stage corpus"));
+        assert_eq!(causes.len(), 2, "{causes:?}");
+        assert!(causes[1].contains("Is a directory"));
+    }
+
+    #[test]
+    fn sizes_are_in_the_unit_of_memory() {
+        for (bytes, text) in [
+            (30 << 30, "30.0 GiB"),
+            (3 << 29, "1.5 GiB"),
+            (320 << 20, "320 MiB"),
+            (12 << 10, "12 KiB"),
+        ] {
+            assert_eq!(size(bytes), text);
+        }
+    }
 }

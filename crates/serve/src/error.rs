@@ -31,6 +31,15 @@ pub enum Error {
         "the active profile `{active}` is not among the profiles ({known}); choose one of them"
     )]
     ActiveProfile { active: String, known: String },
+    #[error(
+        "the character's profile is not usable: {key} is {value}; choose a number from {low} to {high}"
+    )]
+    ProfileValue {
+        key: &'static str,
+        value: f32,
+        low: f32,
+        high: f32,
+    },
 }
 
 /// Seconds after which a client that was turned away may try again.

@@ -15,4 +15,4 @@ pub use api::app;
 pub use error::{Error, Result};
 pub use profiles::{Profile, Profiles};
 pub use server::{bind, run};
-pub use state::{AppState, Character, Limits, Setup};
+pub use state::{AppState, Limits, Setup};

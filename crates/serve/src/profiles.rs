@@ -1,8 +1,12 @@
 //! Sampling profiles as data: what a request that names no values gets.
 
 use serde::{Deserialize, Serialize};
+use text::{PersonaProfile, ProfileValues};
 
 use crate::error::{Error, Result};
+
+/// Name of the profile that a character's own values become.
+pub const OWN: &str = "Character";
 
 const BUILT_IN: &str = include_str!("../profiles.toml");
 
@@ -63,6 +67,23 @@ impl Profiles {
         Ok(self)
     }
 
+    /// The same profiles with what a character's file asks for active: one of them, or its own values under the name [`OWN`].
+    ///
+    /// # Errors
+    /// [`Error::ActiveProfile`] for a name that no profile has, [`Error::ProfileValue`] for a value out of range.
+    pub fn with_persona(mut self, profile: &PersonaProfile) -> Result<Self> {
+        match profile {
+            PersonaProfile::Named(name) => self.with_active(name),
+            PersonaProfile::Values(values) => {
+                let base = self.find(&self.active).cloned();
+                let own = base.map(|base| base.changed_by(values)).transpose()?;
+                self.list.retain(|profile| profile.name != OWN);
+                self.list.extend(own);
+                self.with_active(OWN)
+            }
+        }
+    }
+
     pub fn list(&self) -> &[Profile] {
         &self.list
     }
@@ -85,6 +106,28 @@ impl Profiles {
 }
 
 impl Profile {
+    /// This profile's values but for those that a character has of its own.
+    fn changed_by(self, values: &ProfileValues) -> Result<Profile> {
+        let within = |key: &'static str, value: Option<f32>, low: f32, high: f32| match value {
+            Some(value) if !(low..=high).contains(&value) => Err(Error::ProfileValue {
+                key,
+                value,
+                low,
+                high,
+            }),
+            other => Ok(other),
+        };
+        Ok(Profile {
+            name: OWN.to_owned(),
+            temperature: within("temperature", values.temperature, 0.0, 10.0)?
+                .unwrap_or(self.temperature),
+            top_p: within("top_p", values.top_p, 1e-6, 1.0)?.unwrap_or(self.top_p),
+            top_k: values.top_k.unwrap_or(self.top_k),
+            presence_penalty: within("presence_penalty", values.presence_penalty, -2.0, 2.0)?
+                .unwrap_or(self.presence_penalty),
+        })
+    }
+
     /// The profile as the engine's sampling values; all else at its default.
     pub fn sampling(&self) -> engine::Sampling {
         engine::Sampling {
@@ -126,6 +169,34 @@ mod tests {
             ]
         );
         assert_eq!(profiles.active_name(), "Adopted");
+    }
+
+    #[test]
+    fn character_names_a_profile_or_brings_values_that_keep_the_others() {
+        let built_in = || Profiles::built_in().unwrap();
+        let named = PersonaProfile::Named("legacy".to_owned());
+        assert_eq!(
+            built_in().with_persona(&named).unwrap().active_name(),
+            "Legacy"
+        );
+        let values = |temperature| {
+            PersonaProfile::Values(ProfileValues {
+                temperature: Some(temperature),
+                ..ProfileValues::default()
+            })
+        };
+        let profiles = built_in().with_persona(&values(0.25)).unwrap();
+        assert_eq!(profiles.active_name(), OWN);
+        let own = profiles.find(OWN).unwrap();
+        assert_eq!(
+            (own.temperature, own.top_p, own.top_k, own.presence_penalty),
+            (0.25, 0.8, 20, 1.0)
+        );
+        assert_eq!(profiles.list().len(), 4);
+        let error = built_in().with_persona(&values(-1.0)).unwrap_err();
+        assert!(error.to_string().contains("temperature is -1"), "{error}");
+        let unknown = PersonaProfile::Named("Wild".to_owned());
+        assert!(built_in().with_persona(&unknown).is_err());
     }
 
     #[test]

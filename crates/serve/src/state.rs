@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use engine::EngineHandle;
 use sha2::{Digest, Sha256};
-use text::{ChatTemplate, Tokenizer};
+use text::{ChatTemplate, Persona, Tokenizer};
 
 use crate::error::ApiError;
 use crate::profiles::Profiles;
@@ -19,28 +19,13 @@ pub struct Setup {
     pub tokenizer: Tokenizer,
     pub template: ChatTemplate,
     pub profiles: Profiles,
-    pub character: Character,
+    /// The character's words, stored with the weights.
+    pub persona: Persona,
     /// Trainable numbers of the model, for the page's plain sentence about it; 0 = unknown.
     pub n_params: u64,
     /// Keys that open every route but `/health` and the page; none = open to all who reach the port.
     pub api_keys: Vec<String>,
     pub limits: Limits,
-}
-
-/// The character's words, stored with the weights.
-#[derive(Debug, Clone, Default)]
-pub struct Character {
-    pub name: String,
-    /// The name by language code, where it differs.
-    pub names: BTreeMap<String, String>,
-    /// Used when a conversation brings no system message of its own.
-    pub system_prompt: Option<String>,
-    /// The system prompt by language code, where training had one a language: the page sends that of its own language.
-    pub system_prompts: BTreeMap<String, String>,
-    /// By language code (`chs` or `zh`, `en`, ..).
-    pub greeting: BTreeMap<String, String>,
-    /// A sentence about this model by language code, in place of the page's own.
-    pub note: BTreeMap<String, String>,
 }
 
 /// Caps on one request.

@@ -23,6 +23,18 @@ pub enum Error {
         path: PathBuf,
         source: serde_json::Error,
     },
+    #[error("cannot read {path}: {source}; check its permissions, or take it away")]
+    ReadPersona {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error(
+        "{path} is no persona (name, system, greeting and note by language, profile): {source}; mend it, or take it away and give --character"
+    )]
+    Persona {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
     #[error(
         "{path} holds a `{got}` tokenizer, only byte-level BPE works here; use a Qwen3.5 tokenizer.json"
     )]

@@ -446,7 +446,7 @@ fn nfc(text: &str) -> Cow<'_, str> {
     Cow::Owned(changed.get().to_owned())
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let wrap = |source| Error::Write {
         path: path.to_path_buf(),
         source,

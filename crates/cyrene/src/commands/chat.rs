@@ -7,16 +7,17 @@ use engine::Request;
 use text::{Message, RenderOptions, Role};
 
 use crate::cli::Chat;
-use crate::load::Persona;
 use crate::ui::Ui;
 use crate::{load, speak};
 
 pub fn run(args: &Chat, ui: &Ui) -> Result<()> {
-    let mut sampling = speak::profile(&args.profile)?;
+    load::folder(&args.model.model)?;
+    let adapter = args.model.adapter.as_deref();
+    let persona = load::persona(&args.model.model, adapter, args.character.as_deref())?;
+    let mut sampling = speak::profile(args.profile.as_deref(), &persona)?;
     sampling.seed = args.seed;
     let model = load::model(&args.model)?;
     let (tokenizer, template) = load::speech(&args.model.model)?;
-    let persona = Persona::read(&args.model.model)?.unwrap_or_default();
     sampling.banned = speak::think_ids(&tokenizer);
     sampling.vocab_limit = u32::try_from(tokenizer.vocab_size()).ok();
     let stop_ids = tokenizer.end_ids();
@@ -25,10 +26,10 @@ pub fn run(args: &Chat, ui: &Ui) -> Result<()> {
     let system = args
         .system
         .clone()
-        .or_else(|| load::english(&persona.system).map(str::to_owned));
+        .or_else(|| persona.system_prompt().map(str::to_owned));
     let start: Vec<Message> = system.into_iter().map(Message::system).collect();
     let mut messages = start.clone();
-    if let Some(note) = load::english(&persona.note) {
+    if let Some(note) = persona.shown_note() {
         ui.note(note);
     }
     ui.note("/undo  /again  /clear  /quit");

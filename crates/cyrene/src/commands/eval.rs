@@ -15,13 +15,12 @@ use eval::score::{self, Score};
 use eval::{Sample, Side};
 use model::Model;
 use text::labels::LossScale;
-use text::{Message, RenderOptions, Role};
+use text::{Message, Persona, RenderOptions, Role};
 use train::data::n_targets;
 use train::probe::{Kind, matched};
 
 use crate::cli::Eval;
 use crate::dataset::{self, Encoding, Row};
-use crate::load::Persona;
 use crate::recipe::StageKind;
 use crate::stage::{hash_bytes, hash_path};
 use crate::trained::TrainedRows;
@@ -56,7 +55,8 @@ pub fn run(args: &Eval, ui: &Ui) -> Result<()> {
             out: &out,
             n_replies: args.replies,
             seed: args.seed,
-            profile: &args.profile,
+            profile: args.profile.as_deref(),
+            persona: load::persona(&args.model.model, args.model.adapter.as_deref(), None)?,
         },
         model,
         base,
@@ -77,7 +77,10 @@ pub struct Evaluation<'a> {
     /// Replies by language.
     pub n_replies: usize,
     pub seed: u64,
-    pub profile: &'a str,
+    /// Sampling profile of the replies; None: the persona's, else `Adopted`.
+    pub profile: Option<&'a str>,
+    /// Who speaks.
+    pub persona: Persona,
 }
 
 /// Evaluates and writes `report.json`, `report.html`, `eval/replies.jsonl`.
@@ -91,7 +94,7 @@ pub fn evaluate(
     ui: &Ui,
 ) -> Result<Report> {
     let (tokenizer, template) = load::speech(evaluation.folder)?;
-    let persona = Persona::read(evaluation.folder)?.unwrap_or_default();
+    let persona = &evaluation.persona;
     if !evaluation.split.is_file() {
         misuse!(
             "{} is no file; `cyrene corpus split` writes one beside the data sets",
@@ -140,7 +143,7 @@ pub fn evaluate(
 
     // 2. replies, seeded, to turns that nobody trained on
     let n_params = model.config().n_params();
-    let mut sampling = speak::profile(evaluation.profile)?;
+    let mut sampling = speak::profile(evaluation.profile, persona)?;
     sampling.banned = speak::think_ids(&tokenizer);
     sampling.vocab_limit = u32::try_from(tokenizer.vocab_size()).ok();
     let engine = speak::engine(model, 1, None)?;
@@ -180,10 +183,11 @@ pub fn evaluate(
         .filter_map(|reply| reply.known_words)
         .collect();
     let report = Report {
-        model: load::english(&persona.name)
+        model: persona
+            .shown_name()
             .map_or_else(|| evaluation.folder.display().to_string(), str::to_owned),
         n_params,
-        note: load::english(&persona.note).unwrap_or_default().to_owned(),
+        note: persona.shown_note().unwrap_or_default().to_owned(),
         version: format!("cyrene {}", env!("CARGO_PKG_VERSION")),
         split_sha256: hash_path(evaluation.split)?,
         red_flag: stages

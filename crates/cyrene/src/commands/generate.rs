@@ -22,10 +22,12 @@ enum Messages {
 }
 
 pub fn run(args: &Generate, ui: &Ui) -> Result<()> {
+    load::folder(&args.model.model)?;
+    let persona = load::persona(&args.model.model, args.model.adapter.as_deref(), None)?;
     let mut sampling = if args.greedy {
         engine::Sampling::greedy()
     } else {
-        speak::profile(&args.profile)?
+        speak::profile(args.profile.as_deref(), &persona)?
     };
     sampling.seed = args.seed;
     let model = load::model(&args.model)?;
@@ -46,7 +48,8 @@ pub fn run(args: &Generate, ui: &Ui) -> Result<()> {
         );
     }
     if let (Some(path), Some((tokenizer, template))) = (&args.input.messages, &speech) {
-        for messages in read_messages(path)? {
+        for mut messages in read_messages(path)? {
+            persona.lead(&mut messages);
             let rendered = template.render(&messages, &RenderOptions::generation())?;
             prompts.push(tokenizer.encode(&rendered)?);
         }

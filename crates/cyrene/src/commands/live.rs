@@ -9,19 +9,21 @@ use kernel::{DType, Device};
 use model::quant::fp8_block::{Division, Layout};
 use model::{Config, Model};
 use serde_json::{Value, json};
-use text::{ChatTemplate, Tokenizer, WordPattern};
+use text::{ChatTemplate, Persona, Tokenizer, WordPattern};
 
 use super::{corpus as corpus_command, eval as eval_command, export, fetch, merge, serve, train};
 use crate::cli::{DTypeArg, Live, ModelArgs, StageName};
-use crate::load::{self, Persona};
+use crate::lock::RunLock;
 use crate::recipe::{Recipe, Source};
 use crate::stage::{Stage, hash_path, write_whole};
 use crate::trained::TrainedRows;
 use crate::ui::Ui;
-use crate::{env, launch, misuse, sizes};
+use crate::{env, launch, load, misuse, sizes};
 
 pub const DEMO_STORY: &str = include_str!("../../../../demo/story.jsonl");
 pub const DEMO_CHARACTER: &str = include_str!("../../../../characters/ovelle.toml");
+/// The character file as a training's folder keeps it, beside the recipe that names it.
+const CHARACTER: &str = "character.toml";
 /// Seed of everything in a run that a recipe does not seed.
 const SEED: u64 = 7;
 
@@ -33,6 +35,7 @@ pub fn run(args: &Live, ui: &Ui) -> Result<()> {
     }
     let device = load::device_within(&args.device.device, &args.memory)?;
     let mut live = Run::new(args, device, *ui)?;
+    let lock = RunLock::take(&live.dir)?;
     let last = if args.no_serve {
         args.until.min(StageName::Export)
     } else {
@@ -65,6 +68,8 @@ pub fn run(args: &Live, ui: &Ui) -> Result<()> {
             )
         });
     }
+    // What is served is only read.
+    drop(lock);
     ui.note("[8/8] serve");
     let model = ModelArgs {
         model: live.fp8(),
@@ -79,7 +84,8 @@ pub fn run(args: &Live, ui: &Ui) -> Result<()> {
             model: &model,
             address: &args.address,
             name: Some(&live.name),
-            profile: "Adopted",
+            profile: None,
+            character: None,
             max_sequences: 4,
             context: None,
             api_keys: Vec::new(),
@@ -112,9 +118,6 @@ struct Run {
 
 impl Run {
     fn new(args: &Live, device: Device, ui: Ui) -> Result<Self> {
-        if !sizes::is_known(&args.size) {
-            misuse!("unknown size `{}`; known are {}", args.size, sizes::names());
-        }
         let name = match (&args.name, &args.character) {
             (Some(name), _) => name.clone(),
             (None, Some(path)) => path
@@ -269,7 +272,6 @@ impl Run {
         let inputs = json!({ "recipe": recipe });
         self.stage(4, "cpt", inputs, |run, dir| {
             let trained = run.train(&recipe, dir)?;
-            write_persona(run, &trained.summary.result)?;
             Ok(serde_json::to_value(&trained)?)
         })
     }
@@ -285,41 +287,36 @@ impl Run {
             if trained.summary.result != merged {
                 merge::merge(&dir.join(&recipe.base), &trained.summary.result, &merged)?;
             }
-            write_persona(run, &merged)?;
             Ok(serde_json::to_value(&trained)?)
         })
     }
 
     fn eval(&mut self) -> Result<()> {
-        self.stage(
-            6,
-            "eval",
-            json!({ "seed": SEED, "profile": "Adopted" }),
-            |run, dir| {
-                let folder = run.dir.join("sft/model");
-                let evaluation = eval_command::Evaluation {
-                    folder: &folder,
-                    trained: TrainedRows::read(&folder)?,
-                    split: &run.dir.join("corpus/split.json"),
-                    out: dir,
-                    n_replies: 4,
-                    seed: SEED,
-                    profile: "Adopted",
-                };
-                // As trained: two models in f32 would not fit where one trains in bf16.
-                let dtype = match run.device {
-                    Device::Cpu => DType::F32,
-                    Device::Cuda(_) => run.recipe("cpt")?.dtype.dtype(),
-                };
-                let model = Model::load(&folder, dtype)?.to_device(run.device)?;
-                let base = Model::load(&run.base_model(), dtype)?.to_device(run.device)?;
-                let report = eval_command::evaluate(&evaluation, model, Some(base), &run.ui)?;
-                for line in eval_command::describe(&report, dir).lines() {
-                    run.ui.note(format_args!("      {line}"));
-                }
-                Ok(json!({ "red_flag": report.red_flag, "report": dir.join("report.html") }))
-            },
-        )
+        self.stage(6, "eval", json!({ "seed": SEED }), |run, dir| {
+            let folder = run.dir.join("sft/model");
+            let evaluation = eval_command::Evaluation {
+                folder: &folder,
+                trained: TrainedRows::read(&folder)?,
+                split: &run.dir.join("corpus/split.json"),
+                out: dir,
+                n_replies: 4,
+                seed: SEED,
+                profile: None,
+                persona: load::persona(&folder, None, None)?,
+            };
+            // As trained: two models in f32 would not fit where one trains in bf16.
+            let dtype = match run.device {
+                Device::Cpu => DType::F32,
+                Device::Cuda(_) => run.recipe("cpt")?.dtype.dtype(),
+            };
+            let model = Model::load(&folder, dtype)?.to_device(run.device)?;
+            let base = Model::load(&run.base_model(), dtype)?.to_device(run.device)?;
+            let report = eval_command::evaluate(&evaluation, model, Some(base), &run.ui)?;
+            for line in eval_command::describe(&report, dir).lines() {
+                run.ui.note(format_args!("      {line}"));
+            }
+            Ok(json!({ "red_flag": report.red_flag, "report": dir.join("report.html") }))
+        })
     }
 
     fn export(&mut self) -> Result<()> {
@@ -394,6 +391,9 @@ impl Run {
 
     /// Trains by this one process, in the stage's folder.
     fn train(&self, recipe: &Recipe, dir: &Path) -> Result<train::Trained> {
+        let character = std::fs::read(&self.character_path)
+            .with_context(|| format!("reading {}", self.character_path.display()))?;
+        write_whole(&dir.join(CHARACTER), &character)?;
         let means = train::Means {
             device: self.device,
             ranks: &Ranks::alone(),
@@ -406,6 +406,7 @@ impl Run {
     /// The recipe's mixture on this run's data set: all languages, and single ones once more where the character has them. A story has
     /// no vendor pages, so that source falls away.
     fn point_to_corpus(&self, recipe: &mut Recipe, task: &str) {
+        recipe.character = Some(CHARACTER.into());
         recipe.data.split = Some("../corpus/split.json".into());
         let folder = Path::new("../corpus").join(task);
         let languages = self.character.languages();
@@ -450,6 +451,7 @@ fn make_base(run: &Run, folder: &Path) -> Result<()> {
     ));
     model.save(folder, None)?;
     tokenizer.save(folder, &ChatTemplate::history_stable()?)?;
+    note(model.config().n_params()).write(folder)?;
     let generation = json!({ "eos_token_id": tokenizer.end_ids(), "do_sample": true, "temperature": 0.5, "top_p": 0.8, "top_k": 20 });
     write_whole(
         &folder.join("generation_config.json"),
@@ -483,35 +485,20 @@ fn training_texts(run: &Run, scratch: &Path) -> Result<Vec<String>> {
         .collect())
 }
 
-/// Who speaks, beside the weights.
-fn write_persona(run: &Run, folder: &Path) -> Result<()> {
-    let n_params = Config::load(folder)?.n_params();
-    let character = &run.character;
-    let mut persona = Persona::default();
-    for language in character.languages() {
-        let code = language.code().to_owned();
-        persona
-            .name
-            .insert(code.clone(), character.name_in(language).to_owned());
-        persona
-            .system
-            .insert(code.clone(), character.system_in(language).to_owned());
-        if let Some(greeting) = character.greeting.get(language) {
-            persona.greeting.insert(code, greeting.to_owned());
-        }
+/// A plain sentence on a model from a seed, which training keeps.
+fn note(n_params: u64) -> Persona {
+    let millions = n_params as f64 / 1e6;
+    let en = format!(
+        "A model of {millions:.1} million parameters that has read nothing but the story: it imitates the story's wording and understands nothing."
+    );
+    let chs = format!(
+        "这是一个约 {:.0} 万参数、只读过这个故事的模型：它模仿故事里的词句，并不理解任何事。",
+        n_params as f64 / 1e4
+    );
+    Persona {
+        note: [("en".to_owned(), en), ("chs".to_owned(), chs)].into(),
+        ..Persona::default()
     }
-    if run.from_seed {
-        let millions = n_params as f64 / 1e6;
-        persona.note.insert("en".into(), format!("A model of {millions:.1} million parameters that has read nothing but the story: it imitates the story's wording and understands nothing."));
-        persona.note.insert(
-            "chs".into(),
-            format!(
-                "这是一个约 {:.0} 万参数、只读过这个故事的模型：它模仿故事里的词句，并不理解任何事。",
-                n_params as f64 / 1e4
-            ),
-        );
-    }
-    persona.write(folder)
 }
 
 /// Makes the files of `from` visible in `to`: hard links where the file system has them, else copies.

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use kernel::DType;
 use model::Model;
+use text::Persona;
 
 use crate::cli::Merge;
 use crate::trained::TrainedRows;
@@ -46,6 +47,9 @@ pub fn merge(base: &Path, adapter: &Path, out: &Path) -> Result<()> {
         .save(out, None)
         .with_context(|| format!("writing {}", out.display()))?;
     load::copy_companions(base, out)?;
+    if let Some(persona) = Persona::read(adapter)? {
+        persona.write(out)?;
+    }
     // The adapter's record has the base's rows too.
     match TrainedRows::read(adapter)? {
         Some(rows) => rows.write(out),

@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use model::Config;
-use serve::{AppState, Character, Limits, Setup};
+use serve::{AppState, Limits, Setup};
 
 use crate::cli::{Address, ModelArgs, Serve};
-use crate::load::{self, Persona};
 use crate::ui::Ui;
-use crate::{interrupt, misuse, speak};
+use crate::{interrupt, load, misuse, speak};
 
 pub fn run(args: &Serve, ui: &Ui) -> Result<()> {
     let api_keys = match &args.api_key_file {
@@ -41,7 +40,8 @@ pub fn run(args: &Serve, ui: &Ui) -> Result<()> {
             model: &args.model,
             address: &args.address,
             name: args.name.as_deref(),
-            profile: &args.profile,
+            profile: args.profile.as_deref(),
+            character: args.character.as_deref(),
             max_sequences: args.max_sequences,
             context: args.context,
             api_keys,
@@ -55,7 +55,10 @@ pub struct Serving<'a> {
     pub model: &'a ModelArgs,
     pub address: &'a Address,
     pub name: Option<&'a str>,
-    pub profile: &'a str,
+    /// None: the character's, else `Adopted`.
+    pub profile: Option<&'a str>,
+    /// A character file in place of the persona stored with the weights.
+    pub character: Option<&'a Path>,
     pub max_sequences: usize,
     pub context: Option<usize>,
     pub api_keys: Vec<String>,
@@ -70,15 +73,16 @@ pub fn serve(serving: &Serving<'_>, ui: &Ui) -> Result<()> {
     load::folder(folder)?;
     let device = load::device(&serving.model.device.device)?;
     let (tokenizer, template) = load::speech(folder)?;
-    let persona = Persona::read(folder)?.unwrap_or_default();
+    let adapter = serving.model.adapter.as_deref();
+    let persona = load::persona(folder, adapter, serving.character)?;
     let setup = Setup {
         model: serving
             .name
             .map_or_else(|| folder_name(folder), str::to_owned),
         tokenizer,
         template,
-        profiles: speak::profiles(serving.profile)?,
-        character: character(persona),
+        profiles: speak::profiles(serving.profile, &persona)?,
+        persona,
         n_params: Config::load(folder)?.n_params(),
         api_keys: serving.api_keys.clone(),
         limits: Limits::default(),
@@ -146,17 +150,6 @@ async fn stopped() {
     let flag = interrupt::flag();
     while !flag.load(Ordering::SeqCst) {
         tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
-
-fn character(persona: Persona) -> Character {
-    Character {
-        name: load::english(&persona.name).unwrap_or_default().to_owned(),
-        system_prompt: load::english(&persona.system).map(str::to_owned),
-        system_prompts: persona.system,
-        names: persona.name,
-        greeting: persona.greeting,
-        note: persona.note,
     }
 }
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use corpus::split::{Side, Split};
 use kernel::Device;
 use model::Model;
-use text::Tokenizer;
+use text::{Persona, Tokenizer};
 use train::metrics::{AlertLine, ValidationLine};
 use train::ranks::{Limits, Ranks};
 use train::validate::ALL;
@@ -17,10 +17,12 @@ use train::{
     DataConfig, Document, Job, Progress, Silent, Start, StepReport, Summary, ValidationSet,
 };
 
+use super::fetch::{default_folder, is_hub_id};
 use crate::account::{self, SourceAccount};
 use crate::cli::Train as Args;
 use crate::dataset::{self, Encoding, Row};
 use crate::launch::{self, Launch};
+use crate::lock::RunLock;
 use crate::recipe::Recipe;
 use crate::stage::{hash_bytes, write_whole};
 use crate::trained::TrainedRows;
@@ -28,7 +30,13 @@ use crate::ui::{Bar, Ui, size};
 use crate::{env, interrupt, load, misuse};
 
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
-    let recipe = Recipe::load(&args.recipe, &args.set)?;
+    let mut recipe = Recipe::load(&args.recipe, &args.set)?;
+    if let Some(character) = &args.character {
+        // Beside the recipe's other paths, which are relative to it.
+        let path = std::path::absolute(character)
+            .with_context(|| format!("finding {}", character.display()))?;
+        recipe.character = Some(path);
+    }
     let name = args
         .recipe
         .file_stem()
@@ -153,8 +161,10 @@ pub fn train(
     ui: &Ui,
 ) -> Result<Trained> {
     let Means { device, ranks, .. } = *means;
-    // 1. the data, in ids
+    // 1. who shall speak, and the data, in ids
     let base = base_folder(&recipe.base, folder)?;
+    let character = recipe.character.as_ref().map(|path| folder.join(path));
+    let persona = load::persona(&base, None, character.as_deref())?;
     let tokenizer = load::tokenizer(&base)?.map(Arc::new);
     let split = load_split(recipe, folder)?;
     let data = rows(recipe, folder, split.as_ref(), tokenizer.as_deref())?;
@@ -167,9 +177,14 @@ pub fn train(
 
     // 2. the job
     let resolved = recipe.resolved()?;
-    if ranks.is_first() {
-        std::fs::create_dir_all(out).with_context(|| format!("making {}", out.display()))?;
-    }
+    // Held to the end: two processes in one folder would tear its checkpoints.
+    let _lock = match ranks.is_first() {
+        true => {
+            std::fs::create_dir_all(out).with_context(|| format!("making {}", out.display()))?;
+            Some(RunLock::take(out)?)
+        }
+        false => None,
+    };
     let job = Job {
         out_dir: out.to_owned(),
         origin: serde_json::json!({
@@ -194,6 +209,7 @@ pub fn train(
             sources: account,
         });
     }
+    let saved = recipe.moved(folder, out)?.resolved()?;
     let mut drawing = Drawing {
         ui: *ui,
         bar: None,
@@ -206,8 +222,11 @@ pub fn train(
     if let Some(bar) = drawing.bar {
         bar.finish();
     }
-    write_whole(&out.join("recipe.toml"), resolved.as_bytes())?;
+    write_whole(&out.join("recipe.toml"), saved.as_bytes())?;
     load::copy_companions(&base, &summary.result)?;
+    if persona != Persona::default() {
+        persona.write(&summary.result)?;
+    }
     let mut rows = TrainedRows::read(&base)?.unwrap_or_default();
     for (document, _) in job
         .train
@@ -394,12 +413,21 @@ pub fn base_folder(base: &str, folder: &Path) -> Result<PathBuf> {
     if path.is_dir() {
         return Ok(path);
     }
-    let fetched = super::fetch::default_folder(base);
-    if base.split('/').count() == 2 && fetched.is_dir() {
+    // What begins with a folder that is there names a place on the disk, not a repository.
+    let first = Path::new(base).components().next();
+    let in_a_folder = first.is_some_and(|first| folder.join(first).is_dir());
+    if !is_hub_id(base) || in_a_folder {
+        misuse!(
+            "base `{base}` is no folder ({} does not exist); give a model's folder, relative to the recipe, or a Hub id such as Qwen/Qwen3.5-4B-Base",
+            path.display()
+        );
+    }
+    let fetched = default_folder(base);
+    if fetched.is_dir() {
         return Ok(fetched);
     }
     misuse!(
-        "base `{base}` is neither a folder ({}) nor a fetched model ({}); `cyrene fetch {base}` gets one from the Hub",
+        "base `{base}` is neither a folder ({}) nor a fetched model ({}); `cyrene fetch {base}` gets it from the Hub",
         path.display(),
         fetched.display()
     );

@@ -120,15 +120,7 @@ fn conversation(fields: &Fields, state: &AppState) -> Result<Vec<Message>, ApiEr
         let path = format!("messages[{index}]");
         messages.push(message(&Fields::nested(path, value)?)?);
     }
-    let has_system = messages.iter().any(|m| m.role == Role::System);
-    if let Some(system) = setup
-        .character
-        .system_prompt
-        .as_ref()
-        .filter(|_| !has_system)
-    {
-        messages.insert(0, Message::system(system.clone()));
-    }
+    setup.persona.lead(&mut messages);
     Ok(messages)
 }
 
@@ -276,10 +268,10 @@ impl Finish {
 
 #[cfg(test)]
 mod tests {
-    use text::{ChatTemplate, Tokenizer};
+    use text::{ChatTemplate, Persona, Tokenizer};
 
     use super::*;
-    use crate::{Character, Limits, Profiles, Setup};
+    use crate::{Limits, Profiles, Setup};
 
     fn state() -> AppState {
         AppState::new(Setup {
@@ -287,9 +279,9 @@ mod tests {
             tokenizer: Tokenizer::train(["who is there?"].into_iter(), 320).unwrap(),
             template: ChatTemplate::history_stable().unwrap(),
             profiles: Profiles::built_in().unwrap(),
-            character: Character {
-                system_prompt: Some("You are Mira.".to_owned()),
-                ..Character::default()
+            persona: Persona {
+                system: [("en".to_owned(), "You are Mira.".to_owned())].into(),
+                ..Persona::default()
             },
             n_params: 0,
             api_keys: Vec::new(),

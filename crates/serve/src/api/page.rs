@@ -54,16 +54,16 @@ fn file(content_type: &'static str, content: &'static str) -> Response {
 
 async fn info(State(state): State<AppState>) -> Json<Value> {
     let setup = state.setup();
-    let character = &setup.character;
+    let persona = &setup.persona;
     Json(json!({
-        "name": character.name,
-        "names": character.names,
+        "name": persona.shown_name().unwrap_or_default(),
+        "names": persona.name,
         "model": setup.model,
-        "greeting": character.greeting,
-        "system_prompt": character.system_prompt,
-        "system_prompts": character.system_prompts,
+        "greeting": persona.greeting,
+        "system_prompt": persona.system_prompt(),
+        "system_prompts": persona.system,
         "n_params": setup.n_params,
-        "note": character.note,
+        "note": persona.note,
         "profiles": setup.profiles.list(),
         "active_profile": setup.profiles.active_name(),
     }))

@@ -10,8 +10,8 @@ use engine::{Engine, EngineConfig, EngineHandle};
 use kernel::DType;
 use model::{Config, Model};
 use serde_json::{Value, json};
-use serve::{AppState, Character, Limits, Profiles, Setup, app};
-use text::{ChatTemplate, Tokenizer};
+use serve::{AppState, Limits, Profiles, Setup, app};
+use text::{ChatTemplate, Persona, Tokenizer};
 use tower::ServiceExt;
 
 pub const MODEL: &str = "tiny";
@@ -29,11 +29,11 @@ pub fn setup() -> Setup {
         tokenizer: Tokenizer::train(STORY.into_iter(), 360).unwrap(),
         template: ChatTemplate::history_stable().unwrap(),
         profiles: Profiles::built_in().unwrap(),
-        character: Character {
-            name: "Mira".to_owned(),
-            system_prompt: Some("You are Mira.".to_owned()),
+        persona: Persona {
+            name: [("en".to_owned(), "Mira".to_owned())].into(),
+            system: [("en".to_owned(), "You are Mira.".to_owned())].into(),
             greeting: [("en".to_owned(), "Hello.".to_owned())].into(),
-            ..Character::default()
+            ..Persona::default()
         },
         n_params: 4_200_000,
         api_keys: Vec::new(),

@@ -6,4 +6,5 @@ mod units;
 
 pub(crate) use documents::StoryDocuments;
 pub(crate) use read::read;
+pub use read::story_files;
 pub(crate) use units::{guard, source_files, split};

@@ -43,14 +43,23 @@ pub fn read(root: &Path) -> Result<Story> {
     Ok(story)
 }
 
-/// The files of a story in the order of their names.
-fn story_files(root: &Path) -> Result<Vec<PathBuf>> {
+/// The files of a story in the order of their names: the file itself, or a folder's regular files that end in `.jsonl` or `.jsonl.gz`.
+///
+/// # Errors
+/// Nothing there, or a folder without such a file.
+pub fn story_files(root: &Path) -> Result<Vec<PathBuf>> {
     let read_error = |source| Error::Read {
         path: root.to_owned(),
         source,
     };
-    if !std::fs::metadata(root).map_err(read_error)?.is_dir() {
+    let kind = std::fs::metadata(root).map_err(read_error)?;
+    if kind.is_file() {
         return Ok(vec![root.to_owned()]);
+    }
+    if !kind.is_dir() {
+        return Err(Error::NoStoryFile {
+            path: root.to_owned(),
+        });
     }
     let mut files = Vec::new();
     for entry in std::fs::read_dir(root).map_err(read_error)? {
@@ -411,13 +420,21 @@ impl<'a> Keys<'a> {
             }
         };
         for (code, value) in object {
-            let language = Language::from_code(code).ok_or_else(|| Error::UnknownLanguage {
+            let language = Language::from_name(code).ok_or_else(|| Error::UnknownLanguage {
                 path: self.place.path.to_owned(),
                 line: self.place.line,
                 key: self.name(key),
                 code: shorten(code, 40),
                 near: near::hint(code, Language::ALL.map(Language::code)),
             })?;
+            if texts.get(language).is_some() {
+                return Err(Error::LanguageTwice {
+                    path: self.place.path.to_owned(),
+                    line: self.place.line,
+                    key: self.name(key),
+                    code: language.code(),
+                });
+            }
             match value {
                 Value::String(text) => texts.set(language, text),
                 other => {

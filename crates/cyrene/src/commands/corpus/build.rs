@@ -9,7 +9,6 @@ use text::{Tokenizer, WordPattern};
 
 use super::as_misuse;
 use crate::cli::{CorpusBuild, CountWith};
-use crate::misuse;
 use crate::ui::Ui;
 
 pub fn run(args: &CorpusBuild, ui: &Ui) -> Result<()> {
@@ -70,13 +69,7 @@ pub fn plan(args: &CorpusBuild) -> Result<(Character, Plan<'_>)> {
     let character = Character::load(&args.character)?;
     let tasks = args.tasks.iter().map(|name| as_misuse(Task::parse(name)));
     let tasks = tasks.collect::<Result<Vec<_>>>()?;
-    let mut languages = Vec::new();
-    for code in &args.languages {
-        match Language::from_code(code) {
-            Some(language) => languages.push(language),
-            None => misuse!("unknown language `{code}`; known are {}", known_languages()),
-        }
-    }
+    let languages = as_misuse(Language::parse_all(&args.languages))?;
     let plan = Plan {
         source: as_misuse(SourceKind::parse(&args.source))?,
         root: &args.root,
@@ -194,8 +187,4 @@ impl Awaited {
 /// The value of a mutex, even after a panic elsewhere.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn known_languages() -> String {
-    Language::ALL.map(Language::code).join(", ")
 }

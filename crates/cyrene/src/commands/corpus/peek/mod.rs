@@ -72,13 +72,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let tokenizer = Tokenizer::load(&args.tokenizer)?;
     let language = match &args.language {
         None => None,
-        Some(code) => match Language::from_code(code) {
-            Some(language) => Some(language),
-            None => misuse!(
-                "unknown language `{code}`; known are {}",
-                Language::ALL.map(Language::code).join(", ")
-            ),
-        },
+        Some(name) => as_misuse(Language::parse_all(std::slice::from_ref(name)))?.pop(),
     };
     let datasets = as_misuse(corpus::rows::datasets(&args.path))?;
     if datasets[..] != [args.path.clone()] {
