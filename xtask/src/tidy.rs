@@ -8,18 +8,19 @@ use serde_json::Value;
 
 /// The arrows of ARCHITECTURE.md: a crate and those of ours it may depend on. `cyrene` may use everything, `xtask` the kernels that it compiles.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("kernel", &[]),
-    ("text", &[]),
-    ("model", &["kernel"]),
+    ("files", &[]),
+    ("kernel", &["files"]),
+    ("text", &["files"]),
+    ("model", &["kernel", "files"]),
     ("engine", &["model", "kernel"]),
-    ("corpus", &["text"]),
-    ("train", &["model", "kernel", "text"]),
-    ("eval", &["engine", "model", "text"]),
+    ("corpus", &["text", "files"]),
+    ("train", &["model", "kernel", "text", "files"]),
+    ("eval", &["engine", "model", "text", "files"]),
     ("serve", &["engine", "text", "eval"]),
     (
         "cyrene",
         &[
-            "kernel", "text", "model", "engine", "corpus", "train", "eval", "serve",
+            "files", "kernel", "text", "model", "engine", "corpus", "train", "eval", "serve",
         ],
     ),
     ("xtask", &["kernel"]),

@@ -279,7 +279,7 @@ fn build_game(
     for language in &built {
         source.update(language.map_sha256);
     }
-    let source_sha256 = output::hex(&source.finalize());
+    let source_sha256 = files::hex(&source.finalize());
     let mut source_files = game::table_files(&tables);
     for (language, parts) in languages.iter().zip(&built) {
         game::add_map(&mut source_files, *language, parts.map_sha256);
@@ -369,13 +369,13 @@ fn build_vendor(
         let mut out = DatasetWriter::create(request.out, relative, set, None, count)?;
         let sha256 = times.rows(|| vendor::write(set, request.root, nickname, &mut out))?;
         source.update(sha256);
-        source_files.insert(vendor::source_file(set), output::hex(&sha256));
+        source_files.insert(vendor::source_file(set), files::hex(&sha256));
         parts.push(out.finish()?);
         steps.done(task, None);
     }
     Ok(vec![Built {
         task,
-        source_sha256: output::hex(&source.finalize()),
+        source_sha256: files::hex(&source.finalize()),
         source_files,
         parts,
         warnings: Warnings::default(),

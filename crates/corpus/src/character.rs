@@ -201,7 +201,7 @@ impl Character {
         character.origin = Origin {
             path: path.to_owned(),
             id,
-            sha256: crate::output::sha256_hex(source.as_bytes()),
+            sha256: files::sha256(source.as_bytes()),
         };
         character.check()?;
         Ok(character)

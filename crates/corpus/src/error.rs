@@ -195,6 +195,13 @@ pub enum Error {
     SplitExists { split: PathBuf, problem: String },
 }
 
+impl From<files::Error> for Error {
+    fn from(error: files::Error) -> Self {
+        let (_, path, source) = error.into_parts();
+        Error::Write { path, source }
+    }
+}
+
 impl Error {
     /// The byte behind `before`, the beginning of a file, is not UTF-8.
     pub(crate) fn not_utf8(path: &Path, before: &[u8]) -> Error {

@@ -1,24 +1,13 @@
 //! Files as the rules spell them, written beside their final names and moved there only when all is well.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use files::{NewFile, hex};
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::task::Task;
-
-/// Lower-case hex.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
 
 /// Appends a JSON string: only `"`, `\` and what is below U+0020 is escaped.
 pub(crate) fn push_json_string(out: &mut Vec<u8>, text: &str) {
@@ -133,10 +122,7 @@ pub(crate) fn tokens_json<'a>(counts: impl IntoIterator<Item = (&'a str, &'a [u6
 /// A file on its way: written as `<name>.tmp` beside its final name, hashed as it goes; removed if it never arrives.
 pub(crate) struct Pending {
     path: PathBuf,
-    temporary: PathBuf,
-    file: Option<BufWriter<File>>,
-    /// Brings a finished file to the disk while the next ones are made.
-    syncing: Option<JoinHandle<std::io::Result<()>>>,
+    file: NewFile,
     hash: Sha256,
     bytes: u64,
     spent: Duration,
@@ -151,24 +137,9 @@ pub(crate) struct Written {
 
 impl Pending {
     pub fn create(path: PathBuf) -> Result<Pending> {
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(|source| Error::Write {
-                path: folder.to_owned(),
-                source,
-            })?;
-        }
-        let mut temporary = path.clone().into_os_string();
-        temporary.push(".tmp");
-        let temporary = PathBuf::from(temporary);
-        let file = File::create(&temporary).map_err(|source| Error::Write {
-            path: temporary.clone(),
-            source,
-        })?;
         Ok(Pending {
+            file: NewFile::create(&path)?,
             path,
-            temporary,
-            file: Some(BufWriter::with_capacity(1 << 18, file)),
-            syncing: None,
             hash: Sha256::new(),
             bytes: 0,
             spent: Duration::ZERO,
@@ -179,23 +150,14 @@ impl Pending {
         let start = Instant::now();
         self.hash.update(bytes);
         self.bytes += bytes.len() as u64;
-        let written = match &mut self.file {
-            Some(file) => file.write_all(bytes).map_err(|source| self.error(source)),
-            None => Ok(()),
-        };
+        let written = self.file.write(bytes);
         self.spent += start.elapsed();
-        written
+        Ok(written?)
     }
 
     /// Ends the file, which keeps its temporary name, and begins to bring it to the disk.
     pub fn finish(&mut self) -> Result<Written> {
-        if let Some(file) = self.file.take() {
-            let file = file
-                .into_inner()
-                .map_err(|error| self.error(error.into_error()))?;
-            let syncing = std::thread::Builder::new().spawn(move || file.sync_all());
-            self.syncing = Some(syncing.map_err(|source| self.error(source))?);
-        }
+        self.file.close()?;
         Ok(Written {
             sha256: hex(&self.hash.clone().finalize()),
             bytes: self.bytes,
@@ -204,82 +166,26 @@ impl Pending {
 
     /// Waits until a finished file is on the disk; gives the time that writing took.
     pub fn settle(&mut self) -> Result<Duration> {
-        let synced = self.syncing.take().map(JoinHandle::join);
-        if let Some(synced) = synced {
-            let gone = |_| Err(std::io::Error::other("the thread that wrote it failed"));
-            synced
-                .unwrap_or_else(gone)
-                .map_err(|source| self.error(source))?;
-        }
+        self.file.settle()?;
         Ok(self.spent)
     }
 
-    /// Gives a finished file its final name; gives the folder, which [`sync_folder`] makes remember it.
-    pub fn publish(mut self) -> Result<Option<PathBuf>> {
-        assert!(self.file.is_none(), "a file is published after finish()");
-        self.settle()?;
-        std::fs::rename(&self.temporary, &self.path).map_err(|source| Error::Write {
-            path: self.path.clone(),
-            source,
-        })?;
+    /// Gives a finished file its final name; gives the folder, which [`files::sync_folder`] makes remember it.
+    pub fn publish(self) -> Result<Option<PathBuf>> {
+        self.file.publish()?;
         Ok(self.path.parent().map(Path::to_owned))
     }
-
-    fn error(&self, source: std::io::Error) -> Error {
-        Error::Write {
-            path: self.temporary.clone(),
-            source,
-        }
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        // Some systems keep a file that is open. Nothing more can be done about a failure here.
-        let _ = self.syncing.take().map(JoinHandle::join);
-        // Gone already when it was published.
-        let _ = std::fs::remove_file(&self.temporary);
-    }
-}
-
-/// Writes a whole file at once, under its final name only when it is complete.
-pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<Written> {
-    let mut pending = Pending::create(path.to_owned())?;
-    pending.write(bytes)?;
-    let written = pending.finish()?;
-    if let Some(folder) = pending.publish()? {
-        sync_folder(&folder);
-    }
-    Ok(written)
 }
 
 /// Takes away what a build that was killed left below an output folder: the temporary files of data sets and manifest.
 pub(crate) fn remove_leftovers(out: &Path) {
     let mut folders = vec![out.to_owned(), out.join("pt"), out.join("sft")];
     folders.extend(Task::ALL.map(|task| out.join(task.name())));
-    let entries = folders
-        .iter()
-        .filter_map(|folder| std::fs::read_dir(folder).ok())
-        .flatten()
-        .flatten();
-    for entry in entries {
-        let path = entry.path();
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        let is_ours = [".jsonl.tmp", ".json.tmp"]
-            .iter()
-            .any(|end| name.ends_with(end));
-        if is_ours && path.is_file() {
-            // One that cannot be removed cannot be written again either, and that error names it.
-            let _ = std::fs::remove_file(path);
-        }
-    }
-}
-
-/// Makes the renames in a folder last; folders cannot be synchronised everywhere, and the data is safe without it.
-pub(crate) fn sync_folder(folder: &Path) {
-    if let Ok(folder) = File::open(folder) {
-        let _ = folder.sync_all();
+    for folder in folders.iter().filter(|folder| folder.is_dir()) {
+        // One that cannot be removed cannot be written again either, and that error names it.
+        let _ = files::clear_leftovers(folder, |name| {
+            name.ends_with(".jsonl") || name.ends_with(".json")
+        });
     }
 }
 
@@ -341,9 +247,12 @@ mod tests {
     fn published_file_is_whole() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("b.jsonl");
-        let written = write_file(&path, b"abc").unwrap();
+        let mut pending = Pending::create(path.clone()).unwrap();
+        pending.write(b"abc").unwrap();
+        let written = pending.finish().unwrap();
+        pending.publish().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"abc");
         assert_eq!(written.bytes, 3);
-        assert_eq!(written.sha256, sha256_hex(b"abc"));
+        assert_eq!(written.sha256, files::sha256(b"abc"));
     }
 }

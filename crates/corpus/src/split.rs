@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result, shorten};
 use crate::language::Language;
 use crate::manifest::SourceFiles;
-use crate::output;
 
 const VERSION: u32 = 3;
 
@@ -249,7 +248,8 @@ impl Split {
         // Maps with text keys, numbers and texts: this cannot fail.
         let mut json = serde_json::to_vec_pretty(self).unwrap_or_default();
         json.push(b'\n');
-        output::write_file(path, &json).map(|_| ())
+        files::write(path, &json)?;
+        Ok(())
     }
 
     /// The side of a scene in a language (`None`: of a page without language); `None` if the split was made from

@@ -146,16 +146,16 @@ impl Staged<'_> {
             .datasets
             .retain(|name, _| datasets.keys().all(|task: &Task| task.name() != name));
         if unlisted.datasets.len() < n_listed {
-            output::write_file(&path, &unlisted.to_json())?;
+            files::write(&path, &unlisted.to_json())?;
         }
         let mut folders = BTreeSet::new();
         for file in pending {
             folders.extend(file.publish()?);
         }
-        folders
-            .iter()
-            .for_each(|folder| output::sync_folder(folder));
-        output::write_file(&path, &manifest.to_json())?;
+        for folder in &folders {
+            files::sync_folder(folder)?;
+        }
+        files::write(&path, &manifest.to_json())?;
         times.publish = start.elapsed();
         Ok(BuildReport { datasets, times })
     }

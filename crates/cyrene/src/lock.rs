@@ -9,7 +9,6 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::misuse;
-use crate::stage::write_whole;
 use crate::ui::clock;
 
 /// The lock on a run's folder, until it is dropped.
@@ -59,7 +58,7 @@ impl RunLock {
             host: host(),
             since: now().as_secs(),
         };
-        write_whole(&holder, &serde_json::to_vec(&record)?)?;
+        files::write(&holder, &serde_json::to_vec(&record)?)?;
         Ok(RunLock { file, holder })
     }
 }

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 /// One stage of a run.
 pub struct Stage {
@@ -15,6 +14,8 @@ pub struct Stage {
     pub dir: PathBuf,
     pub key: String,
     inputs: Value,
+    /// Whether what other inputs left stays until the work replaces it.
+    is_replacing: bool,
 }
 
 impl Stage {
@@ -24,8 +25,17 @@ impl Stage {
         Stage {
             name,
             dir: run_dir.join(name),
-            key: hex(&Sha256::digest(text.as_bytes())),
+            key: files::sha256(text.as_bytes()),
             inputs,
+            is_replacing: false,
+        }
+    }
+
+    /// The same, for work that replaces the old result whole: [`Stage::begin`] leaves it until then.
+    pub fn replacing(self) -> Self {
+        Stage {
+            is_replacing: true,
+            ..self
         }
     }
 
@@ -42,12 +52,21 @@ impl Stage {
         let marker = self.dir.join("inputs.json");
         let same = read_key(&marker).is_some_and(|key| key == self.key);
         if self.dir.exists() && !same {
-            std::fs::remove_dir_all(&self.dir)
-                .with_context(|| format!("emptying {}", self.dir.display()))?;
+            self.make_room()?;
         }
-        std::fs::create_dir_all(&self.dir)
-            .with_context(|| format!("making {}", self.dir.display()))?;
-        write_whole(&marker, &serde_json::to_vec_pretty(&self.record())?)
+        files::write(&marker, &serde_json::to_vec_pretty(&self.record())?)?;
+        Ok(())
+    }
+
+    fn make_room(&self) -> Result<()> {
+        let mark = self.dir.join("stage.json");
+        if !self.is_replacing {
+            files::remove_folder(&self.dir)?;
+        } else if mark.exists() {
+            // What comes is not what this says.
+            std::fs::remove_file(&mark).with_context(|| format!("removing {}", mark.display()))?;
+        }
+        Ok(())
     }
 
     /// Marks the stage as done.
@@ -55,10 +74,11 @@ impl Stage {
     /// # Errors
     /// The mark cannot be written.
     pub fn finish(&self) -> Result<()> {
-        write_whole(
+        files::write(
             &self.dir.join("stage.json"),
             &serde_json::to_vec_pretty(&self.record())?,
-        )
+        )?;
+        Ok(())
     }
 
     fn record(&self) -> Value {
@@ -73,74 +93,6 @@ impl Stage {
 fn read_key(path: &Path) -> Option<String> {
     let value: Value = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
     value.get("key")?.as_str().map(str::to_owned)
-}
-
-/// Writes beside, syncs, renames: `path` is old or new, never half.
-///
-/// # Errors
-/// Names the file and says what the system said (a full disk, above all).
-pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let run = || -> std::io::Result<()> {
-        use std::io::Write;
-        if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent)?;
-        }
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(".tmp");
-        let beside = path.with_file_name(name);
-        let mut file = std::fs::File::create(&beside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&beside, path)
-    };
-    run().with_context(|| format!("writing {}", path.display()))
-}
-
-/// SHA-256 of a file's bytes, or of a folder's files by name and bytes, in name order.
-///
-/// # Errors
-/// Names the path that cannot be read.
-pub fn hash_path(path: &Path) -> Result<String> {
-    let mut hasher = Sha256::new();
-    hash_into(&mut hasher, path)?;
-    Ok(hex(&hasher.finalize()))
-}
-
-fn hash_into(hasher: &mut Sha256, path: &Path) -> Result<()> {
-    if path.is_dir() {
-        let read = || {
-            std::fs::read_dir(path)?
-                .map(|entry| Ok(entry?.path()))
-                .collect::<std::io::Result<Vec<_>>>()
-        };
-        let mut entries = read().with_context(|| format!("reading {}", path.display()))?;
-        entries.sort();
-        for entry in entries {
-            hasher.update(entry.file_name().unwrap_or_default().as_encoded_bytes());
-            hash_into(hasher, &entry)?;
-        }
-        return Ok(());
-    }
-    let mut file =
-        std::fs::File::open(path).with_context(|| format!("reading {}", path.display()))?;
-    let mut buffer = vec![0u8; 1 << 20];
-    loop {
-        let n = std::io::Read::read(&mut file, &mut buffer)
-            .with_context(|| format!("reading {}", path.display()))?;
-        if n == 0 {
-            return Ok(());
-        }
-        hasher.update(&buffer[..n]);
-    }
-}
-
-/// SHA-256 of bytes, in hex.
-pub fn hash_bytes(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -166,11 +118,14 @@ mod tests {
     }
 
     #[test]
-    fn hash_of_a_folder_sees_names_and_bytes() {
+    fn stage_that_replaces_keeps_the_old_result_but_not_its_mark() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("a"), "1").unwrap();
-        let first = hash_path(dir.path()).unwrap();
-        std::fs::rename(dir.path().join("a"), dir.path().join("b")).unwrap();
-        assert_ne!(first, hash_path(dir.path()).unwrap());
+        let stage = |n: u32| Stage::new(dir.path(), "export", json!({ "n": n })).replacing();
+        stage(1).begin().unwrap();
+        std::fs::write(stage(1).dir.join("weights"), "old").unwrap();
+        stage(1).finish().unwrap();
+        stage(2).begin().unwrap();
+        assert!(stage(2).dir.join("weights").exists());
+        assert!(!stage(1).is_cached() && !stage(2).is_cached());
     }
 }

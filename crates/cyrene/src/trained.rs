@@ -7,7 +7,6 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::misuse;
-use crate::stage::{hash_bytes, write_whole};
 
 /// Name of the file in a model's or adapter's folder.
 pub const FILE: &str = "trained_rows.json";
@@ -56,7 +55,8 @@ impl TrainedRows {
     /// # Errors
     /// The file cannot be written.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        write_whole(&folder.join(FILE), &serde_json::to_vec(self)?)
+        files::write(&folder.join(FILE), &serde_json::to_vec(self)?)?;
+        Ok(())
     }
 
     pub fn insert(&mut self, input_ids: &[u32]) {
@@ -70,7 +70,7 @@ impl TrainedRows {
 
 fn key(input_ids: &[u32]) -> String {
     let bytes: Vec<u8> = input_ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-    hash_bytes(&bytes)[..16].to_owned()
+    files::sha256(&bytes)[..16].to_owned()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -687,6 +688,87 @@ fn full_disk_leaves_nothing_half_written() {
         "--out",
         out.to_str().unwrap(),
         "--force",
+    ]);
+}
+
+/// Everything below a folder that is a file, by its path, with its bytes.
+fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => files.extend(contents(&path)),
+            false => drop(files.insert(path.clone(), std::fs::read(&path).unwrap())),
+        }
+    }
+    files
+}
+
+#[test]
+fn export_that_fails_midway_leaves_the_old_folder_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = copied_model(dir.path());
+    let out = dir.path().join("export");
+    std::fs::create_dir(&out).unwrap();
+    std::fs::write(
+        out.join("mine.txt"),
+        "kept until a whole export stands here",
+    )
+    .unwrap();
+    let before = contents(&out);
+    // The weights can be written, and what lies beside them cannot be read.
+    std::fs::write(model.join("persona.json"), "{ half").unwrap();
+    for format in ["hf", "fp8-block", "fp8-hf"] {
+        let args = [
+            "export",
+            "--model",
+            model.to_str().unwrap(),
+            "--format",
+            format,
+            "--out",
+            out.to_str().unwrap(),
+            "--force",
+        ];
+        fails(&args, 1, &["persona.json"]);
+        assert_eq!(contents(&out), before, "{format}");
+    }
+    std::fs::remove_file(model.join("persona.json")).unwrap();
+    let mut beside: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
+    assert_eq!(beside.len(), 2, "{beside:?}");
+    succeeds(&[
+        "export",
+        "--model",
+        model.to_str().unwrap(),
+        "--format",
+        "fp8-block",
+        "--out",
+        out.to_str().unwrap(),
+        "--force",
+    ]);
+    let after = contents(&out);
+    assert!(after.contains_key(&out.join("model.safetensors")));
+    assert!(after.contains_key(&out.join("tokenizer.json")));
+    assert!(!after.contains_key(&out.join("mine.txt")));
+    beside = std::fs::read_dir(dir.path()).unwrap().collect();
+    assert_eq!(beside.len(), 2, "{beside:?}");
+}
+
+#[test]
+fn export_onto_its_own_model_reads_it_to_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = copied_model(dir.path());
+    let folder = model.to_str().unwrap();
+    succeeds(&[
+        "export", "--model", folder, "--format", "hf", "--out", folder, "--force",
+    ]);
+    succeeds(&[
+        "generate",
+        "--model",
+        folder,
+        "--prompt",
+        "a",
+        "--max-tokens",
+        "1",
     ]);
 }
 

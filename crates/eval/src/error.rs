@@ -25,3 +25,10 @@ pub enum Error {
     #[error("cannot serialise the report: {0}")]
     Json(#[from] serde_json::Error),
 }
+
+impl From<files::Error> for Error {
+    fn from(error: files::Error) -> Self {
+        let (_, path, source) = error.into_parts();
+        Error::Write { path, source }
+    }
+}

@@ -1,4 +1,4 @@
-//! Folders of safetensors: read by memory map, written beside the old files and renamed into place.
+//! Folders of safetensors: read by memory map, written beside the old folder and swapped for it.
 //!
 //! A save that dies half-way leaves the previous folder as it was.
 
@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use files::NewFolder;
 use kernel::tensor::Storage;
 use kernel::{DType, Device, Tensor};
 use memmap2::Mmap;
@@ -62,8 +63,7 @@ pub fn copy_companions(from: &Path, to: &Path) -> Result<()> {
     for name in COMPANION_FILES {
         let source = from.join(name);
         if source.is_file() {
-            let target = to.join(name);
-            fs::copy(&source, &target).map_err(Error::io("write", target))?;
+            files::copy(&source, &to.join(name))?;
         }
     }
     Ok(())
@@ -304,12 +304,10 @@ impl Planned {
 /// Writes a folder: headers first, then tensors in any order, so that no more than one tensor needs to be in memory.
 #[derive(Debug)]
 pub(crate) struct Writer {
-    dir: PathBuf,
-    staging: PathBuf,
+    folder: NewFolder,
     shards: Vec<File>,
     /// Name to (shard, offset in the file, bytes); taken out as they are written.
     places: HashMap<String, (usize, u64, u64)>,
-    committed: bool,
 }
 
 impl Writer {
@@ -324,18 +322,10 @@ impl Writer {
         planned: Vec<Planned>,
         max_shard_bytes: u64,
     ) -> Result<Self> {
-        let name = dir.file_name().unwrap_or_default().to_string_lossy();
-        let staging = dir.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
-        if staging.exists() {
-            fs::remove_dir_all(&staging).map_err(Error::io("clear", &staging))?;
-        }
-        fs::create_dir_all(&staging).map_err(Error::io("create", &staging))?;
         let mut writer = Writer {
-            dir: dir.to_owned(),
-            staging,
+            folder: NewFolder::create(dir)?,
             shards: Vec::new(),
             places: HashMap::new(),
-            committed: false,
         };
         writer.lay_out(stem, shard(planned, max_shard_bytes))?;
         Ok(writer)
@@ -355,7 +345,7 @@ impl Writer {
         let file = &mut self.shards[shard_idx];
         file.seek(SeekFrom::Start(offset))
             .and_then(|_| file.write_all(bytes))
-            .map_err(Error::io("write", &self.staging))
+            .map_err(Error::io("write", self.folder.path()))
     }
 
     /// Writes a whole file of the folder.
@@ -363,13 +353,8 @@ impl Writer {
     /// # Errors
     /// [`Error::Io`].
     pub fn put_file(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        let path = self.staging.join(name);
-        File::create(&path)
-            .and_then(|mut file| {
-                file.write_all(bytes)?;
-                file.sync_all()
-            })
-            .map_err(Error::io("write", path))
+        let path = self.folder.path().join(name);
+        fs::write(&path, bytes).map_err(Error::io("write", path))
     }
 
     /// As `put_file`, for pretty JSON.
@@ -379,29 +364,21 @@ impl Writer {
 
     /// Where files are gathered before `commit`.
     pub fn staging(&self) -> &Path {
-        &self.staging
+        self.folder.path()
     }
 
-    /// Flushes everything to disk and moves it into place; shards of an earlier save that are no part of this one are removed last.
+    /// Swaps the folder for the old one; what other files that has come along, but for an earlier save's model where this is one.
     ///
     /// # Errors
     /// [`Error::Io`]. Panics if a planned tensor was not written.
-    pub fn commit(mut self) -> Result<()> {
+    pub fn commit(self) -> Result<()> {
         assert!(self.places.is_empty(), "unwritten: {:?}", self.places);
-        for file in self.shards.drain(..) {
-            file.sync_all().map_err(Error::io("flush", &self.staging))?;
-        }
-        sync_dir(&self.staging)?;
-        if self.dir.exists() {
-            self.move_over()?;
-        } else {
-            fs::rename(&self.staging, &self.dir).map_err(Error::io("create", &self.dir))?;
-        }
-        self.committed = true;
-        if let Some(parent) = self.dir.parent().filter(|p| !p.as_os_str().is_empty()) {
-            sync_dir(parent)?;
-        }
-        Ok(())
+        drop(self.shards);
+        let is_model = file_names(self.folder.path())?
+            .iter()
+            .any(|name| is_model_file(name));
+        let keep = |name: &str| !(is_model && is_model_file(name));
+        Ok(self.folder.replace_keeping(keep)?)
     }
 
     fn lay_out(&mut self, stem: &str, shards: Vec<Vec<Planned>>) -> Result<()> {
@@ -418,7 +395,7 @@ impl Writer {
                 (b.dtype.bitsize().cmp(&a.dtype.bitsize())).then_with(|| a.name.cmp(&b.name))
             });
             let header = header(&tensors);
-            let path = self.staging.join(&file_name);
+            let path = self.folder.path().join(&file_name);
             let mut file = File::create(&path).map_err(Error::io("create", &path))?;
             file.write_all(&header).map_err(Error::io("write", &path))?;
             let mut offset = header.len() as u64;
@@ -437,35 +414,6 @@ impl Writer {
             self.put_json(&format!("{stem}.safetensors.index.json"), &index)?;
         }
         Ok(())
-    }
-
-    fn move_over(&self) -> Result<()> {
-        let mut new_files: Vec<String> = file_names(&self.staging)?;
-        // Weights first and JSON last: a reader that comes in between sees the old index.
-        new_files.sort_by_key(|name| name.ends_with(".json"));
-        for name in &new_files {
-            let target = self.dir.join(name);
-            fs::rename(self.staging.join(name), &target).map_err(Error::io("replace", target))?;
-        }
-        if new_files.iter().any(|name| is_model_file(name)) {
-            for name in file_names(&self.dir)? {
-                if is_model_file(&name) && !new_files.contains(&name) {
-                    let stale = self.dir.join(name);
-                    fs::remove_file(&stale).map_err(Error::io("remove", stale))?;
-                }
-            }
-        }
-        fs::remove_dir(&self.staging).map_err(Error::io("remove", &self.staging))?;
-        sync_dir(&self.dir)
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        if !self.committed {
-            // Best effort: the error that brought us here is the one to report.
-            let _ = fs::remove_dir_all(&self.staging);
-        }
     }
 }
 
@@ -487,18 +435,6 @@ fn file_names(dir: &Path) -> Result<Vec<String>> {
     }
     names.sort();
     Ok(names)
-}
-
-#[cfg(unix)]
-fn sync_dir(dir: &Path) -> Result<()> {
-    File::open(dir)
-        .and_then(|file| file.sync_all())
-        .map_err(Error::io("flush", dir))
-}
-
-#[cfg(not(unix))]
-fn sync_dir(_: &Path) -> Result<()> {
-    Ok(())
 }
 
 /// Fills files in the given order up to the limit.

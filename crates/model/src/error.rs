@@ -102,6 +102,17 @@ pub enum Error {
     AlreadyQuantized { dir: PathBuf, method: String },
 }
 
+impl From<files::Error> for Error {
+    fn from(error: files::Error) -> Self {
+        let (action, path, source) = error.into_parts();
+        Error::Io {
+            action,
+            path,
+            source,
+        }
+    }
+}
+
 impl Error {
     /// Wraps an I/O error with what was tried on which path; for `map_err`.
     pub(crate) fn io(

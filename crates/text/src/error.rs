@@ -98,3 +98,10 @@ pub enum Error {
     #[error("a row of {row_tokens} tokens cannot hold any document; give at least {least}")]
     RowTooShort { row_tokens: usize, least: usize },
 }
+
+impl From<files::Error> for Error {
+    fn from(error: files::Error) -> Self {
+        let (_, path, source) = error.into_parts();
+        Error::Write { path, source }
+    }
+}

@@ -12,7 +12,6 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::conversation::{Message, Role};
 use crate::error::{Error, Result};
-use crate::tokenizer::write;
 
 /// A character as a model's folder carries it. Every map goes by language code (`en`, `chs`, ..).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -93,7 +92,7 @@ impl Persona {
             path: path.clone(),
             source,
         })?;
-        write(&path, &json)
+        Ok(files::write(&path, &json)?)
     }
 
     /// This persona in a folder that has had another one: the note is on the weights, so it stays unless this one brings its own.

@@ -5,9 +5,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use serde_json::{Value, json};
@@ -293,17 +291,13 @@ impl Tokenizer {
         }
     }
 
-    /// Writes `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja` into `dir`, each beside its name first and then renamed.
+    /// Writes `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja` into `dir`, each whole or not at all.
     ///
     /// # Errors
     /// [`Error::Write`] with the path; [`Error::Tokenizer`] if the `tokenizers` crate refuses the parts.
     pub fn save(&self, dir: &Path, template: &ChatTemplate) -> Result<()> {
-        fs::create_dir_all(dir).map_err(|source| Error::Write {
-            path: dir.to_path_buf(),
-            source,
-        })?;
         let pipeline = serde_json::to_vec(self.inner.pipeline()?).map_err(wrap)?;
-        write(&dir.join("tokenizer.json"), &pipeline)?;
+        files::write(&dir.join("tokenizer.json"), &pipeline)?;
         let mut config = match &self.inner.config {
             Some(config) => config.clone(),
             None => self.new_config(),
@@ -312,9 +306,10 @@ impl Tokenizer {
             config.insert("chat_template".into(), template.source().into());
         }
         let config = serde_json::to_vec_pretty(&config).map_err(wrap)?;
-        write(&dir.join("tokenizer_config.json"), &config)?;
+        files::write(&dir.join("tokenizer_config.json"), &config)?;
         let template_path = dir.join("chat_template.jinja");
-        write(&template_path, template.source().as_bytes())
+        files::write(&template_path, template.source().as_bytes())?;
+        Ok(())
     }
 
     /// A config that makes other stacks take tokenizer.json as it is: the class `Qwen2Tokenizer` would put its own word pattern in.
@@ -446,21 +441,6 @@ fn nfc(text: &str) -> Cow<'_, str> {
     Cow::Owned(changed.get().to_owned())
 }
 
-pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let wrap = |source| Error::Write {
-        path: path.to_path_buf(),
-        source,
-    };
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".tmp");
-    let beside = PathBuf::from(beside);
-    let mut file = fs::File::create(&beside).map_err(wrap)?;
-    file.write_all(bytes)
-        .and_then(|()| file.sync_all())
-        .and_then(|()| fs::rename(&beside, path))
-        .map_err(wrap)
-}
-
 /// The 256 byte tokens in the released order: by the character that spells the byte.
 fn byte_tokens() -> Tokens {
     let mut spellings: Vec<char> = (0..=255).map(char_of).collect();
@@ -474,6 +454,8 @@ fn byte_tokens() -> Tokens {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::words;
 

@@ -7,7 +7,7 @@
 //! checkpoints/step-N/state.json             [`State`]
 //! checkpoints/last, checkpoints/best        text files that hold a folder's name: links would need rights that Windows does not give everyone
 //! ```
-//! A folder is written under another name, synced and then renamed. The order of the data needs no cursor but the step: it follows from the seed.
+//! The order of the data needs no cursor but the step: it follows from the seed.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -15,6 +15,7 @@ use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use files::NewFolder;
 use kernel::cuda::Pinned;
 use kernel::{DType, Tensor};
 use model::Model;
@@ -32,7 +33,6 @@ use crate::tensorboard::Position;
 
 /// Form of `state.json`.
 const VERSION: u32 = 1;
-const PARTIAL: &str = ".partial-";
 
 /// What a checkpoint remembers besides weights and moments.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -106,12 +106,9 @@ impl Checkpoints {
     pub fn open(out_dir: &Path) -> Result<Self> {
         let dir = out_dir.join("checkpoints");
         fs::create_dir_all(&dir).during("making", &dir)?;
-        for entry in fs::read_dir(&dir).during("listing", &dir)? {
-            let entry = entry.during("listing", &dir)?;
-            if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
-                fs::remove_dir_all(entry.path()).during("removing", &entry.path())?;
-            }
-        }
+        files::clear_leftovers(&dir, |name| {
+            name.starts_with("step-") || ["last", "best"].contains(&name)
+        })?;
         let newest = steps_in(&dir)?.last().copied();
         Ok(Checkpoints { dir, newest })
     }
@@ -156,15 +153,9 @@ impl Checkpoints {
             return Ok(folder);
         }
         if self.newest != Some(state.step) {
-            let partial = self.dir.join(format!("{PARTIAL}step-{}", state.step));
-            let written = write_folder(&partial, model, optimizer, state, base_name, ranks)
-                .and_then(|()| fs::rename(&partial, &folder).during("renaming", &partial))
-                .and_then(|()| sync(&self.dir));
-            if let Err(error) = written {
-                // The first error is the one to report; what is left is removed at the next start if not now.
-                let _ = fs::remove_dir_all(&partial);
-                return Err(error);
-            }
+            let new = NewFolder::create(&folder)?;
+            write_folder(new.path(), model, optimizer, state, base_name, ranks)?;
+            new.replace()?;
             self.newest = Some(state.step);
         }
         for peer in 1..ranks.n_ranks() {
@@ -185,12 +176,8 @@ impl Checkpoints {
     }
 
     fn point(&self, name: &str, step: u64) -> Result<()> {
-        let path = self.dir.join(name);
-        let partial = self.dir.join(format!("{name}.partial"));
-        fs::write(&partial, format!("step-{step}\n")).during("writing", &partial)?;
-        sync(&partial)?;
-        fs::rename(&partial, &path).during("renaming", &partial)?;
-        sync(&self.dir)
+        files::write(&self.dir.join(name), format!("step-{step}\n").as_bytes())?;
+        Ok(())
     }
 
     fn prune(&self, keep_last: usize, best: Option<u64>) -> Result<()> {
@@ -200,11 +187,7 @@ impl Checkpoints {
         let steps = steps_in(&self.dir)?;
         let old = &steps[..steps.len().saturating_sub(keep_last)];
         for step in old.iter().filter(|step| best != Some(**step)) {
-            let folder = self.folder(*step);
-            // A folder without its name cannot be taken for a whole one if the removal is interrupted.
-            let doomed = self.dir.join(format!("{PARTIAL}old-step-{step}"));
-            fs::rename(&folder, &doomed).during("renaming", &folder)?;
-            fs::remove_dir_all(&doomed).during("removing", &doomed)?;
+            files::remove_folder(&self.folder(*step))?;
         }
         Ok(())
     }
@@ -375,10 +358,6 @@ fn write_folder(
     base_name: &str,
     ranks: &Ranks,
 ) -> Result<()> {
-    if folder.exists() {
-        fs::remove_dir_all(folder).during("removing", folder)?;
-    }
-    fs::create_dir_all(folder).during("making", folder)?;
     save_weights(model, folder, Some(model.dtype()), base_name)?;
 
     let path = folder.join("optimizer.safetensors");
@@ -415,8 +394,7 @@ fn write_folder(
     let json = serde_json::to_vec_pretty(state)
         .map_err(std::io::Error::from)
         .during("writing", &path)?;
-    fs::write(&path, json).during("writing", &path)?;
-    sync_all(folder)
+    fs::write(&path, json).during("writing", &path)
 }
 
 /// Saves the trained weights below `parent`: `adapter/` where one is attached, else `model/`. Returns the folder.
@@ -602,30 +580,4 @@ fn steps_in(dir: &Path) -> Result<Vec<u64>> {
     }
     steps.sort_unstable();
     Ok(steps)
-}
-
-/// Waits until everything below `folder` is on the disk.
-fn sync_all(folder: &Path) -> Result<()> {
-    for entry in fs::read_dir(folder).during("listing", folder)? {
-        let path = entry.during("listing", folder)?.path();
-        match path.is_dir() {
-            true => sync_all(&path)?,
-            false => sync(&path)?,
-        }
-    }
-    sync(folder)
-}
-
-/// Waits until one file, or a folder's list of names, is on the disk. Windows syncs no folders and needs none synced.
-fn sync(path: &Path) -> Result<()> {
-    if path.is_dir() && !cfg!(unix) {
-        return Ok(());
-    }
-    // Windows flushes only what is open for writing.
-    let file = match path.is_dir() {
-        true => File::open(path),
-        false => File::options().write(true).open(path),
-    };
-    file.and_then(|file| file.sync_all())
-        .during("syncing", path)
 }

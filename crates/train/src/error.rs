@@ -30,6 +30,9 @@ pub enum Error {
     },
     #[error(transparent)]
     Text(#[from] text::Error),
+    /// A checkpoint cannot be written, cleared or removed.
+    #[error(transparent)]
+    Files(#[from] files::Error),
     #[error("{action} {path}: {source}")]
     Io {
         action: &'static str,

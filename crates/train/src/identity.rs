@@ -81,10 +81,7 @@ fn digest<'d>(documents: impl IntoIterator<Item = &'d Document>) -> String {
             hash.update(label.to_le_bytes());
         }
     }
-    hash.finalize()[..8]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    files::hex(&hash.finalize()[..8])
 }
 
 #[cfg(test)]

@@ -68,10 +68,10 @@ fn check(make: fn(&Path) -> Job, deaths: &[Death]) {
         run_until(&job, *death);
         // What a kill in the middle of a write can leave behind.
         let checkpoints = broken.path().join("checkpoints");
-        let partial = checkpoints.join(".partial-step-99");
+        let partial = checkpoints.join(".step-99.tmp");
         fs::create_dir_all(partial.join("model")).unwrap();
         fs::write(partial.join("optimizer.safetensors"), "half").unwrap();
-        fs::write(checkpoints.join("last.partial"), "st").unwrap();
+        fs::write(checkpoints.join("last.tmp"), "st").unwrap();
         let metrics = broken.path().join("metrics.jsonl");
         let half_line = fs::read_to_string(&metrics).unwrap() + "{\"step\":1,\"epo";
         fs::write(&metrics, half_line).unwrap();

@@ -4,6 +4,7 @@
 mod parquet;
 mod thrift;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -58,9 +59,13 @@ pub fn parquet(path: &Path, split: Option<&Split>, out: Option<&Path>) -> Result
         })
         .collect::<Result<Vec<_>>>()?;
     let mut exported = Vec::new();
+    let mut folders = BTreeSet::new();
     for (pending, file) in files {
-        pending.publish()?;
+        folders.extend(pending.publish()?);
         exported.push(file);
+    }
+    for folder in &folders {
+        files::sync_folder(folder)?;
     }
     Ok(exported)
 }

@@ -22,7 +22,6 @@ use train::probe::{Kind, matched};
 use crate::cli::Eval;
 use crate::dataset::{self, Encoding, Row};
 use crate::recipe::StageKind;
-use crate::stage::{hash_bytes, hash_path};
 use crate::trained::TrainedRows;
 use crate::ui::Ui;
 use crate::{load, misuse, speak};
@@ -189,7 +188,7 @@ pub fn evaluate(
         n_params,
         note: persona.shown_note().unwrap_or_default().to_owned(),
         version: format!("cyrene {}", env!("CARGO_PKG_VERSION")),
-        split_sha256: hash_path(evaluation.split)?,
+        split_sha256: files::sha256_of(evaluation.split)?,
         red_flag: stages
             .iter()
             .any(|stage| stage.gaps.first().is_some_and(|gap| gap.red_flag)),
@@ -335,7 +334,7 @@ fn samples(rows: &[Row], trained: Option<&TrainedRows>, seed: u64) -> (Vec<Sampl
     }
     candidates.sort_by_cached_key(|row| {
         let scene = row.scene.as_deref().unwrap_or("");
-        hash_bytes(format!("{seed} {scene} {:?}", row.language).as_bytes())
+        files::sha256(format!("{seed} {scene} {:?}", row.language).as_bytes())
     });
     // 3. one for each held-out row
     let probe = matched(val().map(kind), candidates.iter().copied().map(kind));
@@ -387,7 +386,7 @@ fn held_out_prompts(rows: &[Row], n: usize, seed: u64) -> Vec<Prompt> {
         .filter(|row| row.side == SplitSide::Val)
         .collect();
     rows.sort_by_cached_key(|row| {
-        hash_bytes(format!("{seed} {}", row.scene.as_deref().unwrap_or("")).as_bytes())
+        files::sha256(format!("{seed} {}", row.scene.as_deref().unwrap_or("")).as_bytes())
     });
     let mut taken: BTreeMap<String, usize> = Default::default();
     let mut prompts = Vec::new();

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use files::NewFolder;
 use kernel::DType;
 use model::Model;
 use model::quant::fp8_block::{Division, Layout, Options};
@@ -14,15 +15,11 @@ use crate::{load, misuse};
 
 pub fn run(args: &Export, ui: &Ui) -> Result<()> {
     load::folder(&args.model)?;
-    if args.out.exists() {
-        if !args.force {
-            misuse!(
-                "{} exists; choose another --out, or --force to replace it",
-                args.out.display()
-            );
-        }
-        std::fs::remove_dir_all(&args.out)
-            .with_context(|| format!("removing {}", args.out.display()))?;
+    if args.out.exists() && !args.force {
+        misuse!(
+            "{} exists; choose another --out, or --force to replace it",
+            args.out.display()
+        );
     }
     match args.format {
         ExportFormat::Hf => hf(&args.model, &args.out)?,
@@ -53,7 +50,8 @@ pub fn run(args: &Export, ui: &Ui) -> Result<()> {
     )
 }
 
-/// Block-quantized weights; what the format leaves alone is copied bit for bit, tokenizer, template and persona come along.
+/// Block-quantized weights; what the format leaves alone is copied bit for bit, tokenizer, template and persona come along. A folder that
+/// is at `to` already stays until the new one is whole.
 ///
 /// # Errors
 /// A source that cannot be read or holds no weights to quantize, a place that cannot be written.
@@ -63,9 +61,11 @@ pub fn fp8(from: &Path, to: &Path, layout: Layout, division: Division) -> Result
         division,
         ..Options::default()
     };
-    model::quant::fp8_block::export(from, to, &options)
+    let folder = NewFolder::create(to)?;
+    model::quant::fp8_block::export(from, folder.path(), &options)
         .with_context(|| format!("quantizing {} to {}", from.display(), to.display()))?;
-    load::copy_companions(from, to)
+    load::copy_companions(from, folder.path())?;
+    Ok(folder.replace()?)
 }
 
 fn division(arg: DTypeArg) -> Division {
@@ -75,15 +75,17 @@ fn division(arg: DTypeArg) -> Division {
     }
 }
 
-/// bf16 weights as released, everything else as it is.
+/// bf16 weights as released, everything else as it is. A folder that is at `to` already stays until the new one is whole.
 fn hf(from: &Path, to: &Path) -> Result<()> {
     let model =
         Model::load(from, DType::F32).with_context(|| format!("loading {}", from.display()))?;
+    let folder = NewFolder::create(to)?;
     model
         .check_finite()
         .with_context(|| format!("exporting {}", from.display()))?;
     model
-        .save(to, Some(DType::Bf16))
+        .save(folder.path(), Some(DType::Bf16))
         .with_context(|| format!("writing {}", to.display()))?;
-    load::copy_companions(from, to)
+    load::copy_companions(from, folder.path())?;
+    Ok(folder.replace()?)
 }

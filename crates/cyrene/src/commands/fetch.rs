@@ -2,7 +2,6 @@
 //!
 //! Files gather in `<out>.part`; the folder gets its name only when all of them are there and right.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -11,10 +10,9 @@ use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use hf_hub::{Repo, RepoType};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sha2::Digest;
+use sha1::Digest;
 
 use crate::cli::Fetch;
-use crate::stage::write_whole;
 use crate::ui::{Ui, size};
 use crate::{env, misuse};
 
@@ -169,12 +167,11 @@ pub fn fetch(hub_id: &str, revision: &str, out: &Path, ui: &Ui) -> Result<Fetche
     if cache.exists() {
         std::fs::remove_dir_all(&cache).with_context(|| format!("removing {}", cache.display()))?;
     }
-    write_whole(
+    files::write(
         &part.join("fetch.json"),
         &serde_json::to_vec_pretty(&fetched)?,
     )?;
-    std::fs::rename(&part, out)
-        .with_context(|| format!("renaming {} to {}", part.display(), out.display()))?;
+    files::move_folder(&part, out)?;
     Ok(fetched)
 }
 
@@ -265,34 +262,16 @@ fn download(repo: &ApiRepo, file: &File, place: &Path, part: &Path, gauge: Gauge
 
 /// Whether the bytes at `path` have the size and hash that the repository states.
 fn matches(path: &Path, file: &File) -> Result<bool> {
-    let mut reader =
-        std::fs::File::open(path).with_context(|| format!("reading {}", path.display()))?;
-    if reader.metadata()?.len() != file.bytes {
+    let meta = std::fs::metadata(path).with_context(|| format!("reading {}", path.display()))?;
+    if meta.len() != file.bytes {
         return Ok(false);
     }
-    let mut sha256 = sha2::Sha256::new();
-    let mut git = sha1::Sha1::new();
-    git.update(format!("blob {}\0", file.bytes));
-    let mut buffer = vec![0u8; 1 << 20];
-    loop {
-        let n = reader.read(&mut buffer)?;
-        if n == 0 {
-            break;
-        }
-        match file.hash {
-            Hash::Sha256(_) => sha256.update(&buffer[..n]),
-            Hash::GitBlob(_) => git.update(&buffer[..n]),
-        }
-    }
-    let hex = |bytes: &[u8]| {
-        bytes
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect::<String>()
-    };
     Ok(match &file.hash {
-        Hash::Sha256(expected) => hex(&sha256.finalize()) == *expected,
-        Hash::GitBlob(expected) => hex(&git.finalize()) == *expected,
+        Hash::Sha256(expected) => files::sha256_of(path)? == *expected,
+        Hash::GitBlob(expected) => {
+            let header = format!("blob {}\0", file.bytes);
+            files::digest_file(sha1::Sha1::new_with_prefix(header), path)? == *expected
+        }
     })
 }
 

@@ -15,7 +15,7 @@ use super::{corpus as corpus_command, eval as eval_command, export, fetch, merge
 use crate::cli::{DTypeArg, Live, ModelArgs, StageName};
 use crate::lock::RunLock;
 use crate::recipe::{Recipe, Source};
-use crate::stage::{Stage, hash_path, write_whole};
+use crate::stage::Stage;
 use crate::trained::TrainedRows;
 use crate::ui::Ui;
 use crate::{env, launch, load, misuse, sizes};
@@ -134,8 +134,8 @@ impl Run {
             _ => {
                 // The bundled story becomes a file like any other.
                 let (story, character) = (dir.join("story.jsonl"), dir.join("character.toml"));
-                write_whole(&story, DEMO_STORY.as_bytes())?;
-                write_whole(&character, DEMO_CHARACTER.as_bytes())?;
+                files::write(&story, DEMO_STORY.as_bytes())?;
+                files::write(&character, DEMO_CHARACTER.as_bytes())?;
                 (story, character)
             }
         };
@@ -173,11 +173,22 @@ impl Run {
         inputs: Value,
         work: impl FnOnce(&Self, &Path) -> Result<Value>,
     ) -> Result<()> {
-        let stage = Stage::new(
-            &self.dir,
-            name,
-            json!({ "before": self.key, "inputs": inputs }),
-        );
+        let stage = self.keyed(name, inputs);
+        self.run_stage(number, stage, work)
+    }
+
+    fn keyed(&self, name: &'static str, inputs: Value) -> Stage {
+        let inputs = json!({ "before": self.key, "inputs": inputs });
+        Stage::new(&self.dir, name, inputs)
+    }
+
+    fn run_stage(
+        &mut self,
+        number: u32,
+        stage: Stage,
+        work: impl FnOnce(&Self, &Path) -> Result<Value>,
+    ) -> Result<()> {
+        let name = stage.name;
         let cached = stage.is_cached();
         let mut outcome = Value::Null;
         if cached {
@@ -219,7 +230,7 @@ impl Run {
         let inputs = match &base {
             Some(base) => json!({ "base": base }),
             None => {
-                json!({ "size": self.size, "story": hash_path(&self.story)?, "character": hash_path(&self.character_path)?, "seed": SEED })
+                json!({ "size": self.size, "story": files::sha256_of(&self.story)?, "character": files::sha256_of(&self.character_path)?, "seed": SEED })
             }
         };
         self.stage(2, "fetch", inputs, |run, dir| {
@@ -236,7 +247,7 @@ impl Run {
     }
 
     fn corpus(&mut self) -> Result<()> {
-        let inputs = json!({ "story": hash_path(&self.story)?, "character": hash_path(&self.character_path)?, "seed": SEED });
+        let inputs = json!({ "story": files::sha256_of(&self.story)?, "character": files::sha256_of(&self.character_path)?, "seed": SEED });
         self.stage(3, "corpus", inputs, |run, dir| {
             let tasks = [Task::PtEverything, Task::SftCyrene];
             let request = BuildRequest {
@@ -320,26 +331,20 @@ impl Run {
     }
 
     fn export(&mut self) -> Result<()> {
-        self.stage(
-            7,
-            "export",
-            json!({ "format": "fp8-block", "division": "f32" }),
-            |run, _| {
-                let (from, to) = (run.dir.join("sft/model"), run.fp8());
-                if to.exists() {
-                    std::fs::remove_dir_all(&to)
-                        .with_context(|| format!("removing {}", to.display()))?;
-                }
-                export::fp8(&from, &to, Layout::CompressedTensors, Division::F32)?;
-                let (before, after) = (merge::folder_bytes(&from)?, merge::folder_bytes(&to)?);
-                run.ui.note(format_args!(
-                    "      {} -> {}",
-                    crate::ui::size(before),
-                    crate::ui::size(after)
-                ));
-                Ok(json!({ "folder": to, "source_bytes": before, "bytes": after }))
-            },
-        )
+        let inputs = json!({ "format": "fp8-block", "division": "f32" });
+        // Who serves the last export goes on until there is a new one.
+        let stage = self.keyed("export", inputs).replacing();
+        self.run_stage(7, stage, |run, _| {
+            let (from, to) = (run.dir.join("sft/model"), run.fp8());
+            export::fp8(&from, &to, Layout::CompressedTensors, Division::F32)?;
+            let (before, after) = (merge::folder_bytes(&from)?, merge::folder_bytes(&to)?);
+            run.ui.note(format_args!(
+                "      {} -> {}",
+                crate::ui::size(before),
+                crate::ui::size(after)
+            ));
+            Ok(json!({ "folder": to, "source_bytes": before, "bytes": after }))
+        })
     }
 
     /// The held-out split of the story: the same whenever it is asked for.
@@ -393,7 +398,7 @@ impl Run {
     fn train(&self, recipe: &Recipe, dir: &Path) -> Result<train::Trained> {
         let character = std::fs::read(&self.character_path)
             .with_context(|| format!("reading {}", self.character_path.display()))?;
-        write_whole(&dir.join(CHARACTER), &character)?;
+        files::write(&dir.join(CHARACTER), &character)?;
         let means = train::Means {
             device: self.device,
             ranks: &Ranks::alone(),
@@ -453,10 +458,11 @@ fn make_base(run: &Run, folder: &Path) -> Result<()> {
     tokenizer.save(folder, &ChatTemplate::history_stable()?)?;
     note(model.config().n_params()).write(folder)?;
     let generation = json!({ "eos_token_id": tokenizer.end_ids(), "do_sample": true, "temperature": 0.5, "top_p": 0.8, "top_k": 20 });
-    write_whole(
+    files::write(
         &folder.join("generation_config.json"),
         &serde_json::to_vec_pretty(&generation)?,
-    )
+    )?;
+    Ok(())
 }
 
 /// The story's texts without those of held-out scenes: a tokenizer that had seen them would know their words.

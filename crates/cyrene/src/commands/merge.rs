@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use files::NewFolder;
 use kernel::DType;
 use model::Model;
 use text::Persona;
@@ -40,21 +41,22 @@ pub fn merge(base: &Path, adapter: &Path, out: &Path) -> Result<()> {
         .load_adapter(adapter)
         .with_context(|| format!("loading adapter {}", adapter.display()))?;
     model.merge_lora().context("merging the adapter")?;
+    let folder = NewFolder::create(out)?;
     model
         .check_finite()
         .with_context(|| format!("merging {} into {}", adapter.display(), base.display()))?;
     model
-        .save(out, None)
+        .save(folder.path(), None)
         .with_context(|| format!("writing {}", out.display()))?;
-    load::copy_companions(base, out)?;
+    load::copy_companions(base, folder.path())?;
     if let Some(persona) = Persona::read(adapter)? {
-        persona.write(out)?;
+        persona.write(folder.path())?;
     }
     // The adapter's record has the base's rows too.
-    match TrainedRows::read(adapter)? {
-        Some(rows) => rows.write(out),
-        None => Ok(()),
+    if let Some(rows) = TrainedRows::read(adapter)? {
+        rows.write(folder.path())?;
     }
+    Ok(folder.replace()?)
 }
 
 /// Sum of the sizes of a folder's files.

@@ -24,7 +24,6 @@ use crate::dataset::{self, Encoding, Row};
 use crate::launch::{self, Launch};
 use crate::lock::RunLock;
 use crate::recipe::Recipe;
-use crate::stage::{hash_bytes, write_whole};
 use crate::trained::TrainedRows;
 use crate::ui::{Bar, Ui, size};
 use crate::{env, interrupt, load, misuse};
@@ -81,7 +80,7 @@ fn join(launch: &Launch, args: &Args, recipe: &Recipe, ui: &Ui) -> Result<(Ranks
         meeting: Duration::from_secs(args.wait_for_ranks),
         ..Limits::default()
     };
-    let recipe_hash = hash_bytes(recipe.resolved()?.as_bytes());
+    let recipe_hash = files::sha256(recipe.resolved()?.as_bytes());
     let run = format!(
         "recipe {} with cyrene {}",
         &recipe_hash[..12],
@@ -188,7 +187,7 @@ pub fn train(
     let job = Job {
         out_dir: out.to_owned(),
         origin: serde_json::json!({
-            "recipe_sha256": hash_bytes(resolved.as_bytes()),
+            "recipe_sha256": files::sha256(resolved.as_bytes()),
             "version": env!("CARGO_PKG_VERSION"),
             "device": device.to_string(),
         }),
@@ -222,7 +221,7 @@ pub fn train(
     if let Some(bar) = drawing.bar {
         bar.finish();
     }
-    write_whole(&out.join("recipe.toml"), saved.as_bytes())?;
+    files::write(&out.join("recipe.toml"), saved.as_bytes())?;
     load::copy_companions(&base, &summary.result)?;
     if persona != Persona::default() {
         persona.write(&summary.result)?;
@@ -368,7 +367,7 @@ pub fn rows(
 /// Rows drawn by seed until they hold `tokens`; all of them, in their order, if they hold no more.
 fn sampled<R>(rows: Vec<R>, length: impl Fn(&R) -> usize, tokens: usize, seed: u64) -> Vec<R> {
     let mut drawn: Vec<usize> = (0..rows.len()).collect();
-    drawn.sort_by_cached_key(|at| hash_bytes(format!("{seed} held out {at}").as_bytes()));
+    drawn.sort_by_cached_key(|at| files::sha256(format!("{seed} held out {at}").as_bytes()));
     let mut left = tokens;
     let mut kept = vec![false; rows.len()];
     for at in drawn {
@@ -399,7 +398,7 @@ fn drawn(seed: u64, ids: &[u32]) -> f64 {
     let bytes: Vec<u8> = seed
         .chain(ids.iter().flat_map(|id| id.to_le_bytes()))
         .collect();
-    let digest = hash_bytes(&bytes);
+    let digest = files::sha256(&bytes);
     let bits = u64::from_str_radix(&digest[..13], 16).unwrap_or(0);
     bits as f64 / (1u64 << 52) as f64
 }
@@ -447,7 +446,7 @@ impl Drawing {
     fn write_account(&self) -> Result<()> {
         let path = &self.account_path;
         match &self.account {
-            Some(account) => write_whole(path, &serde_json::to_vec_pretty(account)?),
+            Some(account) => Ok(files::write(path, &serde_json::to_vec_pretty(account)?)?),
             None if path.exists() => {
                 std::fs::remove_file(path).with_context(|| format!("removing {}", path.display()))
             }

@@ -7,8 +7,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use crate::Result;
 use crate::metric::loss_gap::{Gap, SideLosses};
-use crate::{Error, Result};
 
 /// Everything an evaluation found.
 #[derive(Debug, Clone, Serialize)]
@@ -74,35 +74,19 @@ impl Report {
     /// Writes `report.json`, `report.html` and `eval/replies.jsonl` into `dir`, each whole or not at all.
     ///
     /// # Errors
-    /// [`Error::Write`] names the file; the old one, if any, is still there.
+    /// [`crate::Error::Write`] names the file; the old one, if any, is still there.
     pub fn write(&self, dir: &Path) -> Result<()> {
-        write(
+        files::write(
             &dir.join("report.json"),
             serde_json::to_string_pretty(self)?.as_bytes(),
         )?;
-        write(&dir.join("report.html"), html::page(self).as_bytes())?;
+        files::write(&dir.join("report.html"), html::page(self).as_bytes())?;
         let mut lines = String::new();
         for reply in &self.replies {
             lines.push_str(&serde_json::to_string(reply)?);
             lines.push('\n');
         }
-        write(&dir.join("eval").join("replies.jsonl"), lines.as_bytes())
+        files::write(&dir.join("eval").join("replies.jsonl"), lines.as_bytes())?;
+        Ok(())
     }
-}
-
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let run = || -> std::io::Result<()> {
-        use std::io::Write;
-        let parent = path.parent().unwrap_or(Path::new("."));
-        std::fs::create_dir_all(parent)?;
-        let beside = path.with_extension("tmp");
-        let mut file = std::fs::File::create(&beside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&beside, path)
-    };
-    run().map_err(|source| Error::Write {
-        path: path.to_path_buf(),
-        source,
-    })
 }

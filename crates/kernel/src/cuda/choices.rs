@@ -59,9 +59,7 @@ impl Choices {
             for (product, algorithm) in parse(&text) {
                 self.by_product.entry(product).or_insert(algorithm);
             }
-            let beside = path.with_extension(format!("{}.partial", std::process::id()));
-            let _ = fs::write(&beside, format(&self.by_product))
-                .and_then(|()| fs::rename(&beside, path));
+            let _ = files::write(path, format(&self.by_product).as_bytes());
         }
     }
 }

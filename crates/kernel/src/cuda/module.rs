@@ -146,7 +146,7 @@ fn load(cuda: Cuda, source: &Source) -> Result<sys::CUmodule> {
     let image = compile(source, cuda.compute())?;
     if let Some(path) = &cached {
         // A cache that cannot be written costs time at the next start, nothing else.
-        let _ = store(path, &image);
+        let _ = files::write(path, &image);
     }
     load_image(&image)
 }
@@ -169,16 +169,6 @@ fn cache_path(cuda: Cuda, source: &Source) -> Option<PathBuf> {
         cuda.compute(),
         hasher.finish()
     )))
-}
-
-/// Beside, then renamed, so that no half file is ever read.
-fn store(path: &PathBuf, image: &[u8]) -> std::io::Result<()> {
-    if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir)?;
-    }
-    let beside = path.with_extension(format!("{}.tmp", std::process::id()));
-    std::fs::write(&beside, image)?;
-    std::fs::rename(&beside, path)
 }
 
 /// Takes NVRTC from a folder, before anything asks for it; the library path needs none then.

@@ -13,8 +13,8 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result, shorten, without_position};
 use crate::language::{ByLanguage, Language};
 use crate::near;
-use crate::output::hex;
 use crate::scene::{Line, LineKind, Scene, Speaker, Story, Text};
+use files::hex;
 
 /// What JSON allows behind a value.
 const JSON_SPACE: [char; 4] = ['\n', '\r', '\t', ' '];

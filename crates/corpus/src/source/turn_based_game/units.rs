@@ -19,12 +19,12 @@ use crate::character::{Character, GameRules};
 use crate::error::Result;
 use crate::language::Language;
 use crate::manifest::SourceFiles;
-use crate::output::hex;
 use crate::rows::Row;
 use crate::rules::cleanup::Cleanup;
 use crate::split::{Split, SplitOptions};
 use crate::splitter::{self, Origin, Splittable, TYING_CHARACTERS, Unit, UnitText};
 use crate::task::Task;
+use files::hex;
 
 /// A tree, and the vendor folder beside it if there is one.
 #[derive(Clone, Copy)]

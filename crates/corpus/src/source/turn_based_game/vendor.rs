@@ -11,10 +11,10 @@ use crate::dataset::DatasetWriter;
 use crate::error::{Error, Result, shorten};
 use crate::language::Language;
 use crate::manifest::SourceFiles;
-use crate::output::hex;
 use crate::rules::{Shown, paragraph};
 use crate::split::Split;
 use crate::splitter::{self, Splittable, Unit, UnitText};
+use files::hex;
 
 /// The sets of the vendor folder, by the names of their files.
 pub(crate) const SETS: [&str; 2] = [PAGES, "coig"];

@@ -18,7 +18,6 @@ use super::as_misuse;
 use super::encode::encoding;
 use crate::cli::CorpusPeek as Args;
 use crate::dataset::{self, Sampled};
-use crate::stage::write_whole;
 use crate::ui::Ui;
 use crate::{env, misuse};
 
@@ -150,7 +149,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
             args.seed,
             args.path.display()
         );
-        write_whole(path, page::page(&shown, &drawn, args.tokens).as_bytes())?;
+        files::write(path, page::page(&shown, &drawn, args.tokens).as_bytes())?;
     }
     if !ui.json() {
         ui.line(&format!("{counts}\n{}", legend(&kinds, style)))?;

@@ -15,7 +15,6 @@ use super::as_misuse;
 use crate::cli::CorpusStats as Args;
 use crate::misuse;
 use crate::recipe::Recipe;
-use crate::stage::write_whole;
 use crate::ui::Ui;
 
 /// Name of the page in the output folder.
@@ -76,12 +75,12 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         for section in &sections {
             for picture in &section.pictures {
                 let path = out.join(format!("{}.svg", picture.figure.name));
-                write_whole(&path, picture.figure.file(&section.title).as_bytes())?;
+                files::write(&path, picture.figure.file(&section.title).as_bytes())?;
                 report.files.push(path);
             }
         }
         let path = out.join(PAGE);
-        write_whole(&path, page::page(&sections).as_bytes())?;
+        files::write(&path, page::page(&sections).as_bytes())?;
         report.files.insert(0, path);
     }
     ui.result(&report, || text(&report))

@@ -1,0 +1,18 @@
+//! Files and folders that are old or new at every instant, however the program ends; copies, SHA-256 and hex.
+//!
+//! What is written lies beside its place until it is whole and on the disk; one rename then puts it there. What a killed process left
+//! beside it is free to be taken again, which a lock tells, and goes with the next write of the same name or with [`clear_leftovers`].
+
+mod error;
+mod file;
+mod folder;
+mod hash;
+mod slot;
+mod sync;
+
+pub use error::{Error, Result};
+pub use file::{NewFile, copy, write};
+pub use folder::{NewFolder, move_folder, remove_folder};
+pub use hash::{digest_file, hex, sha256, sha256_of};
+pub use slot::clear_leftovers;
+pub use sync::{sync_folder, sync_tree};
