@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer};
 use text::{Persona, PersonaProfile};
 
 use crate::error::{Error, Result, shorten};
+use crate::import::Form;
 use crate::language::{ByLanguage, Language};
 use crate::near;
 
@@ -180,15 +181,20 @@ impl Character {
     /// Reads and checks a character file.
     ///
     /// # Errors
-    /// The file cannot be read, is not TOML, has an unknown key (the near miss is named) or a value out of range.
+    /// The file cannot be read, is a character card or not TOML, has an unknown key (the near miss is named) or a value out of range.
     pub fn load(path: &Path) -> Result<Character> {
         let bytes = std::fs::read(path).map_err(|source| Error::Read {
             path: path.to_owned(),
             source,
         })?;
         let source = std::str::from_utf8(&bytes)
-            .map_err(|error| Error::not_utf8(path, &bytes[..error.valid_up_to()]))?;
-        Character::parse(source, path)
+            .map_err(|error| Error::not_utf8(path, &bytes[..error.valid_up_to()]));
+        let character = source.and_then(|source| Character::parse(source, path));
+        // A card of another program is named for what it is.
+        character.map_err(|error| match crate::import::recognise(path) {
+            Some(card) if card.form == Form::Card => Error::Importable(card),
+            _ => error,
+        })
     }
 
     /// The same from a text already read; `path` only names it in messages.

@@ -189,6 +189,59 @@ pub enum Error {
         held_out: String,
         train: String,
     },
+    /// A file or folder that `corpus import` reads stands where a story was expected.
+    #[error("{0}")]
+    Importable(crate::import::Recognised),
+    /// A file to import whose bytes are no UTF-8.
+    #[error("{path} is {found}; {remedy}")]
+    Encoding {
+        /// The file.
+        path: PathBuf,
+        /// What its bytes are.
+        found: String,
+        /// What to do about it.
+        remedy: String,
+    },
+    /// A file to import that is larger than any story.
+    #[error("{path} is larger than {most_mib} MiB; cut it into several files")]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The limit in MiB.
+        most_mib: u64,
+    },
+    /// A file to import that is broken.
+    #[error("{path}:{line}: {problem}")]
+    Import {
+        /// The file.
+        path: PathBuf,
+        /// The line there, from 1.
+        line: usize,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A file to import of which nothing tells what it is.
+    #[error(
+        "{path} is of no form that is known; name its form with --form ({known}), or see docs/import.md"
+    )]
+    UnknownForm {
+        /// The file.
+        path: PathBuf,
+        /// The names of all forms.
+        known: String,
+    },
+    /// A file to import that is a story in the plain format.
+    #[error("{path} is a story already; give it to `cyrene corpus build --root` as it is")]
+    StoryAlready {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Files to import without a single line.
+    #[error("{path} holds no line of a story; docs/import.md says what is read of each form")]
+    NothingToImport {
+        /// The file or folder.
+        path: PathBuf,
+    },
     #[error(
         "{split} exists already and was made with other settings ({problem}); use --force to replace it"
     )]

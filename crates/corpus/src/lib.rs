@@ -2,7 +2,7 @@
 //!
 //! The road: [`source`] reads a story, [`rules`] make sentences into rows, [`build`] writes the data sets and their
 //! manifest, [`split`] holds scenes out, [`rows`] gives the rows back with their scene and side, [`stats`]
-//! says what data sets hold, [`export`] writes them for other tools.
+//! says what data sets hold, [`export`] writes them for other tools. [`import`] makes stories of other forms into plain ones.
 
 pub mod account;
 mod build;
@@ -14,6 +14,7 @@ pub mod export;
 mod fold;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod import;
 mod language;
 pub mod manifest;
 mod near;

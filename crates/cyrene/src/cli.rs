@@ -310,6 +310,8 @@ pub struct Fetch {
 pub enum Corpus {
     /// Build data sets from a story
     Build(CorpusBuild),
+    /// A story from Ren'Py, subtitles, Twine, `Name: text`, CSV or a chat log; a character file from a card
+    Import(CorpusImport),
     /// Hold scenes out for validation, all languages together
     Split(CorpusSplit),
     /// Lengths, holes, speakers, sides and passes: a table, pictures, a page
@@ -345,6 +347,31 @@ pub struct CorpusBuild {
     /// Word pattern for token counts
     #[arg(long, value_enum, default_value = "qwen2")]
     pub count_with: CountWith,
+}
+
+#[derive(Debug, Args)]
+pub struct CorpusImport {
+    /// Files or a folder of one story, or one character card as JSON or PNG (docs/import.md)
+    #[arg(required = true)]
+    pub paths: Vec<PathBuf>,
+    /// The file to write: a story (.jsonl), or of a card the character file (.toml)
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Language of the texts, e.g. en, zh, ja
+    #[arg(long, default_value = "en")]
+    pub language: String,
+    /// Campaign of all scenes; default is the name of the file or folder
+    #[arg(long)]
+    pub campaign: Option<String>,
+    /// Name that {{user}} becomes in a card; default is User
+    #[arg(long)]
+    pub player: Option<String>,
+    /// renpy, subtitles, substation, twee, twine, table, chat-log, discord, card or plain; default is what content and ending say
+    #[arg(long)]
+    pub form: Option<String>,
+    /// Replace the file to write
+    #[arg(long)]
+    pub force: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -3,6 +3,7 @@
 //! plain second reading of the rules, or reports an error without its place.
 
 mod build;
+mod import;
 mod maps;
 mod readers;
 mod rules;
@@ -15,12 +16,13 @@ use crate::error::Error;
 pub type Target = fn(&[u8], &Path);
 
 /// All targets by name; the seeds of each lie in `fuzz/seeds/<name>`.
-pub const TARGETS: [(&str, Target); 11] = [
+pub const TARGETS: [(&str, Target); 12] = [
     ("text_map", maps::text_map),
     ("tables", maps::tables),
     ("game", build::game),
     ("exercises", build::exercises),
     ("story", build::story),
+    ("import", import::import),
     ("rows", build::rows),
     ("cleanup", rules::cleanup),
     ("lines", rules::lines),

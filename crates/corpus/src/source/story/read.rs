@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result, shorten, without_position};
+use crate::import;
 use crate::language::{ByLanguage, Language};
 use crate::near;
 use crate::scene::{Line, LineKind, Scene, Speaker, Story, Text};
@@ -27,8 +28,10 @@ const JSON_SPACE: [char; 4] = ['\n', '\r', '\t', ' '];
 pub fn read(root: &Path) -> Result<Story> {
     let mut reader = StoryReader::default();
     let mut all = Sha256::new();
-    for path in story_files(root)? {
-        let file_hash = reader.read_file(&path)?;
+    for path in story_files(root).map_err(|error| name_form(error, root))? {
+        let file_hash = reader
+            .read_file(&path)
+            .map_err(|error| name_form(error, &path))?;
         all.update(path.file_name().map_or(&[][..], |n| n.as_encoded_bytes()));
         all.update([0]);
         all.update(file_hash);
@@ -41,6 +44,14 @@ pub fn read(root: &Path) -> Result<Story> {
     }
     story.sha256 = hex(&all.finalize());
     Ok(story)
+}
+
+/// The error, or what the file or folder is, where that is something that can be made into a story.
+fn name_form(error: Error, path: &Path) -> Error {
+    match import::recognise(path) {
+        Some(recognised) => Error::Importable(recognised),
+        None => error,
+    }
 }
 
 /// The files of a story in the order of their names: the file itself, or a folder's regular files that end in `.jsonl` or `.jsonl.gz`.

@@ -3,6 +3,7 @@
 pub mod build;
 pub mod encode;
 mod export;
+mod import;
 mod peek;
 pub mod split;
 mod stats;
@@ -15,6 +16,7 @@ use crate::ui::{Misuse, Ui};
 pub fn run(command: Corpus, ui: &Ui) -> Result<()> {
     match command {
         Corpus::Build(args) => build::run(&args, ui),
+        Corpus::Import(args) => import::run(&args, ui),
         Corpus::Split(args) => split::run(&args, ui),
         Corpus::Stats(args) => stats::run(&args, ui),
         Corpus::Peek(args) => peek::run(&args, ui),

@@ -1,0 +1,2 @@
+define b = Character(
+"Bo"
