@@ -13,20 +13,24 @@ pub enum Error {
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
     #[error(
-        "training needs {needed} bytes of the GPU even with one row of {row_tokens} tokens at a time and every layer computed twice, and it has {available}; lower data.row_tokens, use tuner.kind = \"lora\" or a smaller base, or close other programs on the GPU"
+        "training needs {} of the GPU even with one row of {row_tokens} tokens at a time and every layer computed twice, and it has {}; lower data.row_tokens, {}, or close other programs on the GPU", gib(*.needed), gib(*.available), lighter(*.is_lora)
     )]
     DoesNotFit {
         needed: usize,
         available: usize,
         row_tokens: usize,
+        /// Whether adapters train already.
+        is_lora: bool,
     },
     #[error(
-        "training within {gpu_bytes} bytes of the GPU needs {needed} bytes of host memory for the optimizer's moments, and {available} can be locked; close other programs, give the machine or its container more memory, use tuner.kind = \"lora\" or a smaller base, or a GPU with more memory"
+        "training within {} of the GPU needs {} of host memory for the optimizer's moments, and {} can be locked; close other programs, give the machine or its container more memory, {}, or use a GPU with more memory", gib(*.gpu_bytes), gib(*.needed), gib(*.available), lighter(*.is_lora)
     )]
     DoesNotFitHost {
         needed: usize,
         available: usize,
         gpu_bytes: usize,
+        /// Whether adapters train already.
+        is_lora: bool,
     },
     #[error(transparent)]
     Text(#[from] text::Error),
@@ -150,6 +154,18 @@ pub enum Error {
     Interrupted { step: u64, checkpoint: PathBuf },
 }
 
+/// What takes less memory than the job does, of what it does not do already.
+pub fn lighter(is_lora: bool) -> &'static str {
+    match is_lora {
+        true => "use a smaller base",
+        false => "use tuner.kind = \"lora\" or a smaller base",
+    }
+}
+
+fn gib(bytes: usize) -> String {
+    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
+}
+
 fn last_good(last_checkpoint: &Option<PathBuf>) -> String {
     match last_checkpoint {
         Some(path) => format!(
@@ -220,6 +236,20 @@ impl<T> IoContext<T> for std::io::Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_job_with_adapters_is_not_told_to_use_adapters() {
+        let error = |is_lora| Error::DoesNotFit {
+            needed: 30 << 30,
+            available: 8 << 30,
+            row_tokens: 64,
+            is_lora,
+        };
+        let full = error(false).to_string();
+        assert!(full.contains("needs 30.0 GiB") && full.contains("has 8.0 GiB"));
+        assert!(full.contains("lora"), "{full}");
+        assert!(!error(true).to_string().contains("lora"));
+    }
 
     #[test]
     fn a_gpu_that_fails_in_a_step_names_the_checkpoint_to_go_on_from() {

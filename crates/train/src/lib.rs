@@ -22,7 +22,7 @@ mod tensorboard;
 pub mod validate;
 
 pub use checkpoint::Best;
-pub use error::{Error, Result};
+pub use error::{Error, Result, lighter};
 pub use job::{
     BatchConfig, DataConfig, Document, Job, OptimizerConfig, Packing, RunConfig, TunerConfig,
     ValidationSet,

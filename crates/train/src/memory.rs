@@ -207,11 +207,13 @@ impl MemoryPlan {
                 needed: least,
                 available: budget,
                 row_tokens: training.rows.row_tokens,
+                is_lora: training.lora.is_some(),
             },
             needed => Error::DoesNotFitHost {
                 needed,
                 available: room.host_bytes,
                 gpu_bytes: budget,
+                is_lora: training.lora.is_some(),
             },
         })
     }

@@ -1,6 +1,6 @@
 //! `cyrene doctor`: what this machine has, what a recipe will need of it, and whether that fits, before an hour is spent.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -29,8 +29,8 @@ pub struct Machine {
     pub memory_bytes: u64,
     pub memory_free_bytes: u64,
     pub disk_free_bytes: Option<u64>,
-    /// Whether an NVIDIA driver is installed.
-    pub nvidia_driver: bool,
+    /// What is missing to use a GPU; None where there is one that can be used.
+    pub gpu_missing: Option<String>,
 }
 
 /// One recipe's needs, or one size's.
@@ -85,7 +85,7 @@ const UNKNOWN: usize = usize::MAX;
 
 /// Where the planned training is to run.
 #[derive(Debug, Clone, Copy)]
-enum Place {
+pub enum Place {
     Cpu {
         free_bytes: u64,
     },
@@ -98,6 +98,26 @@ enum Place {
 }
 
 impl Place {
+    /// A device of this machine for one process, as training finds it.
+    ///
+    /// # Errors
+    /// A GPU that does not answer.
+    pub fn here(device: Device, machine: &Machine) -> Result<Place> {
+        Ok(match device {
+            Device::Cpu => Place::Cpu {
+                free_bytes: machine.memory_free_bytes,
+            },
+            Device::Cuda(cuda) => Place::Gpu {
+                card: cuda.card(),
+                room: Room {
+                    gpu_bytes: cuda.available_bytes()?,
+                    host_bytes: HostMemory::now().lockable_bytes(),
+                },
+                n_ranks: 1,
+            },
+        })
+    }
+
     fn n_ranks(self) -> usize {
         match self {
             // All share this machine's memory and cores.
@@ -228,13 +248,11 @@ impl Machine {
         let disk = self.disk_free_bytes.map_or(String::new(), |bytes| {
             format!(" · {} of disk free", size(bytes))
         });
-        let driver = if self.nvidia_driver {
-            " · NVIDIA driver present"
-        } else {
-            ""
-        };
+        let gpu = self.gpu_missing.as_ref().map_or(String::new(), |missing| {
+            format!("\nno GPU that this program can use: {missing}")
+        });
         format!(
-            "{} ({}) · {} threads · {} of {} memory free{disk}{driver}",
+            "{} ({}) · {} threads · {} of {} memory free{disk}{gpu}",
             self.processor,
             self.vectors,
             self.threads,
@@ -263,7 +281,7 @@ pub fn machine(place: &Path) -> Machine {
         memory_bytes: memory.total_bytes,
         memory_free_bytes: memory.available_bytes,
         disk_free_bytes: disk_free(place),
-        nvidia_driver: nvidia_driver(),
+        gpu_missing: kernel::cuda::missing().map(|missing| missing.to_string()),
     }
 }
 
@@ -277,19 +295,6 @@ fn disk_free(place: &Path) -> Option<u64> {
     holding
         .max_by_key(|disk| disk.mount_point().as_os_str().len())
         .map(sysinfo::Disk::available_space)
-}
-
-fn nvidia_driver() -> bool {
-    let places: &[&str] = if cfg!(windows) {
-        &["C:\\Windows\\System32\\nvcuda.dll"]
-    } else {
-        &[
-            "/proc/driver/nvidia/version",
-            "/usr/lib/x86_64-linux-gnu/libcuda.so.1",
-            "/usr/lib64/libcuda.so.1",
-        ]
-    };
-    places.iter().any(|path| PathBuf::from(path).exists())
 }
 
 /// What a recipe needs, from its base's configuration and its data.
@@ -314,11 +319,7 @@ fn recipe_plan(path: &Path, place: Place, flops: Option<f64>) -> Result<StagePla
         .iter()
         .map(|document| document.encoded.input_ids.len() as f64 * weights[document.source as usize])
         .sum();
-    let a_step = (recipe.batch.rows * recipe.batch.accumulate * recipe.data.row_tokens) as f64;
-    let tokens = match recipe.run.steps {
-        Some(steps) => steps as f64 * a_step.min(an_epoch),
-        None => an_epoch * recipe.run.epochs as f64,
-    };
+    let tokens = run_tokens(&recipe, an_epoch);
 
     // 2. memory
     let lora = recipe.tuner.lora();
@@ -351,6 +352,15 @@ fn recipe_plan(path: &Path, place: Place, flops: Option<f64>) -> Result<StagePla
         eta_s: flops.map(|flops| tokens * per_token / flops / place.n_ranks() as f64),
         ..plan
     })
+}
+
+/// Tokens of a whole run, of which an epoch has `an_epoch`.
+pub fn run_tokens(recipe: &Recipe, an_epoch: f64) -> f64 {
+    let a_step = (recipe.batch.rows * recipe.batch.accumulate * recipe.data.row_tokens) as f64;
+    match recipe.run.steps {
+        Some(steps) => steps as f64 * a_step.min(an_epoch),
+        None => an_epoch * recipe.run.epochs as f64,
+    }
 }
 
 /// What a size needs with the rows of the default recipe.
@@ -391,7 +401,7 @@ fn size_plans(size: &str, place: Place) -> Result<Vec<StagePlan>> {
 }
 
 /// The memory of a training, without tokens and time.
-fn memory_plan(name: String, training: &Training, place: Place) -> Result<StagePlan> {
+pub fn memory_plan(name: String, training: &Training, place: Place) -> Result<StagePlan> {
     let rows = training.rows;
     let mut plan = StagePlan {
         name,
@@ -427,7 +437,16 @@ fn memory_plan(name: String, training: &Training, place: Place) -> Result<StageP
             plan.peak_bytes = cpu_bytes(training);
             plan.available_bytes = free_bytes;
             plan.fits = plan.peak_bytes < free_bytes;
-            plan.remedy = (!plan.fits).then(|| "lower batch.rows or data.row_tokens, use tuner.kind = \"lora\", or dtype = \"bf16\"".to_owned());
+            plan.remedy = (!plan.fits).then(|| {
+                let half = match training.dtype {
+                    DType::F32 => ", or dtype = \"bf16\"",
+                    DType::Bf16 => "",
+                };
+                let lighter = train::lighter(training.lora.is_some());
+                format!(
+                    "lower batch.rows or data.row_tokens, {lighter}{half}, or close other programs"
+                )
+            });
         }
         Place::Gpu { card, room, .. } => {
             plan.available_bytes = room.gpu_bytes as u64;
@@ -479,7 +498,7 @@ fn tightest(training: &Training, card: Card, room: Room) -> train::Result<Memory
 }
 
 /// Weights, what trains with gradient and two moments in f32, activations of a micro-batch.
-fn cpu_bytes(training: &Training) -> u64 {
+pub fn cpu_bytes(training: &Training) -> u64 {
     let pass = training.pass(training.rows.rows);
     let weights = pass.weights();
     let weights: usize = weights
@@ -491,7 +510,7 @@ fn cpu_bytes(training: &Training) -> u64 {
 }
 
 /// Operations a second of one product of a middling shape, after a first run.
-fn matmul_flops(device: Device) -> Result<f64> {
+pub fn matmul_flops(device: Device) -> Result<f64> {
     let values = |n: usize| {
         (0..n)
             .map(|i| ((i * 2_654_435_761) % 1000) as f32 / 1000.0 - 0.5)

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use ::train::ranks::Ranks;
 use anyhow::{Context, Result};
+use corpus::survey::Survey;
 use corpus::{BuildRequest, Character, SourceKind, SplitOptions, SplitRequest, Task};
 use kernel::{DType, Device};
 use model::quant::fp8_block::{Division, Layout};
@@ -11,13 +12,15 @@ use model::{Config, Model};
 use serde_json::{Value, json};
 use text::{ChatTemplate, Persona, Tokenizer, WordPattern};
 
+use super::doctor::{self, Machine, Place};
+use super::plan::{Ahead, RunPlan};
 use super::{corpus as corpus_command, eval as eval_command, export, fetch, merge, serve, train};
 use crate::cli::{DTypeArg, Live, ModelArgs, StageName};
 use crate::lock::RunLock;
 use crate::recipe::{Recipe, Source};
 use crate::stage::Stage;
 use crate::trained::TrainedRows;
-use crate::ui::Ui;
+use crate::ui::{Misuse, Ui};
 use crate::{env, launch, load, misuse, sizes};
 
 pub const DEMO_STORY: &str = include_str!("../../../../demo/story.jsonl");
@@ -36,11 +39,7 @@ pub fn run(args: &Live, ui: &Ui) -> Result<()> {
     let device = load::device_within(&args.device.device, &args.memory)?;
     let mut live = Run::new(args, device, *ui)?;
     let lock = RunLock::take(&live.dir)?;
-    let last = if args.no_serve {
-        args.until.min(StageName::Export)
-    } else {
-        args.until
-    };
+    let last = live.last;
     let stages: [(StageName, Work); 7] = [
         (StageName::Doctor, Run::doctor),
         (StageName::Fetch, Run::fetch),
@@ -94,6 +93,14 @@ pub fn run(args: &Live, ui: &Ui) -> Result<()> {
     )
 }
 
+/// The last stage that the command line asks for.
+fn last_stage(args: &Live) -> StageName {
+    match args.no_serve {
+        true => args.until.min(StageName::Export),
+        false => args.until,
+    }
+}
+
 /// One stage's work.
 type Work = fn(&mut Run) -> Result<()>;
 
@@ -106,11 +113,14 @@ struct Run {
     story: PathBuf,
     character_path: PathBuf,
     character: Character,
+    survey: Survey,
     size: String,
     base: Option<String>,
     /// Whether the base is made here, with a tokenizer learned from the story.
     from_seed: bool,
     set: Vec<String>,
+    /// Where the run ends.
+    last: StageName,
     /// Key of the last stage: what comes after depends on it.
     key: String,
     done: Vec<Value>,
@@ -145,9 +155,26 @@ impl Run {
                 story.display()
             );
         }
-        let character = Character::load(&character_path)
-            .map_err(|error| anyhow::Error::new(crate::ui::Misuse(error.to_string())))?;
-        Ok(Run {
+        let misuse = |error: corpus::Error| anyhow::Error::new(Misuse(error.to_string()));
+        let character = Character::load(&character_path).map_err(misuse)?;
+        load::character(&character_path)?;
+        if let Some(base) = &args.base
+            && !Path::new(base).is_dir()
+            && !fetch::is_hub_id(base)
+        {
+            misuse!(
+                "--base {base} is no folder, and no Hub id either; expected a model's folder, or owner/name such as Qwen/Qwen3.5-4B-Base"
+            );
+        }
+        let survey = corpus::survey::survey(&story, &character).map_err(misuse)?;
+        if !survey.silent_ids.is_empty() {
+            ui.note(format_args!(
+                "warning: nobody in the story has the speaker ids {} of {}",
+                survey.silent_ids.join(", "),
+                character_path.display()
+            ));
+        }
+        let run = Run {
             device,
             ui,
             dir,
@@ -155,14 +182,20 @@ impl Run {
             story,
             character_path,
             character,
+            survey,
             size: args.size.clone(),
             base: args.base.clone(),
             from_seed: args.from_seed
                 || (args.base.is_none() && sizes::is_never_released(&args.size)),
             set: args.set.clone(),
+            last: last_stage(args),
             key: String::new(),
             done: Vec::new(),
-        })
+        };
+        for stage in ["cpt", "sft"] {
+            train::check(&run.recipe(stage)?)?;
+        }
+        Ok(run)
     }
 
     /// Runs `work` unless its result is there; `inputs` and the stages before decide.
@@ -213,11 +246,55 @@ impl Run {
     fn doctor(&mut self) -> Result<()> {
         // What a machine has may change between two starts: never cached, and nothing depends on it.
         self.ui.note("[1/8] doctor");
-        let machine = super::doctor::machine(&self.dir);
-        self.ui.note(format_args!("      {}", machine.describe()));
+        let mut machine = doctor::machine(&self.dir);
+        machine.device = self.device.to_string();
+        for line in machine.describe().lines() {
+            self.ui.note(format_args!("      {line}"));
+        }
+        let plan = self.plan(&machine)?;
+        for line in plan.describe().lines() {
+            self.ui.note(format_args!("      {line}"));
+        }
+        if let (true, Some(refusal)) = (
+            self.last > StageName::Corpus,
+            plan.refusal(&machine, self.device),
+        ) {
+            misuse!("{refusal}");
+        }
         self.done
-            .push(json!({ "stage": "doctor", "cached": false, "outcome": machine }));
+            .push(json!({ "stage": "doctor", "cached": false, "outcome": machine, "plan": plan }));
         Ok(())
+    }
+
+    /// What the stages will need, from the story's text and the shapes of the model.
+    fn plan(&self, machine: &Machine) -> Result<RunPlan> {
+        let local = self
+            .base
+            .as_ref()
+            .map(Path::new)
+            .filter(|base| base.is_dir());
+        let vocabulary = sizes::vocabulary(&self.size);
+        let config = match local {
+            Some(folder) => Config::load(folder)?,
+            None => {
+                let json = match self.from_seed {
+                    true => sizes::config_for(&self.size, vocabulary, 0),
+                    false => sizes::config(&self.size),
+                };
+                Config::from_json(&json.context("a size without a shape")?)?
+            }
+        };
+        let ahead = Ahead {
+            config: &config,
+            downloads: !self.from_seed && local.is_none() && !self.base_model().is_dir(),
+            survey: &self.survey,
+            // Seen on the demo's story and on the released vocabulary.
+            bytes_per_token: if self.from_seed { 3.0 } else { 4.2 },
+            cpt: &self.recipe("cpt")?,
+            sft: &self.recipe("sft")?,
+        };
+        let place = Place::here(self.device, machine)?;
+        RunPlan::new(&ahead, machine, place, doctor::matmul_flops(self.device)?)
     }
 
     /// The base model: fetched, or a tokenizer trained on the story and weights from a seed.
@@ -230,7 +307,7 @@ impl Run {
         let inputs = match &base {
             Some(base) => json!({ "base": base }),
             None => {
-                json!({ "size": self.size, "story": files::sha256_of(&self.story)?, "character": files::sha256_of(&self.character_path)?, "seed": SEED })
+                json!({ "size": self.size, "story": hash_story(&self.story)?, "character": files::sha256_of(&self.character_path)?, "seed": SEED })
             }
         };
         self.stage(2, "fetch", inputs, |run, dir| {
@@ -247,7 +324,7 @@ impl Run {
     }
 
     fn corpus(&mut self) -> Result<()> {
-        let inputs = json!({ "story": files::sha256_of(&self.story)?, "character": files::sha256_of(&self.character_path)?, "seed": SEED });
+        let inputs = json!({ "story": hash_story(&self.story)?, "character": files::sha256_of(&self.character_path)?, "seed": SEED });
         self.stage(3, "corpus", inputs, |run, dir| {
             let tasks = [Task::PtEverything, Task::SftCyrene];
             let request = BuildRequest {
@@ -489,6 +566,20 @@ fn training_texts(run: &Run, scratch: &Path) -> Result<Vec<String>> {
         .flat_map(|row| row.messages)
         .map(|message| message.content)
         .collect())
+}
+
+/// What the stages depend on of a story: the files that are read of it, and no others.
+fn hash_story(root: &Path) -> Result<String> {
+    let files = corpus::story_files(root)?;
+    if files == [root] {
+        return Ok(files::sha256_of(root)?);
+    }
+    let mut hashes = Vec::new();
+    for path in &files {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        hashes.push((name.into_owned(), files::sha256_of(path)?));
+    }
+    Ok(files::sha256(serde_json::to_string(&hashes)?.as_bytes()))
 }
 
 /// A plain sentence on a model from a seed, which training keeps.

@@ -10,6 +10,7 @@ pub mod fetch;
 pub mod generate;
 pub mod live;
 pub mod merge;
+pub mod plan;
 pub mod recipe;
 pub mod score;
 pub mod selftest;

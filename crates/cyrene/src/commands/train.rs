@@ -10,6 +10,7 @@ use corpus::split::{Side, Split};
 use kernel::Device;
 use model::Model;
 use text::{Persona, Tokenizer};
+use train::job::ResultKind;
 use train::metrics::{AlertLine, ValidationLine};
 use train::ranks::{Limits, Ranks};
 use train::validate::ALL;
@@ -25,7 +26,7 @@ use crate::launch::{self, Launch};
 use crate::lock::RunLock;
 use crate::recipe::Recipe;
 use crate::trained::TrainedRows;
-use crate::ui::{Bar, Ui, size};
+use crate::ui::{Bar, Misuse, Ui, size};
 use crate::{env, interrupt, load, misuse};
 
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
@@ -299,6 +300,22 @@ pub fn job(recipe: &Recipe, data: Data, tokenizer: Option<Arc<Tokenizer>>) -> Jo
         force: false,
         stop: Arc::default(),
     }
+}
+
+/// Whether a recipe's values can be, before its data are read.
+///
+/// # Errors
+/// The key, and what is expected.
+pub fn check(recipe: &Recipe) -> Result<()> {
+    let nothing = Data {
+        train: Vec::new(),
+        held_out: BTreeMap::new(),
+    };
+    let mut job = job(recipe, nothing, None);
+    // That something is held out shows later.
+    job.run.result = ResultKind::Last;
+    job.check()
+        .map_err(|error| anyhow::Error::new(Misuse(error.to_string())))
 }
 
 /// Rows of a recipe, by side.

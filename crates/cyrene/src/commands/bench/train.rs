@@ -3,16 +3,18 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use kernel::Device;
+use kernel::host::HostMemory;
+use kernel::{DType, Device};
 use model::{Config, LoraConfig, Model};
 use serde::Serialize;
 use text::pack::Row;
 use train::OptimizerConfig;
-use train::memory::{Bytes, MemoryPlan, StepRows};
+use train::memory::{Bytes, MemoryPlan, StepRows, Training};
 use train::step::Trainer;
 
 use super::{ceiling, device_name, shapes, storage};
 use crate::cli::{BenchTrain as Args, TunerArg};
+use crate::commands::doctor::cpu_bytes;
 use crate::ui::{Ui, size};
 use crate::{load, misuse};
 
@@ -58,6 +60,54 @@ struct Line {
     loss: f64,
 }
 
+/// The adapter that is timed, if one is.
+fn lora(args: &Args) -> Option<LoraConfig> {
+    (args.tuner == TunerArg::Lora).then(|| LoraConfig {
+        rank: 16,
+        alpha: 32.0,
+        dropout: 0.01,
+        targets: Vec::new(),
+    })
+}
+
+fn step_rows(args: &Args) -> StepRows {
+    StepRows {
+        rows: args.rows,
+        row_tokens: args.row_tokens,
+        accumulate: args.accumulate,
+        at_once: args.rows,
+    }
+}
+
+/// A GPU's memory is planned by the trainer; a CPU would swap, or end the program.
+///
+/// # Errors
+/// Misuse, where the machine has less memory free than the steps need.
+fn refuse_too_large(config: &Config, args: &Args, dtype: DType) -> Result<()> {
+    let lora = lora(args);
+    let training = Training {
+        config,
+        dtype,
+        lora: lora.as_ref(),
+        rows: step_rows(args),
+        rank: 0,
+        n_ranks: 1,
+    };
+    let (needed, free) = (cpu_bytes(&training), HostMemory::now().available_bytes);
+    if needed > free {
+        misuse!(
+            "the steps need {} of memory, and {} are free; choose a smaller --size, fewer --rows or --row-tokens{}",
+            size(needed),
+            size(free),
+            match args.tuner {
+                TunerArg::Full => ", or --tuner lora",
+                TunerArg::Lora => "",
+            }
+        );
+    }
+    Ok(())
+}
+
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let device = load::device_within(&args.device.device, &args.memory)?;
     let config = shapes(&args.size)?;
@@ -89,27 +139,19 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         "{n_params} parameters, random, on {device_name}"
     ));
     let dtype = storage(args.dtype, device);
+    if device == Device::Cpu {
+        refuse_too_large(&config, args, dtype)?;
+    }
     let vocab_size = config.vocab_size;
     let flops_per_token = flops_per_token(&config, args.tuner, document_tokens);
     let mut model = Model::init(config, 1, dtype)?.to_device(device)?;
-    if args.tuner == TunerArg::Lora {
-        let lora = LoraConfig {
-            rank: 16,
-            alpha: 32.0,
-            dropout: 0.01,
-            targets: Vec::new(),
-        };
+    if let Some(lora) = lora(args) {
         model.attach_lora(&lora, 2)?;
     }
     if let Device::Cuda(card) = device {
         card.reset_peak();
     }
-    let rows = StepRows {
-        rows: args.rows,
-        row_tokens: args.row_tokens,
-        accumulate: args.accumulate,
-        at_once: args.rows,
-    };
+    let rows = step_rows(args);
     let mut trainer = Trainer::new(model, &OptimizerConfig::default(), 3, rows)?;
     let memory = trainer.memory.clone();
     if let Some(memory) = &memory {

@@ -1,0 +1,331 @@
+//! What the stages of `live` will need, said before the first byte is fetched: download, disk, memory, time.
+//!
+//! Everything is reckoned from the story's text, the recipes and the shapes of the model; tokens are not counted, since the tokenizer may
+//! still be to fetch.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+use corpus::Language;
+use corpus::survey::Survey;
+use kernel::Device;
+use model::{Config, TensorSpec};
+use serde::Serialize;
+use train::memory::{StepRows, Training};
+
+use super::doctor::{self, Machine, Place, StagePlan};
+use crate::recipe::Recipe;
+use crate::ui::{clock, size};
+
+/// What is known before the run.
+pub struct Ahead<'a> {
+    pub config: &'a Config,
+    /// Whether the base comes over the network.
+    pub downloads: bool,
+    pub survey: &'a Survey,
+    /// Bytes of text that a token of the vocabulary holds, about.
+    pub bytes_per_token: f64,
+    pub cpt: &'a Recipe,
+    pub sft: &'a Recipe,
+}
+
+/// The needs of all stages.
+#[derive(Debug, Clone, Serialize)]
+pub struct RunPlan {
+    pub stages: Vec<Needs>,
+    /// What the run's folder grows by.
+    pub disk_bytes: u64,
+    pub download_bytes: u64,
+    pub eta_s: f64,
+    /// Whether the disk has room for it; true where that is not known.
+    pub fits_disk: bool,
+}
+
+/// The needs of one stage, all of them estimates.
+#[derive(Debug, Clone, Serialize)]
+pub struct Needs {
+    pub name: &'static str,
+    pub download_bytes: u64,
+    pub disk_bytes: u64,
+    pub eta_s: f64,
+    /// Memory and tokens, of the stages that train.
+    pub training: Option<StagePlan>,
+}
+
+impl RunPlan {
+    /// Plans a run on a machine whose arithmetic does `flops` operations a second.
+    ///
+    /// # Errors
+    /// A shape or recipe that no memory plan can be made of.
+    pub fn new(ahead: &Ahead<'_>, machine: &Machine, place: Place, flops: f64) -> Result<RunPlan> {
+        let n_params = ahead.config.n_params();
+        let text: u64 = ahead.survey.text_bytes.values().sum();
+        let weights = weight_bytes(ahead.config);
+        let cpt = training("cpt", ahead, ahead.cpt, place, flops)?;
+        let sft = training("sft", ahead, ahead.sft, place, flops)?;
+        // Both models look at what is held out and as much of what was trained on: a quarter of the text, forward alone.
+        let scored = text as f64 / ahead.bytes_per_token / 4.0;
+        let eval_s = 2.0 * 2.0 * n_params as f64 * scored / flops;
+        let stage = |name, download_bytes, disk_bytes, eta_s| Needs {
+            name,
+            download_bytes,
+            disk_bytes,
+            eta_s,
+            training: None,
+        };
+        let download = if ahead.downloads { weights } else { 0 };
+        let stages = vec![
+            stage("fetch", download, weights, 0.0),
+            // Documents, conversations and the manifest.
+            stage("corpus", 0, 3 * text, text as f64 / 2e6),
+            cpt,
+            sft,
+            stage("eval", 0, 1 << 20, eval_s),
+            // A byte a weight, but for embeddings and norms.
+            stage("export", 0, weights * 2 / 3, 0.0),
+        ];
+        let sum = |of: fn(&Needs) -> u64| stages.iter().map(of).sum();
+        let disk_bytes = sum(|stage| stage.disk_bytes);
+        Ok(RunPlan {
+            disk_bytes,
+            download_bytes: sum(|stage| stage.download_bytes),
+            eta_s: stages.iter().map(|stage| stage.eta_s).sum(),
+            fits_disk: machine.disk_free_bytes.is_none_or(|free| disk_bytes < free),
+            stages,
+        })
+    }
+
+    /// A line a stage, and one for all.
+    pub fn describe(&self) -> String {
+        let mut lines: Vec<String> = self.stages.iter().map(Needs::describe).collect();
+        let room = match self.fits_disk {
+            true => "",
+            false => ", MORE THAN THE DISK HAS FREE",
+        };
+        lines.push(format!(
+            "in all: about {} of disk{room}, {} to download, {} without the download (estimated; training says exactly)",
+            size(self.disk_bytes),
+            size(self.download_bytes),
+            spoken(self.eta_s)
+        ));
+        lines.join("\n")
+    }
+
+    /// Why the run cannot go through, if it cannot.
+    pub fn refusal(&self, machine: &Machine, device: Device) -> Option<String> {
+        if !self.fits_disk {
+            return Some(format!(
+                "the run needs about {} of disk, and {} are free; make room, or name another place with --runs",
+                size(self.disk_bytes),
+                size(machine.disk_free_bytes.unwrap_or_default())
+            ));
+        }
+        self.stages.iter().find_map(|stage| {
+            let plan = stage.training.as_ref()?;
+            let remedy = plan.remedy.as_ref()?;
+            // What is free on a CPU changes; beyond the whole memory there is no hope.
+            if device == Device::Cpu && plan.peak_bytes < machine.memory_bytes {
+                return None;
+            }
+            Some(format!(
+                "stage {} needs {} of memory and has {}: {remedy}",
+                stage.name,
+                size(plan.peak_bytes),
+                size(plan.available_bytes)
+            ))
+        })
+    }
+}
+
+impl Needs {
+    fn describe(&self) -> String {
+        let mut parts = Vec::new();
+        if let Some(plan) = &self.training {
+            let verdict = match &plan.remedy {
+                None => format!("fits in {}", size(plan.available_bytes)),
+                Some(remedy) => {
+                    format!("DOES NOT FIT in {}: {remedy}", size(plan.available_bytes))
+                }
+            };
+            parts.push(format!("{} of memory, {verdict}", size(plan.peak_bytes)));
+            let tokens = plan.tokens.unwrap_or_default();
+            parts.push(format!("about {tokens} tokens"));
+        }
+        if self.download_bytes > 0 {
+            parts.push(format!("{} to download", size(self.download_bytes)));
+        }
+        parts.push(format!("{} of disk", size(self.disk_bytes)));
+        if self.eta_s >= 1.0 {
+            parts.push(spoken(self.eta_s));
+        }
+        format!("{}: {}", self.name, parts.join(", "))
+    }
+}
+
+fn spoken(seconds: f64) -> String {
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(time) => format!("about {}", clock(time)),
+        Err(_) => "no end".to_owned(),
+    }
+}
+
+/// Bytes of a checkpoint in bf16 or f32, as the base has it.
+fn weight_bytes(config: &Config) -> u64 {
+    let raw = config.raw();
+    let text = raw.get("text_config").unwrap_or(raw);
+    let dtype = text.get("dtype").or_else(|| raw.get("dtype"));
+    let each = match dtype.and_then(serde_json::Value::as_str) {
+        Some("float32") => 4,
+        _ => 2,
+    };
+    config.n_params() * each
+}
+
+fn training(
+    name: &'static str,
+    ahead: &Ahead<'_>,
+    recipe: &Recipe,
+    place: Place,
+    flops: f64,
+) -> Result<Needs> {
+    let lora = recipe.tuner.lora();
+    let job = Training {
+        config: ahead.config,
+        dtype: recipe.dtype.dtype(),
+        lora: lora.as_ref(),
+        rows: StepRows {
+            rows: recipe.batch.rows,
+            row_tokens: recipe.data.row_tokens,
+            accumulate: recipe.batch.accumulate,
+            at_once: recipe.batch.rows,
+        },
+        rank: 0,
+        n_ranks: 1,
+    };
+    let mut plan = doctor::memory_plan(name.to_owned(), &job, place)?;
+    // 1. tokens: each source as often as its weight says
+    let text_bytes = &ahead.survey.text_bytes;
+    let all: u64 = text_bytes.values().sum();
+    let share = match name {
+        "cpt" => 1.0,
+        // Her lines, and about as much again twice of what others say before them.
+        _ => (3.0 * ahead.survey.character_bytes as f64 / all.max(1) as f64).min(1.0),
+    };
+    let epoch = epoch_bytes(recipe, text_bytes) * share / ahead.bytes_per_token;
+    let tokens = doctor::run_tokens(recipe, epoch);
+    // 2. time: 6 operations a weight and token, 4 where the base is frozen
+    let per_token = if lora.is_none() { 6.0 } else { 4.0 } * ahead.config.n_params() as f64;
+    let eta_s = tokens * per_token / flops;
+    plan.tokens = Some(tokens as u64);
+    plan.eta_s = Some(eta_s);
+    // 3. disk: the checkpoints that are kept, each with two moments of what trains, and the result
+    let pass = job.pass(1);
+    let trained: usize = pass.trained().iter().map(TensorSpec::numel).sum();
+    let weights = match lora {
+        None => weight_bytes(ahead.config),
+        Some(_) => 4 * trained as u64,
+    };
+    let kept = recipe.run.keep_last.max(1) as u64 + u64::from(recipe.run.save_best);
+    let merged = if lora.is_some() && name == "sft" {
+        weight_bytes(ahead.config)
+    } else {
+        0
+    };
+    Ok(Needs {
+        name,
+        download_bytes: 0,
+        disk_bytes: kept * (weights + 8 * trained as u64) + weights + merged,
+        eta_s,
+        training: Some(plan),
+    })
+}
+
+/// Bytes of text that an epoch shows, by the weights of the sources: a file is its language, a folder all of them.
+fn epoch_bytes(recipe: &Recipe, text_bytes: &BTreeMap<Language, u64>) -> f64 {
+    let of = |path: &Path| -> u64 {
+        let code = path.file_stem().and_then(|stem| stem.to_str());
+        match code.and_then(Language::from_code) {
+            Some(language) => text_bytes.get(&language).copied().unwrap_or_default(),
+            None => text_bytes.values().sum(),
+        }
+    };
+    let sources = recipe.data.sources.iter();
+    sources
+        .map(|source| source.weight * of(&source.path) as f64)
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sizes;
+
+    fn plan(bytes_of_text: u64, free: Option<u64>) -> (RunPlan, Machine) {
+        let config = Config::from_json(&sizes::config("4b").unwrap()).unwrap();
+        let survey = Survey {
+            n_scenes: 1,
+            text_bytes: [(Language::En, bytes_of_text)].into(),
+            character_bytes: bytes_of_text / 10,
+            silent_ids: Vec::new(),
+        };
+        let recipe = |stage: &str| {
+            let text = format!(
+                "stage = \"{stage}\"\nbase = \"x\"\n[data]\nsources = [{{ path = \"pt\", weight = 2 }}, {{ path = \"pt/en.jsonl\" }}]\n"
+            );
+            Recipe::parse(&text, "test", &[]).unwrap()
+        };
+        let mut machine = doctor::machine(Path::new("."));
+        machine.disk_free_bytes = free;
+        let ahead = Ahead {
+            config: &config,
+            downloads: true,
+            survey: &survey,
+            bytes_per_token: 4.0,
+            cpt: &recipe("cpt"),
+            sft: &recipe("sft"),
+        };
+        let place = Place::Cpu {
+            free_bytes: 1 << 33,
+        };
+        (
+            RunPlan::new(&ahead, &machine, place, 1e12).unwrap(),
+            machine,
+        )
+    }
+
+    #[test]
+    fn a_run_counts_its_passes_its_weights_and_its_checkpoints() {
+        let (plan, _) = plan(4_000_000, None);
+        let stage = |name| plan.stages.iter().find(|stage| stage.name == name).unwrap();
+        // Three passes of a million tokens.
+        let cpt = stage("cpt").training.as_ref().unwrap();
+        assert_eq!(cpt.tokens, Some(3_000_000));
+        assert!(!cpt.fits && stage("cpt").eta_s > 3e6 * 6.0 * 4e9 / 1e12);
+        // bf16 weights of four thousand million values.
+        let weights = stage("fetch").download_bytes;
+        assert!((8_000_000_000..9_000_000_000).contains(&weights));
+        assert!(stage("cpt").disk_bytes > 10 * weights);
+        assert_eq!(plan.download_bytes, weights);
+        let text = plan.describe();
+        assert_eq!(text.lines().count(), 7);
+        assert!(text.contains("DOES NOT FIT in 8.0 GiB"), "{text}");
+    }
+
+    #[test]
+    fn what_cannot_fit_is_refused_before_the_download() {
+        let (full, machine) = plan(4_000, Some(1 << 30));
+        let refusal = full.refusal(&machine, Device::Cpu).unwrap();
+        assert!(refusal.contains("1.0 GiB are free"), "{refusal}");
+        let (roomy, mut machine) = plan(4_000, Some(1 << 50));
+        machine.memory_bytes = 1 << 33;
+        let refusal = roomy.refusal(&machine, Device::Cpu).unwrap();
+        assert!(
+            refusal.contains("stage cpt") && refusal.contains("tuner.kind"),
+            "{refusal}"
+        );
+        machine.memory_bytes = 1 << 50;
+        assert_eq!(roomy.refusal(&machine, Device::Cpu), None);
+    }
+}
