@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
+use text::Role;
+
 use crate::error::Result;
 use crate::language::Language;
 use crate::manifest::{DataFile, RowScenes, Tally};
-use crate::output::{Pending, Role, push_record};
+use crate::output::{Pending, push_record};
 use crate::rules::conversation::{self, Limits, Round};
 use crate::rules::{Counter, PIECE_TOKENS, Shown, split_tokens};
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use files::{NewFile, hex};
 use sha2::{Digest, Sha256};
+use text::Role;
 
 use crate::error::Result;
 use crate::task::Task;
@@ -58,25 +59,6 @@ fn clean_length(bytes: &[u8]) -> usize {
     let tail = &bytes[done..];
     let is_escaped = |b: &u8| *b < 0x20 || *b == b'"' || *b == b'\\';
     done + tail.iter().position(is_escaped).unwrap_or(tail.len())
-}
-
-/// Who says a message of a record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    System,
-    User,
-    Assistant,
-}
-
-impl Role {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Role::System => "system",
-            Role::User => "user",
-            Role::Assistant => "assistant",
-        }
-    }
 }
 
 /// Appends one record and its line feed.

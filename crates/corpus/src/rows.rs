@@ -5,11 +5,11 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use text::{Message, Role};
 
 use crate::error::{Error, Result, without_position};
 use crate::language::Language;
 use crate::manifest::{self, DataFile, Dataset, Manifest, RowScenes};
-use crate::output::Role;
 use crate::split::{Side, Split};
 use crate::task::Task;
 
@@ -20,13 +20,33 @@ pub struct Row {
     pub scene: String,
     pub side: Side,
     pub language: Option<Language>,
-    pub messages: Vec<RowMessage>,
+    pub messages: Vec<Message>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct RowMessage {
-    pub role: Role,
-    pub content: String,
+/// A message as a build spells it.
+#[derive(Deserialize)]
+struct Built {
+    role: BuiltRole,
+    content: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum BuiltRole {
+    System,
+    User,
+    Assistant,
+}
+
+impl From<Built> for Message {
+    fn from(built: Built) -> Message {
+        let role = match built.role {
+            BuiltRole::System => Role::System,
+            BuiltRole::User => Role::User,
+            BuiltRole::Assistant => Role::Assistant,
+        };
+        Message::new(role, built.content)
+    }
 }
 
 impl Row {
@@ -181,7 +201,7 @@ fn load_file(found: &Found, file: &DataFile, split: Option<&Split>) -> Result<Ve
 pub(crate) struct Record<'a> {
     /// From 0.
     pub idx: usize,
-    pub messages: Vec<RowMessage>,
+    pub messages: Vec<Message>,
     pub origin: &'a RowScenes,
 }
 
@@ -222,7 +242,7 @@ impl Found {
     ) -> Result<()> {
         #[derive(Deserialize)]
         struct Line {
-            messages: Vec<RowMessage>,
+            messages: Vec<Built>,
         }
         let path = self.out.join(&file.path);
         let read_error = |source| Error::Read {
@@ -256,7 +276,7 @@ impl Found {
             })?;
             f(Record {
                 idx,
-                messages: json.messages,
+                messages: json.messages.into_iter().map(Message::from).collect(),
                 origin,
             })?;
         }
@@ -361,10 +381,7 @@ impl Found {
             scene: scene.to_owned(),
             side,
             language: file.language,
-            messages: vec![RowMessage {
-                role: Role::Assistant,
-                content: lines.join("\n"),
-            }],
+            messages: vec![Message::assistant(lines.join("\n"))],
         });
         Ok(rows.collect())
     }

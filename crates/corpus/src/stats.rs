@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use text::Role;
 
 use crate::error::Result;
 use crate::language::Language;
 use crate::manifest::{DataFile, RowScenes, Tally};
-use crate::output::Role;
 use crate::rows::{self, Found, Row};
 use crate::split::{Side, Split};
 

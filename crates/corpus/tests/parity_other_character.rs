@@ -16,8 +16,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use common::shared;
-use corpus::{BuildRequest, Character, Language, Role, SourceKind, Task};
+use corpus::{BuildRequest, Character, Language, SourceKind, Task};
 use serde_json::Value;
+use text::Role;
 
 const KALENZ: u64 = 8347254212154585286;
 const LISAR: u64 = 12286569378821401368;

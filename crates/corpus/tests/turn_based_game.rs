@@ -9,10 +9,11 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use corpus::{
-    BuildRequest, Character, Error, Language, Role, Side, SourceKind, Split, SplitOptions,
-    SplitRequest, Task,
+    BuildRequest, Character, Error, Language, Side, SourceKind, Split, SplitOptions, SplitRequest,
+    Task,
 };
 use serde_json::{Map, Value, json};
+use text::Role;
 
 const ADA: u64 = u64::MAX;
 const OTHER_FACE: u64 = 3;

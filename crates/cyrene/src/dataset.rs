@@ -10,7 +10,7 @@ use corpus::split::{Side, Split};
 use rayon::prelude::*;
 use serde::Deserialize;
 use text::labels::{self, Encoded, LossScale};
-use text::{Message, Role, Tokenizer};
+use text::{Conversation, Message, Role, Tokenizer};
 
 use crate::recipe::StageKind;
 use crate::{jsonl, misuse};
@@ -22,7 +22,7 @@ const KINDS: &str =
 /// A row as it stands in a file.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Raw {
-    messages: Option<Vec<Message>>,
+    messages: Option<Vec<serde_json::Value>>,
     text: Option<String>,
     input_ids: Option<Vec<u32>>,
     labels: Option<Vec<i32>>,
@@ -43,6 +43,21 @@ pub struct Row {
     pub scene: Option<String>,
     /// Side of the split in this language; `Train` without a split.
     pub side: Side,
+}
+
+impl Row {
+    /// A row that says nothing yet.
+    fn empty() -> Self {
+        Row {
+            encoded: Encoded::default(),
+            bytes: 0,
+            text: String::new(),
+            messages: Vec::new(),
+            language: None,
+            scene: None,
+            side: Side::Train,
+        }
+    }
 }
 
 /// How rows become ids.
@@ -109,18 +124,7 @@ pub fn read(path: &Path, encoding: Encoding<'_>) -> Result<Vec<Row>> {
 /// # Errors
 /// [`crate::ui::Misuse`]: no known kind of row, ids without labels of the same length, or a row that needs a tokenizer and has none.
 pub fn encode(raw: Raw, encoding: Encoding<'_>) -> Result<Row> {
-    let mut row = Row {
-        encoded: Encoded {
-            input_ids: Vec::new(),
-            labels: Vec::new(),
-        },
-        bytes: 0,
-        text: String::new(),
-        messages: Vec::new(),
-        language: None,
-        scene: None,
-        side: Side::Train,
-    };
+    let mut row = Row::empty();
     if let Some(input_ids) = raw.input_ids {
         let labels = match raw.labels {
             Some(labels) => labels,
@@ -136,37 +140,50 @@ pub fn encode(raw: Raw, encoding: Encoding<'_>) -> Result<Row> {
         row.encoded = Encoded { input_ids, labels };
         return Ok(row);
     }
-    let Some(tokenizer) = encoding.tokenizer else {
-        misuse!("a row of text, but the base model's folder has no tokenizer.json");
-    };
-    (row.encoded, row.text) = match (raw.messages, raw.text) {
-        (Some(messages), None) => {
-            let says: Vec<&str> = messages
-                .iter()
-                .filter(|message| message.role == Role::Assistant)
-                .map(|message| message.content.as_str())
-                .collect();
-            let text = says.join("\n");
-            let encoded = match encoding.stage {
-                StageKind::Cpt => {
-                    let whole: Vec<&str> = messages
-                        .iter()
-                        .map(|message| message.content.as_str())
-                        .collect();
-                    labels::pt(tokenizer, &whole.join("\n"))?
-                }
-                StageKind::Sft => labels::sft(tokenizer, &messages, encoding.loss_scale)?,
-            };
-            row.messages = messages;
-            (encoded, text)
-        }
-        (None, Some(text)) => match encoding.stage {
-            StageKind::Cpt => (labels::pt(tokenizer, &text)?, text),
-            StageKind::Sft => misuse!("a row of `text` in an sft stage; it needs `messages`"),
+    match (raw.messages, raw.text) {
+        (Some(messages), None) => match Message::list_from_json(&messages) {
+            Ok(messages) => encode_messages(row, messages, encoding),
+            Err(error) => misuse!("{error}"),
         },
+        (None, Some(text)) => {
+            let tokenizer = tokenizer_of(encoding)?;
+            match encoding.stage {
+                StageKind::Cpt => row.encoded = labels::pt(tokenizer, &text)?,
+                StageKind::Sft => misuse!("a row of `text` in an sft stage; it needs `messages`"),
+            }
+            row.text = text;
+            row.bytes = labels::text_bytes(tokenizer, &row.encoded);
+            Ok(row)
+        }
         _ => misuse!("expected one of `messages`, `text` or `input_ids`"),
+    }
+}
+
+fn tokenizer_of(encoding: Encoding<'_>) -> Result<&Tokenizer> {
+    match encoding.tokenizer {
+        Some(tokenizer) => Ok(tokenizer),
+        None => misuse!("a row of text, but the base model's folder has no tokenizer.json"),
+    }
+}
+
+/// Fills a row with what its messages say.
+fn encode_messages(mut row: Row, messages: Vec<Message>, encoding: Encoding<'_>) -> Result<Row> {
+    let tokenizer = tokenizer_of(encoding)?;
+    let joined = |wanted: &dyn Fn(Role) -> bool| -> String {
+        let said = messages.iter().filter(|message| wanted(message.role));
+        let said: Vec<&str> = said.map(|message| message.content.as_str()).collect();
+        said.join("\n")
+    };
+    row.text = joined(&|role| role == Role::Assistant);
+    row.encoded = match encoding.stage {
+        StageKind::Cpt => labels::pt(tokenizer, &joined(&|_| true))?,
+        StageKind::Sft => {
+            let conversation = Conversation::new(messages.iter().cloned());
+            labels::sft(tokenizer, &conversation, encoding.loss_scale)?
+        }
     };
     row.bytes = labels::text_bytes(tokenizer, &row.encoded);
+    row.messages = messages;
     Ok(row)
 }
 
@@ -208,19 +225,8 @@ pub fn was_built(path: &Path) -> Result<bool> {
 }
 
 fn encode_built(row: corpus::Row, encoding: Encoding<'_>) -> Result<Row> {
-    let messages = row
-        .messages
-        .into_iter()
-        .map(|message| Message::new(role(message.role), message.content))
-        .collect();
-    let raw = Raw {
-        messages: Some(messages),
-        text: None,
-        input_ids: None,
-        labels: None,
-    };
-    let mut encoded =
-        encode(raw, encoding).with_context(|| format!("a row of scene {}", row.scene))?;
+    let mut encoded = encode_messages(Row::empty(), row.messages, encoding)
+        .with_context(|| format!("a row of scene {}", row.scene))?;
     encoded.language = row.language.map(|language| language.code().to_owned());
     encoded.scene = Some(row.scene);
     encoded.side = row.side;
@@ -301,14 +307,6 @@ fn language_of(file: &Path) -> Option<Language> {
     file.file_stem()
         .and_then(|stem| stem.to_str())
         .and_then(Language::from_code)
-}
-
-fn role(role: corpus::Role) -> Role {
-    match role {
-        corpus::Role::System => Role::System,
-        corpus::Role::User => Role::User,
-        corpus::Role::Assistant => Role::Assistant,
-    }
 }
 
 #[cfg(test)]

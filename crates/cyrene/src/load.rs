@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use corpus::Character;
 use kernel::{DType, Device};
 use model::Model;
-use text::{ChatTemplate, Persona, Tokenizer};
+use text::{ChatEncoder, ChatTemplate, Persona, Tokenizer};
 
 use crate::cli::{DTypeArg, Memory, ModelArgs};
 use crate::trained::TrainedRows;
@@ -128,39 +128,45 @@ pub fn tokenizer(dir: &Path) -> Result<Option<Tokenizer>> {
     Ok(has_one.then(|| Tokenizer::load(dir)).transpose()?)
 }
 
-/// Tokenizer and chat template of a model's folder. A folder without a template gets the project's history-stable one.
+/// The way from conversations to ids of a model's folder, and of an adapter on top.
 ///
 /// # Errors
-/// No tokenizer, or one that cannot be read.
-pub fn speech(dir: &Path) -> Result<(Tokenizer, ChatTemplate)> {
-    let tokenizer = Tokenizer::load(dir)
-        .with_context(|| format!("loading the tokenizer of {}", dir.display()))?;
-    let has_template = dir.join("chat_template.jinja").exists();
-    let template = if has_template {
-        ChatTemplate::load(dir)
-    } else {
-        ChatTemplate::history_stable()
-    };
-    Ok((
-        tokenizer,
-        template.with_context(|| format!("loading the chat template of {}", dir.display()))?,
-    ))
+/// No tokenizer, or one or a template that cannot be read.
+pub fn chat_encoder(dir: &Path, adapter: Option<&Path>) -> Result<ChatEncoder> {
+    ChatEncoder::load(dir, adapter)
+        .with_context(|| format!("loading tokenizer and chat template of {}", dir.display()))
+}
+
+/// The template that a folder brings itself.
+///
+/// # Errors
+/// One that cannot be read.
+pub fn own_template(dir: &Path) -> Result<Option<ChatTemplate>> {
+    match ChatTemplate::load(dir) {
+        Err(text::Error::NoChatTemplate { .. }) => Ok(None),
+        template => Ok(Some(template.with_context(|| {
+            format!("loading the chat template of {}", dir.display())
+        })?)),
+    }
 }
 
 /// Copies what a model's folder holds beside weights and configuration: tokenizer, template, generation settings, persona, the record of
-/// what it was trained on.
+/// what it was trained on. `trained_on` replaces that record, where the weights have learned more since.
+/// What was trained carries the template of training, whichever its base came with.
 ///
 /// # Errors
 /// Names the file that cannot be copied.
-pub fn copy_companions(from: &Path, to: &Path) -> Result<()> {
+pub fn copy_companions(from: &Path, to: &Path, trained_on: Option<&TrainedRows>) -> Result<()> {
     model::checkpoint::copy_companions(from, to)?;
     if let Some(persona) = Persona::read(from)? {
         persona.write(to)?;
     }
-    match TrainedRows::read(from)? {
-        Some(rows) => rows.write(to),
-        None => Ok(()),
+    let of_base = TrainedRows::read(from)?;
+    if let Some(rows) = trained_on.or(of_base.as_ref()) {
+        rows.write(to)?;
+        ChatTemplate::history_stable()?.save(to)?;
     }
+    Ok(())
 }
 
 /// Ids that end a reply where no tokenizer says: `generation_config.json`, else `config.json`.

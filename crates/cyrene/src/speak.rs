@@ -121,10 +121,9 @@ pub fn reply(
     bail!("the engine ended before the reply did")
 }
 
-/// Ids that must not be drawn while thinking is off: the marks of a think block.
-pub fn think_ids(tokenizer: &Tokenizer) -> Vec<u32> {
-    ["<think>", "</think>"]
-        .iter()
-        .filter_map(|mark| tokenizer.id(mark))
-        .collect()
+/// Keeps out of a reply what no reply may hold.
+pub fn mask(sampling: &mut Sampling, tokenizer: &Tokenizer) {
+    let mask = tokenizer.sampling_mask(false);
+    sampling.banned = mask.banned;
+    sampling.vocab_limit = Some(mask.vocab_limit);
 }

@@ -73,9 +73,28 @@ pub(crate) enum ApiError {
     #[error(transparent)]
     Engine(#[from] engine::Error),
     #[error(transparent)]
-    Text(#[from] text::Error),
+    Text(text::Error),
     #[error("the server is stopping; try again in a moment")]
     Stopping,
+}
+
+impl From<text::Error> for ApiError {
+    fn from(error: text::Error) -> Self {
+        match error {
+            text::Error::Message {
+                index,
+                field,
+                problem,
+            } => {
+                let key = if field.is_empty() { "" } else { "." };
+                ApiError::field(
+                    format!("messages[{index}]{key}{field}"),
+                    problem.to_string(),
+                )
+            }
+            other => ApiError::Text(other),
+        }
+    }
 }
 
 impl ApiError {
@@ -115,7 +134,7 @@ impl ApiError {
             ApiError::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "server_error", "stopping"),
             ApiError::Engine(error) => engine_class(error),
             ApiError::Text(
-                text::Error::TemplateRaised { .. } | text::Error::SystemNotFirst { .. },
+                text::Error::TemplateRaised { .. } | text::Error::NothingToContinue { .. },
             ) => (StatusCode::BAD_REQUEST, INVALID, "invalid_messages"),
             ApiError::Text(_) => (
                 StatusCode::INTERNAL_SERVER_ERROR,

@@ -4,7 +4,6 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use engine::{Event, EventReceiver, FinishReason, Request, Sampling};
-use text::Tokenizer;
 use tracing::info;
 
 use crate::error::ApiError;
@@ -122,7 +121,7 @@ impl Options {
         }
         sampling.top_k = read_top_k(fields)?.unwrap_or(sampling.top_k);
         sampling.seed = fields.integer("seed", 0..=u64::MAX)?;
-        sampling.vocab_limit = u32::try_from(setup.tokenizer.vocab_size()).ok();
+        sampling.vocab_limit = u32::try_from(setup.chat.tokenizer().vocab_size()).ok();
 
         // 2. length and stops
         let most = u64::from(u32::MAX);
@@ -132,7 +131,7 @@ impl Options {
         };
         let mut stop_ids = match fields.boolean("ignore_eos")? {
             Some(true) => Vec::new(),
-            _ => setup.tokenizer.end_ids(),
+            _ => setup.chat.tokenizer().end_ids(),
         };
         stop_ids.extend(fields.ids("stop_token_ids", 64)?);
 
@@ -191,7 +190,7 @@ impl Generation {
             })?;
             choices.push(Choice {
                 events: Some(events),
-                reply: Reply::new(&setup.tokenizer, &options.reply),
+                reply: Reply::new(setup.chat.tokenizer(), &options.reply),
                 n_tokens: 0,
             });
         }
@@ -300,11 +299,6 @@ impl Drop for Generation {
             "generated"
         );
     }
-}
-
-/// Ids of a prompt whose special tokens are the template's own: in what people wrote they are taken apart by [`disarm`] first.
-pub(crate) fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, ApiError> {
-    Ok(tokenizer.encode(text)?)
 }
 
 /// Makes special tokens in a message plain text: `<|im_end|>` becomes `< |im_end|>`, which no vocabulary holds as one token.

@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use engine::EngineHandle;
 use sha2::{Digest, Sha256};
-use text::{ChatTemplate, Persona, Tokenizer};
+use text::{ChatEncoder, Persona};
 
 use crate::error::ApiError;
 use crate::profiles::Profiles;
@@ -16,8 +16,8 @@ use crate::profiles::Profiles;
 pub struct Setup {
     /// The model's name in the API.
     pub model: String,
-    pub tokenizer: Tokenizer,
-    pub template: ChatTemplate,
+    /// The way from conversations to ids.
+    pub chat: ChatEncoder,
     pub profiles: Profiles,
     /// The character's words, stored with the weights.
     pub persona: Persona,
@@ -62,9 +62,6 @@ pub struct AppState {
 struct Inner {
     setup: Setup,
     key_hashes: Vec<[u8; 32]>,
-    /// Added tokens that a reply may not contain, and those of them that thinking is written with.
-    added_ids: Vec<u32>,
-    thinking_ids: Vec<u32>,
     engine: OnceLock<EngineHandle>,
     started: Instant,
     next_id: Mutex<u64>,
@@ -76,23 +73,10 @@ impl AppState {
     /// A state without an engine: `/health` says `loading` until [`AppState::set_engine`].
     pub fn new(setup: Setup) -> Self {
         let key_hashes = setup.api_keys.iter().map(|key| hash(key)).collect();
-        let tokenizer = &setup.tokenizer;
-        let ends = tokenizer.end_ids();
-        let added_ids = text::ADDED_TOKENS
-            .iter()
-            .filter_map(|(name, _)| tokenizer.id(name))
-            .filter(|id| !ends.contains(id))
-            .collect();
-        let thinking_ids = ["<think>", "</think>"]
-            .iter()
-            .filter_map(|name| tokenizer.id(name))
-            .collect();
         AppState {
             inner: Arc::new(Inner {
                 setup,
                 key_hashes,
-                added_ids,
-                thinking_ids,
                 engine: OnceLock::new(),
                 started: Instant::now(),
                 next_id: Mutex::new(0),
@@ -118,17 +102,6 @@ impl AppState {
 
     pub(crate) fn loaded_engine(&self) -> Result<&EngineHandle, ApiError> {
         self.engine().ok_or(ApiError::Loading)
-    }
-
-    /// Ids that are never drawn in a reply: added tokens that end nothing, the thinking marks among them unless `thinking`.
-    pub(crate) fn banned_ids(&self, thinking: bool) -> Vec<u32> {
-        let allowed = if thinking {
-            self.inner.thinking_ids.as_slice()
-        } else {
-            &[]
-        };
-        let ids = self.inner.added_ids.iter().copied();
-        ids.filter(|id| !allowed.contains(id)).collect()
     }
 
     pub(crate) fn uptime_s(&self) -> u64 {

@@ -286,7 +286,7 @@ async fn bad_requests_are_refused_with_the_field_named() {
             "messages[0].role",
         ),
         (
-            json!({"messages": [{"role": "user"}]}),
+            json!({"messages": [{"role": "user", "content": 3}]}),
             "invalid_value",
             "messages[0].content",
         ),

@@ -20,7 +20,13 @@ async fn completions_take_text_or_its_ids() {
     let choice = &answer["choices"][0];
     assert!(choice["text"].is_string());
     assert_eq!(choice["finish_reason"], "length");
-    let ids = server.state.setup().tokenizer.encode("The lamp").unwrap();
+    let ids = server
+        .state
+        .setup()
+        .chat
+        .tokenizer()
+        .encode("The lamp")
+        .unwrap();
     assert_eq!(answer["usage"]["prompt_tokens"], ids.len());
     let by_ids = with(&raw(20), json!({"prompt": ids}));
     let again = server.post("/v1/completions", &by_ids).await.json();
@@ -79,7 +85,7 @@ async fn models_list_the_one_served() {
 #[tokio::test]
 async fn health_tells_loading_from_ready() {
     let setup = setup();
-    let engine = common::engine(&setup.tokenizer, EngineConfig::default());
+    let engine = common::engine(setup.chat.tokenizer(), EngineConfig::default());
     let server = Server::without_engine(setup);
     let health = server.get("/health").await;
     assert_eq!(health.status, StatusCode::OK);

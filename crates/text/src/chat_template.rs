@@ -10,7 +10,7 @@ use minijinja::{Environment, ErrorKind};
 use serde::Serialize;
 use serde_json::ser::{CompactFormatter, Formatter};
 
-use crate::conversation::{Message, strip};
+use crate::conversation::{Conversation, strip};
 use crate::error::{Error, Result};
 
 const HISTORY_STABLE: &str = include_str!("templates/history_stable.jinja");
@@ -26,21 +26,14 @@ pub struct ChatTemplate {
 /// What a template may be told beside the messages; the names are those of `apply_chat_template`.
 #[derive(Clone, Debug, Default)]
 pub struct RenderOptions {
+    /// Whether the opening of an answer follows the last message.
     pub add_generation_prompt: bool,
     /// `None` leaves the variable undefined, so that the template's own default holds.
     pub enable_thinking: Option<bool>,
+    /// Tools, as the template's own words tell them.
     pub tools: Option<Vec<serde_json::Value>>,
+    /// Whether pictures are numbered.
     pub add_vision_id: bool,
-}
-
-impl RenderOptions {
-    /// The prompt for a reply: all messages, then the opening of the assistant's turn.
-    pub fn generation() -> Self {
-        RenderOptions {
-            add_generation_prompt: true,
-            ..Self::default()
-        }
-    }
 }
 
 impl ChatTemplate {
@@ -54,17 +47,10 @@ impl ChatTemplate {
             let source = fs::read_to_string(&path);
             return Self::from_source(&source.map_err(|source| Error::Read { path, source })?);
         }
-        let path = dir.join("tokenizer_config.json");
-        if path.is_file() {
-            let text = fs::read_to_string(&path).map_err(|source| Error::Read {
-                path: path.clone(),
-                source,
-            })?;
-            let config: serde_json::Value =
-                serde_json::from_str(&text).map_err(|source| Error::Json { path, source })?;
-            if let Some(source) = config.get("chat_template").and_then(|v| v.as_str()) {
-                return Self::from_source(source);
-            }
+        if let Some(config) = read_config(&dir.join("tokenizer_config.json"))?
+            && let Some(source) = config.get("chat_template").and_then(|v| v.as_str())
+        {
+            return Self::from_source(source);
         }
         Err(Error::NoChatTemplate {
             path: dir.to_path_buf(),
@@ -72,7 +58,8 @@ impl ChatTemplate {
     }
 
     /// The project's default: every answer, also in earlier rounds, carries the think block that training puts there,
-    /// so the tokens of a longer conversation begin with those of the shorter one. It knows no tools and no images.
+    /// so the tokens of a longer conversation begin with those of the shorter one. It builds the same text of raw messages as of the
+    /// [`Conversation`] that the rules make of them, whatever `enable_thinking` says. It knows no tools and no images.
     ///
     /// # Errors
     /// None in practice: the source is built in and tested.
@@ -80,6 +67,8 @@ impl ChatTemplate {
         Self::from_source(HISTORY_STABLE)
     }
 
+    /// Compiles a template.
+    ///
     /// # Errors
     /// [`Error::Template`] with the line if the source does not parse.
     pub fn from_source(source: &str) -> Result<Self> {
@@ -109,17 +98,40 @@ impl ChatTemplate {
         })
     }
 
+    /// Makes it the template of a folder: `chat_template.jinja`, and in `tokenizer_config.json` where that names one.
+    ///
+    /// # Errors
+    /// [`Error::Write`] with the path; [`Error::Read`] or [`Error::Json`] for a `tokenizer_config.json` that cannot be read.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        let path = dir.join("tokenizer_config.json");
+        if let Some(mut config) = read_config(&path)?
+            && let Some(named) = config.get_mut("chat_template")
+        {
+            *named = self.source.as_str().into();
+            let config = serde_json::to_vec_pretty(&config).map_err(|source| Error::Json {
+                path: path.clone(),
+                source,
+            })?;
+            files::write(&path, &config)?;
+        }
+        files::write(&dir.join("chat_template.jinja"), self.source.as_bytes())?;
+        Ok(())
+    }
+
+    /// The Jinja source, as it was given.
     pub fn source(&self) -> &str {
         &self.source
     }
 
+    /// Renders a conversation.
+    ///
     /// # Errors
     /// [`Error::TemplateRaised`] with the template's own message where it refuses the conversation, [`Error::Template`] where it fails.
-    pub fn render(&self, messages: &[Message], options: &RenderOptions) -> Result<String> {
-        self.render_value(Value::from(Serde(messages)), options)
+    pub fn render(&self, conversation: &Conversation, options: &RenderOptions) -> Result<String> {
+        self.render_value(Value::from(Serde(conversation.messages())), options)
     }
 
-    /// Renders messages as they stand in JSON, for contents that are lists of parts.
+    /// Renders messages as they stand in JSON, as vLLM and transformers do: no rule but the template's own holds.
     ///
     /// # Errors
     /// As [`ChatTemplate::render`].
@@ -155,6 +167,22 @@ impl ChatTemplate {
             None => Error::Template { source },
         })
     }
+}
+
+/// A `tokenizer_config.json`, if it is there.
+fn read_config(path: &Path) -> Result<Option<serde_json::Value>> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = fs::read_to_string(path).map_err(|source| Error::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let config = serde_json::from_str(&text).map_err(|source| Error::Json {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(Some(config))
 }
 
 /// Marks an error as the template's own word, to be found again under the positions that the engine adds.

@@ -80,17 +80,25 @@ pub enum Error {
     #[error("chat template: {source}")]
     Template { source: minijinja::Error },
     #[error(
-        "message {index} has role {role:?} where it cannot stand; a system message comes first or not at all"
-    )]
-    SystemNotFirst { index: usize, role: Role },
-    #[error(
         "the conversation has no answer to train on after message {index}; add the assistant's answer or drop the row"
     )]
     NoFinalAnswer { index: usize },
+    #[error("messages[{index}]{}{field}: {problem}", if .field.is_empty() { "" } else { "." })]
+    Message {
+        /// Place in the list, from 0.
+        index: usize,
+        /// Key inside the message, empty for the message itself.
+        field: String,
+        problem: MessageProblem,
+    },
     #[error(
-        "message {index} carries `{field}`, which training rows cannot hold; write it into the content"
+        "the chat template ends an answer otherwise than with <|im_end|>, so that none can be continued; use the built-in one"
     )]
-    UnsupportedField { index: usize, field: String },
+    CannotContinue,
+    #[error(
+        "only an answer can be continued, and message {index} is none; end the messages with the assistant's"
+    )]
+    NothingToContinue { index: usize },
     #[error(
         "a piece of {length} tokens does not fit a row of {row_tokens}; split documents before packing"
     )]
@@ -104,4 +112,29 @@ impl From<files::Error> for Error {
         let (_, path, source) = error.into_parts();
         Error::Write { path, source }
     }
+}
+
+/// What is wrong with a part of a message, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MessageProblem {
+    #[error("a message must be an object with `role` and `content`, not {got}")]
+    NotAnObject { got: &'static str },
+    #[error("must be system, developer, user, assistant or tool, not {got}")]
+    Role { got: String },
+    #[error("must be a text or a list of text parts, not {got}")]
+    NotText { got: &'static str },
+    #[error(
+        "holds a part of type `{kind}`, and only `text` is read here; leave images, sound, video and files out"
+    )]
+    Part { kind: String },
+    #[error("is not read here; write what it says into the content, or take it away")]
+    Unsupported,
+    #[error(
+        "says whether an answer is trained: true, false, 0 or 1, not {got}; no weight between them is read here"
+    )]
+    Selection { got: String },
+    #[error("says the opposite of another key of `loss`, `train` and `weight`; leave one")]
+    Contradiction,
+    #[error("would train what the {} says, and only answers are trained here; take it away", .role.name())]
+    NotAnAnswer { role: Role },
 }

@@ -4,15 +4,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::chat_template::{ChatTemplate, RenderOptions};
-use crate::conversation::{Message, Role, strip};
+use crate::conversation::{Conversation, Message, Part, Turn, strip};
 use crate::error::{Error, Result};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{TURN_END, Tokenizer};
 
 /// Label of a position without loss.
 pub const IGNORE: i32 = -100;
-
-const EMPTY_THINK: &str = "<think>\n\n</think>\n\n";
-const TURN_END: &str = "<|im_end|>";
 
 /// One document or conversation as training sees it.
 /// `labels[t]` is `input_ids[t]` where that id is to be predicted (from the ids before it) and [`IGNORE`] elsewhere; position 0 is always ignored.
@@ -74,27 +71,27 @@ impl From<LossScale> for SftOptions<'_> {
     }
 }
 
-/// Encodes a conversation. Contents are stripped; neighbouring turns of one role are joined without a separator; an answer
-/// that comes first gets an empty user turn in front; `loss: Some(false)` masks an answer and its end, save the end of the last answer.
-/// For a conversation whose roles alternate the ids are those of [`ChatTemplate::history_stable`] (except under `LastRound`).
+/// Encodes a conversation: an answer that is not trained is masked with its end, save the end of the last answer.
+/// The ids are those of [`ChatTemplate::history_stable`] (except under `LastRound`).
 /// Source: ms-swift 4.6.0, template `qwen3_5`.
 ///
 /// # Errors
-/// [`Error::NoFinalAnswer`] if no answer ends the conversation, [`Error::SystemNotFirst`], and [`Error::UnsupportedField`] for
-/// answers whose thoughts or tool calls stand outside the content.
+/// [`Error::NoFinalAnswer`] if no answer ends the conversation; as [`Tokenizer::encode`].
 pub fn sft<'a>(
     tokenizer: &Tokenizer,
-    messages: &[Message],
+    conversation: &Conversation,
     options: impl Into<SftOptions<'a>>,
 ) -> Result<Encoded> {
     let options = options.into();
-    let (system, turns) = turns(messages)?;
+    if !conversation.ends_with_answer() {
+        let index = conversation.n_messages.saturating_sub(1);
+        return Err(Error::NoFinalAnswer { index });
+    }
     let mut segments = Segments::default();
-    segments.push(&system_block(system, &options)?, false);
-    let n_rounds = turns.len() / 2;
-    for (round_idx, round) in turns.chunks_exact(2).enumerate() {
-        let (user, answer) = (&round[0], &round[1]);
-        let user = &user.content;
+    segments.push(&system_block(&conversation.system, &options)?, false);
+    let n_rounds = conversation.turns.len() / 2;
+    for (round_idx, round) in conversation.turns.chunks_exact(2).enumerate() {
+        let (user, answer) = (round[0].text(), &round[1]);
         let opening = format!("<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n");
         segments.push(&opening, false);
         push_answer(&mut segments, answer, round_idx + 1 == n_rounds, &options);
@@ -152,14 +149,6 @@ pub fn preview(tokenizer: &Tokenizer, encoded: &Encoded) -> Result<String> {
     Ok(text)
 }
 
-/// A turn after joining: user and assistant alternate, user first.
-struct Turn {
-    is_answer: bool,
-    is_tool: bool,
-    content: String,
-    trained: bool,
-}
-
 /// Text pieces with and without loss; neighbours of one kind are joined before encoding, as tokens may span them.
 #[derive(Default)]
 struct Segments(Vec<(String, bool)>);
@@ -189,73 +178,6 @@ impl Segments {
     }
 }
 
-/// Splits off the system message and joins the rest into alternating turns.
-fn turns(messages: &[Message]) -> Result<(&str, Vec<Turn>)> {
-    let (system, rest) = match messages.first() {
-        Some(first) if first.role == Role::System => (strip(&first.content), &messages[1..]),
-        _ => ("", messages),
-    };
-    let n_before = messages.len() - rest.len();
-    let mut turns: Vec<Turn> = Vec::new();
-    for (index, message) in (n_before..).zip(rest) {
-        if message.role == Role::System {
-            return Err(Error::SystemNotFirst {
-                index,
-                role: message.role,
-            });
-        }
-        for field in ["tool_calls", "reasoning_content"] {
-            if message.extra.get(field).is_some_and(|v| !v.is_null()) {
-                let field = field.to_owned();
-                return Err(Error::UnsupportedField { index, field });
-            }
-        }
-        let is_answer = message.role == Role::Assistant;
-        let is_tool = message.role == Role::Tool;
-        let content = if is_tool {
-            let content = strip(&message.content);
-            format!("<tool_response>\n{content}\n</tool_response>")
-        } else {
-            message.content.clone()
-        };
-        let trained = message.loss != Some(false);
-        match turns.last_mut() {
-            Some(turn) if turn.is_answer == is_answer => {
-                if turn.is_tool && is_tool {
-                    turn.content.push('\n');
-                }
-                turn.content.push_str(&content);
-                turn.trained &= trained;
-                turn.is_tool = is_tool;
-            }
-            last => {
-                if last.is_none() && is_answer {
-                    turns.push(Turn {
-                        is_answer: false,
-                        is_tool: false,
-                        content: String::new(),
-                        trained: false,
-                    });
-                }
-                turns.push(Turn {
-                    is_answer,
-                    is_tool,
-                    content,
-                    trained,
-                });
-            }
-        }
-    }
-    if !turns.last().is_some_and(|t| t.is_answer) {
-        let index = messages.len().saturating_sub(1);
-        return Err(Error::NoFinalAnswer { index });
-    }
-    for turn in &mut turns {
-        turn.content = strip(&turn.content).to_owned();
-    }
-    Ok((system, turns))
-}
-
 fn system_block(system: &str, options: &SftOptions) -> Result<String> {
     let Some((template, tools)) = options.tools else {
         return Ok(if system.is_empty() {
@@ -273,45 +195,35 @@ fn system_block(system: &str, options: &SftOptions) -> Result<String> {
         tools: Some(tools.to_vec()),
         ..RenderOptions::default()
     };
-    let mut text = template.render(&messages, &render_options)?;
+    let mut text = template.render(&Conversation::new(messages), &render_options)?;
     text.truncate(text.rfind("<|im_start|>user").unwrap_or(text.len()));
     Ok(text)
 }
 
 fn push_answer(segments: &mut Segments, answer: &Turn, is_last: bool, options: &SftOptions) {
     let last_round_only = options.loss_scale == LossScale::LastRound;
-    let (thoughts, said) = split_thoughts(&answer.content);
+    let said = answer.text();
     if last_round_only && !is_last {
         segments.push(&format!("{said}{TURN_END}\n"), false);
         return;
     }
+    let is_trained = |part: Option<&Part>| part.is_some_and(|part| part.is_trained);
     // 1. the think block, then what is said
-    match thoughts {
-        Some(thoughts) => {
-            let is_masked = thoughts.is_empty() && options.loss_scale != LossScale::Default;
-            let block = format!("<think>\n{thoughts}\n</think>\n\n");
-            segments.push(&block, answer.trained && !is_masked);
-        }
-        None if options.empty_think_prefix => {
-            let is_masked = options.loss_scale != LossScale::Default;
-            segments.push(EMPTY_THINK, answer.trained && !is_masked);
-        }
-        None => {}
+    let thoughts = match &answer.thoughts {
+        None if options.empty_think_prefix => Some(""),
+        thoughts => thoughts.as_deref(),
+    };
+    if let Some(thoughts) = thoughts {
+        let is_masked = thoughts.is_empty() && options.loss_scale != LossScale::Default;
+        let block = format!("<think>\n{thoughts}\n</think>\n\n");
+        segments.push(&block, is_trained(answer.parts.first()) && !is_masked);
     }
-    segments.push(said, answer.trained);
+    for part in &answer.parts {
+        segments.push(&part.text, part.is_trained);
+    }
     // 2. its end
     if !(is_last && said.ends_with(TURN_END)) {
-        segments.push(&format!("{TURN_END}\n"), answer.trained || is_last);
-    }
-}
-
-/// The thoughts in `<think>..</think>` at the start of an answer, stripped, and the rest.
-fn split_thoughts(answer: &str) -> (Option<&str>, &str) {
-    let block = answer
-        .strip_prefix("<think>")
-        .and_then(|rest| rest.split_once("</think>"));
-    match block {
-        Some((thoughts, said)) => (Some(strip(thoughts)), strip(said)),
-        None => (None, answer),
+        let is_trained = is_trained(answer.parts.last()) || is_last;
+        segments.push(&format!("{TURN_END}\n"), is_trained);
     }
 }

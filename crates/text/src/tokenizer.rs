@@ -60,8 +60,18 @@ pub const ADDED_TOKENS: [(&str, bool); 33] = [
     ("<|audio_pad|>", true),
 ];
 
-const TURN_END: &str = "<|im_end|>";
+/// Ends a turn.
+pub(crate) const TURN_END: &str = "<|im_end|>";
 const DOCUMENT_END: &str = "<|endoftext|>";
+
+/// Ids that are never drawn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SamplingMask {
+    /// Single ids, ascending.
+    pub banned: Vec<u32>,
+    /// Ids from here on stand for nothing: embeddings are often longer than the vocabulary.
+    pub vocab_limit: u32,
+}
 
 /// Which regular expression cuts a text into the words that BPE works on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -278,6 +288,20 @@ impl Tokenizer {
     /// Whether `id` is an added token (`<|im_end|>`, `<think>`, ..), which stands for no text of its own.
     pub fn is_added(&self, id: u32) -> bool {
         self.inner.added.get(id).is_some()
+    }
+
+    /// What a reply may hold: no added token but those that end it, and the marks of a think block only where `thinking` was asked for.
+    pub fn sampling_mask(&self, thinking: bool) -> SamplingMask {
+        let ends = self.end_ids();
+        let added = self.inner.added.iter();
+        let banned = added.filter(|e| {
+            let is_mark = ["<think>", "</think>"].contains(&e.token.content.as_str());
+            !(ends.contains(&e.id) || thinking && is_mark)
+        });
+        SamplingMask {
+            banned: banned.map(|e| e.id).collect(),
+            vocab_limit: u32::try_from(self.vocab_size()).unwrap_or(u32::MAX),
+        }
     }
 
     /// Appends the bytes that `id` stands for: of a special token nothing if `skip_special`, of an id without a token nothing.

@@ -6,7 +6,7 @@ mod common;
 
 use common::{fixture, json_lines, messages, tiny};
 use serde_json::{Value, json};
-use text::{ChatTemplate, Error, Message, RenderOptions};
+use text::{ChatEncoder, ChatTemplate, Conversation, Error, Message, PromptOptions, RenderOptions};
 
 fn options(case: &Value) -> RenderOptions {
     let flag = |key: &str| case.get(key).and_then(Value::as_bool);
@@ -64,56 +64,73 @@ fn conversations() -> Vec<(String, Vec<Message>)> {
         .collect()
 }
 
+/// The messages of a conversation up to each place where the other side speaks next.
+fn whole_turns(messages: &[Message]) -> impl Iterator<Item = usize> {
+    (1..messages.len())
+        .filter(|n| messages[*n].role != messages[n - 1].role)
+        .filter(|n| {
+            messages[*n].role != text::Role::Tool || messages[n - 1].role != text::Role::User
+        })
+}
+
 #[test]
 fn longer_conversations_begin_with_the_tokens_of_shorter_ones() {
     let (tokenizer, template) = (tiny(), ChatTemplate::history_stable().unwrap());
-    let encode = |messages: &[Message], options: &RenderOptions| {
-        tokenizer
-            .encode(&template.render(messages, options).unwrap())
-            .unwrap()
+    let encode = |messages: &[Message]| {
+        let conversation = Conversation::new(messages.to_vec());
+        let text = template.render(&conversation, &RenderOptions::default());
+        tokenizer.encode(&text.unwrap()).unwrap()
     };
+    let mut n_checked = 0;
     for (name, messages) in conversations() {
-        let whole = encode(&messages, &RenderOptions::default());
-        for n in 1..messages.len() {
-            let shorter = encode(&messages[..n], &RenderOptions::default());
+        let whole = encode(&messages);
+        for n in whole_turns(&messages) {
+            let shorter = encode(&messages[..n]);
             assert!(whole.starts_with(&shorter), "{name}: {n} messages");
+            n_checked += 1;
         }
     }
+    assert!(n_checked > 60);
 }
 
 #[test]
 fn prompts_for_each_reply_begin_the_whole_conversation() {
-    let (tokenizer, template) = (tiny(), ChatTemplate::history_stable().unwrap());
-    let encode = |text: &str| tokenizer.encode(text).unwrap();
+    let encoder = ChatEncoder::new(tiny(), ChatTemplate::history_stable().unwrap());
+    let mut n_checked = 0;
     for (name, messages) in conversations() {
-        let whole = template.render(&messages, &RenderOptions::default());
-        let whole = encode(&whole.unwrap());
+        let conversation = Conversation::new(messages.clone());
+        let whole = encoder
+            .template()
+            .render(&conversation, &RenderOptions::default());
+        let whole = encoder.tokenizer().encode(&whole.unwrap()).unwrap();
         for (n, message) in messages.iter().enumerate() {
-            if message.role != text::Role::Assistant {
-                continue;
-            }
+            // With thinking off a reply has no thoughts; an answer that goes on has no prompt of its own.
+            let goes_on = n > 0 && messages[n - 1].role == text::Role::Assistant;
             let is_thinking = message.content.trim().starts_with("<think>")
                 && !message.content.contains("<think>\n\n</think>");
-            let options = RenderOptions {
-                enable_thinking: is_thinking.then_some(true),
-                ..RenderOptions::generation()
-            };
-            let prompt = encode(&template.render(&messages[..n], &options).unwrap());
+            if message.role != text::Role::Assistant || goes_on || is_thinking {
+                continue;
+            }
+            let before = Conversation::new(messages[..n].to_vec());
+            let prompt = encoder.prompt(&before, PromptOptions::default()).unwrap();
             assert!(whole.starts_with(&prompt), "{name}: reply {n}");
+            n_checked += 1;
         }
     }
+    assert!(n_checked > 40);
 }
 
 #[test]
 fn history_stable_prompt_is_as_trained() {
     let template = ChatTemplate::history_stable().unwrap();
-    let messages = [
+    let encoder = ChatEncoder::new(tiny(), template);
+    let conversation = Conversation::new([
         Message::system(" Be kind.\n"),
         Message::user("Hi"),
         Message::assistant("Hello.\n"),
         Message::user("And you?"),
-    ];
-    let text = template.render(&messages, &RenderOptions::generation());
+    ]);
+    let text = encoder.prompt_text(&conversation, PromptOptions::default());
     assert_eq!(
         text.unwrap(),
         "<|im_start|>system\nBe kind.<|im_end|>\n\
@@ -131,20 +148,102 @@ fn history_stable_adds_no_system_prompt() {
         vec![Message::user("Hi")],
         vec![Message::system(" \n"), Message::user("Hi")],
     ] {
-        let text = template.render(&messages, &RenderOptions::default());
+        let text = template.render(&Conversation::new(messages), &RenderOptions::default());
         assert_eq!(text.unwrap(), "<|im_start|>user\nHi<|im_end|>\n");
     }
 }
 
 #[test]
-fn history_stable_opens_thoughts_on_request() {
+fn history_stable_opens_no_thoughts_whatever_it_is_told() {
     let template = ChatTemplate::history_stable().unwrap();
-    let options = RenderOptions {
-        enable_thinking: Some(true),
-        ..RenderOptions::generation()
+    for enable_thinking in [None, Some(true), Some(false)] {
+        let options = RenderOptions {
+            add_generation_prompt: true,
+            enable_thinking,
+            ..RenderOptions::default()
+        };
+        let conversation = Conversation::new([Message::user("Hi")]);
+        let text = template.render(&conversation, &options).unwrap();
+        assert!(text.ends_with("<|im_start|>assistant\n<think>\n\n</think>\n\n"));
+    }
+}
+
+/// Released templates differ in what they do when told nothing; asked by the encoder they do the same.
+#[test]
+fn released_templates_are_asked_with_thinking_off_unless_told() {
+    let conversation = Conversation::new([Message::user("Where is the boat?")]);
+    let prompts = |thinking: bool| {
+        [
+            "chat_template.jinja",
+            "chat_template_thinking_default.jinja",
+        ]
+        .map(|name| {
+            let encoder = ChatEncoder::new(tiny(), released(name));
+            let options = PromptOptions {
+                thinking,
+                ..PromptOptions::default()
+            };
+            encoder.prompt_text(&conversation, options).unwrap()
+        })
     };
-    let text = template.render(&[Message::user("Hi")], &options).unwrap();
-    assert!(text.ends_with("<|im_start|>assistant\n<think>\n"));
+    let question = "<|im_start|>user\nWhere is the boat?<|im_end|>\n<|im_start|>assistant\n";
+    let closed = format!("{question}<think>\n\n</think>\n\n");
+    assert_eq!(prompts(false), [closed.clone(), closed]);
+    let open = format!("{question}<think>\n");
+    assert_eq!(prompts(true), [open.clone(), open]);
+}
+
+#[test]
+fn last_answer_goes_on_where_it_ends() {
+    let messages = [Message::user("Hi."), Message::assistant("The boat is ")];
+    let conversation = Conversation::new(messages);
+    let options = PromptOptions {
+        continue_final: true,
+        ..PromptOptions::default()
+    };
+    let templates = [
+        ChatTemplate::history_stable().unwrap(),
+        released("chat_template.jinja"),
+        released("chat_template_thinking_default.jinja"),
+    ];
+    for template in templates {
+        let encoder = ChatEncoder::new(tiny(), template);
+        let text = encoder.prompt_text(&conversation, options).unwrap();
+        assert_eq!(
+            text,
+            "<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nThe boat is"
+        );
+        let question = Conversation::new([Message::user("Hi.")]);
+        let error = encoder.prompt(&question, options).unwrap_err();
+        assert!(
+            matches!(error, Error::NothingToContinue { index: 0 }),
+            "{error}"
+        );
+    }
+    let other = ChatTemplate::from_source("{{ messages[-1].content }}</s>").unwrap();
+    let error = ChatEncoder::new(tiny(), other).prompt(&conversation, options);
+    assert!(matches!(error, Err(Error::CannotContinue)));
+}
+
+#[test]
+fn released_template_takes_what_the_rules_have_put_in_order() {
+    let messages = [
+        Message::system("You are Bo."),
+        Message::system("Dusk."),
+        Message::assistant("You again."),
+        Message::user("Hi."),
+        Message::system("One short line."),
+    ];
+    let encoder = ChatEncoder::new(tiny(), released("chat_template.jinja"));
+    let text = encoder.prompt_text(&Conversation::new(messages), PromptOptions::default());
+    assert_eq!(
+        text.unwrap(),
+        "<|im_start|>system\nYou are Bo.\n\nDusk.<|im_end|>\n<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\nYou again.<|im_end|>\n\
+         <|im_start|>user\nHi.\n\nOne short line.<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    );
+    let only_system = Conversation::new([Message::system("You are Bo.")]);
+    let text = encoder.prompt_text(&only_system, PromptOptions::default());
+    assert!(text.unwrap().contains("<|im_start|>user\n<|im_end|>\n"));
 }
 
 #[test]
@@ -168,8 +267,8 @@ fn history_stable_refuses_what_it_would_have_to_drop() {
     let plain = RenderOptions::default();
     let image = json!([{"role": "user", "content": [{"type": "image", "image": "x.png"}]}]);
     check_refused(image, &plain, "text only");
-    let late = json!([{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]);
-    check_refused(late, &plain, "come first");
+    let calls = json!([{"role": "assistant", "content": "a", "tool_calls": [{"id": "1"}]}]);
+    check_refused(calls, &plain, "calls");
     let unknown = json!([{"role": "narrator", "content": "a"}]);
     check_refused(unknown, &plain, "role");
     let tools = RenderOptions {
@@ -198,6 +297,7 @@ fn template_of_the_config_is_found() {
     let config = json!({"chat_template": "{{ messages | length }}"}).to_string();
     std::fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
     let template = ChatTemplate::load(dir.path()).unwrap();
-    let text = template.render(&[Message::user("Hi")], &RenderOptions::default());
+    let conversation = Conversation::new([Message::user("Hi")]);
+    let text = template.render(&conversation, &RenderOptions::default());
     assert_eq!(text.unwrap(), "1");
 }

@@ -4,19 +4,22 @@
 
 mod common;
 
-use common::{fixture, json_lines, messages, tiny};
-use serde_json::json;
+use common::{fixture, json_lines, recorded_conversation, tiny};
 use text::labels::{Encoded, IGNORE, LossScale, preview, pt, sft, text_bytes};
-use text::{ChatTemplate, Error, Message, RenderOptions, Tokenizer};
+use text::{ChatTemplate, Conversation, Error, Message, RenderOptions, Tokenizer};
 
-fn conversation() -> Vec<Message> {
-    vec![
+fn messages() -> [Message; 5] {
+    [
         Message::system("Be kind."),
         Message::user("Hi"),
         Message::assistant("Hello."),
         Message::user("And?"),
         Message::assistant("More."),
     ]
+}
+
+fn conversation() -> Conversation {
+    Conversation::new(messages())
 }
 
 /// The text under loss, without what is masked.
@@ -33,7 +36,12 @@ fn recorded_texts_are_encoded_whole() {
             continue;
         }
         let name = case["name"].as_str().unwrap();
-        let encoded = sft(&tokenizer, &messages(&case), LossScale::default()).unwrap();
+        let encoded = sft(
+            &tokenizer,
+            &recorded_conversation(&case),
+            LossScale::default(),
+        )
+        .unwrap();
         let text = tokenizer.decode(&encoded.input_ids, false).unwrap();
         assert_eq!(text, case["text"].as_str().unwrap(), "{name}");
     }
@@ -50,7 +58,12 @@ fn recorded_answers_carry_the_loss() {
         if expect.contains('\u{fffd}') {
             continue;
         }
-        let encoded = sft(&tokenizer, &messages(&case), LossScale::default()).unwrap();
+        let encoded = sft(
+            &tokenizer,
+            &recorded_conversation(&case),
+            LossScale::default(),
+        )
+        .unwrap();
         assert_eq!(trained(&tokenizer, &encoded), expect.replace('·', ""));
         n_checked += 1;
     }
@@ -124,8 +137,8 @@ fn empty_document_trains_nothing() {
 fn text_bytes_count_the_text_under_loss() {
     let tokenizer = tiny();
     let answer = "Oh… ♪";
-    let messages = [Message::user("hi"), Message::assistant(answer)];
-    let encoded = sft(&tokenizer, &messages, LossScale::Default).unwrap();
+    let conversation = Conversation::new([Message::user("hi"), Message::assistant(answer)]);
+    let encoded = sft(&tokenizer, &conversation, LossScale::Default).unwrap();
     // The think block's two line feeds, twice, less the marks; the answer; the line feed after its end.
     let line_feeds = "\n\n".len() + "\n\n".len();
     assert_eq!(
@@ -151,13 +164,13 @@ fn preview_dots_what_carries_no_loss() {
     assert_eq!(text.replace('·', ""), "Hello.<|im_end|>\nMore.<|im_end|>\n");
 }
 
-fn error_of(messages: &[Message]) -> Error {
-    sft(&tiny(), messages, LossScale::default()).unwrap_err()
-}
-
 #[test]
 fn conversation_without_final_answer_is_refused() {
-    let error = error_of(&conversation()[..4]);
+    let error_of = |messages: &[Message]| {
+        let conversation = Conversation::new(messages.to_vec());
+        sft(&tiny(), &conversation, LossScale::default()).unwrap_err()
+    };
+    let error = error_of(&messages()[..4]);
     assert!(
         matches!(error, Error::NoFinalAnswer { index: 3 }),
         "{error}"
@@ -165,21 +178,29 @@ fn conversation_without_final_answer_is_refused() {
     assert!(matches!(error_of(&[]), Error::NoFinalAnswer { .. }));
 }
 
+/// Whatever stands side by side in one turn: only what is trained carries loss, and the ids are those of the whole text.
 #[test]
-fn late_system_message_is_refused() {
-    let mut messages = conversation();
-    messages.insert(3, Message::system("x"));
-    let error = error_of(&messages);
-    assert!(
-        matches!(error, Error::SystemNotFirst { index: 3, .. }),
-        "{error}"
-    );
-}
-
-#[test]
-fn tool_calls_beside_the_content_are_refused() {
-    let mut messages = conversation();
-    messages[2].extra.insert("tool_calls".into(), json!([{}]));
-    let error = error_of(&messages);
-    assert!(error.to_string().contains("`tool_calls`"), "{error}");
+fn part_of_a_turn_is_trained_alone() {
+    let tokenizer = tiny();
+    let unlearned = Message {
+        is_trained: false,
+        ..Message::assistant("Wrong one.")
+    };
+    for (answers, expect) in [
+        (
+            [unlearned.clone(), Message::assistant("Right one.")],
+            "Right one.<|im_end|>\n",
+        ),
+        (
+            [Message::assistant("Right one."), unlearned],
+            "Right one.\n<|im_end|>\n",
+        ),
+    ] {
+        let messages = [Message::user("Hi")].into_iter().chain(answers);
+        let conversation = Conversation::new(messages);
+        let encoded = sft(&tokenizer, &conversation, LossScale::default()).unwrap();
+        assert_eq!(trained(&tokenizer, &encoded), expect);
+        let text = tokenizer.decode(&encoded.input_ids, false).unwrap();
+        assert_eq!(tokenizer.encode(&text).unwrap(), encoded.input_ids);
+    }
 }

@@ -4,10 +4,10 @@
 
 mod common;
 
-use common::{fixture, ids, json_lines, labels, messages, shared};
+use common::{fixture, ids, json_lines, labels, messages, recorded_conversation, shared};
 use serde_json::Value;
 use text::labels::{Encoded, LossScale, SftOptions, preview, pt_with_end, sft};
-use text::{ChatTemplate, RenderOptions, Tokenizer};
+use text::{ChatTemplate, Conversation, RenderOptions, Tokenizer};
 
 fn tokenizer() -> Option<Tokenizer> {
     shared("reference/tokenizer").map(|dir| Tokenizer::load(&dir).unwrap())
@@ -62,7 +62,7 @@ fn conversations_are_labelled_as_recorded_in_every_variant() {
                 empty_think_prefix,
                 tools: tools.map(|t| (&template, t.as_slice())),
             };
-            let mut got = sft(&tokenizer, &messages(case), options).unwrap();
+            let mut got = sft(&tokenizer, &recorded_conversation(case), options).unwrap();
             if let Some(max_length) = case.get("max_length").and_then(Value::as_u64) {
                 // Recorded with truncation, which this project never does.
                 got.input_ids.truncate(max_length as usize);
@@ -89,7 +89,8 @@ fn ordinary_conversations_render_to_the_ids_of_training() {
         if is_odd {
             continue;
         }
-        let rendered = template.render(&messages(&case), &RenderOptions::default());
+        let conversation = Conversation::new(messages(&case));
+        let rendered = template.render(&conversation, &RenderOptions::default());
         let got = tokenizer.encode(&rendered.unwrap()).unwrap();
         assert_eq!(got, ids(&case["input_ids"]), "{name}");
         n_ordinary += 1;

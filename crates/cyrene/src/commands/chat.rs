@@ -4,7 +4,7 @@ use std::io::BufRead;
 
 use anyhow::Result;
 use engine::Request;
-use text::{Message, RenderOptions, Role};
+use text::{Conversation, Message, PromptOptions, Role};
 
 use crate::cli::Chat;
 use crate::ui::Ui;
@@ -17,9 +17,9 @@ pub fn run(args: &Chat, ui: &Ui) -> Result<()> {
     let mut sampling = speak::profile(args.profile.as_deref(), &persona)?;
     sampling.seed = args.seed;
     let model = load::model(&args.model)?;
-    let (tokenizer, template) = load::speech(&args.model.model)?;
-    sampling.banned = speak::think_ids(&tokenizer);
-    sampling.vocab_limit = u32::try_from(tokenizer.vocab_size()).ok();
+    let encoder = load::chat_encoder(&args.model.model, adapter)?;
+    let tokenizer = encoder.tokenizer();
+    speak::mask(&mut sampling, tokenizer);
     let stop_ids = tokenizer.end_ids();
     let engine = speak::engine(model, 1, None)?;
 
@@ -60,15 +60,15 @@ pub fn run(args: &Chat, ui: &Ui) -> Result<()> {
         {
             continue;
         }
-        let rendered = template.render(&messages, &RenderOptions::generation())?;
+        let conversation = Conversation::new(messages.clone());
         let request = Request {
-            ids: tokenizer.encode(&rendered)?,
+            ids: encoder.prompt(&conversation, PromptOptions::default())?,
             sampling: sampling.clone(),
             max_tokens: args.max_tokens,
             stop_ids: stop_ids.clone(),
             top_logprobs: 0,
         };
-        let reply = speak::reply(&engine, request, Some(&tokenizer), |piece| {
+        let reply = speak::reply(&engine, request, Some(tokenizer), |piece| {
             if ui.json() { Ok(()) } else { ui.text(piece) }
         })?;
         ui.result(&reply, String::new)?;

@@ -15,7 +15,7 @@ use eval::score::{self, Score};
 use eval::{Sample, Side};
 use model::Model;
 use text::labels::LossScale;
-use text::{Message, Persona, RenderOptions, Role};
+use text::{Conversation, Message, Persona, PromptOptions, Role};
 use train::data::n_targets;
 use train::probe::{Kind, matched};
 
@@ -49,6 +49,7 @@ pub fn run(args: &Eval, ui: &Ui) -> Result<()> {
     let report = evaluate(
         &Evaluation {
             folder: &args.model.model,
+            adapter: args.model.adapter.as_deref(),
             trained: TrainedRows::read(args.model.adapter.as_ref().unwrap_or(&args.model.model))?,
             split: &args.split,
             out: &out,
@@ -68,6 +69,8 @@ pub fn run(args: &Eval, ui: &Ui) -> Result<()> {
 pub struct Evaluation<'a> {
     /// Folder of the model: tokenizer, template, persona.
     pub folder: &'a Path,
+    /// Folder of an adapter on top.
+    pub adapter: Option<&'a Path>,
     /// What the model, or its adapter, was trained on.
     pub trained: Option<TrainedRows>,
     /// `split.json`, with the data sets beside it.
@@ -92,7 +95,8 @@ pub fn evaluate(
     base: Option<Model>,
     ui: &Ui,
 ) -> Result<Report> {
-    let (tokenizer, template) = load::speech(evaluation.folder)?;
+    let encoder = load::chat_encoder(evaluation.folder, evaluation.adapter)?;
+    let tokenizer = encoder.tokenizer();
     let persona = &evaluation.persona;
     if !evaluation.split.is_file() {
         misuse!(
@@ -114,7 +118,7 @@ pub fn evaluate(
         let encoding = Encoding {
             stage: kind,
             loss_scale: LossScale::IgnoreEmptyThink,
-            tokenizer: Some(&tokenizer),
+            tokenizer: Some(tokenizer),
         };
         let rows = dataset::source(&path, Some(&split), encoding)?;
         if name == "pt" {
@@ -143,22 +147,21 @@ pub fn evaluate(
     // 2. replies, seeded, to turns that nobody trained on
     let n_params = model.config().n_params();
     let mut sampling = speak::profile(evaluation.profile, persona)?;
-    sampling.banned = speak::think_ids(&tokenizer);
-    sampling.vocab_limit = u32::try_from(tokenizer.vocab_size()).ok();
+    speak::mask(&mut sampling, tokenizer);
     let engine = speak::engine(model, 1, None)?;
     let mut replies = Vec::new();
     let mut bar = ui.bar("replies", prompts.len() as u64);
     for (at, prompt) in prompts.into_iter().enumerate() {
         sampling.seed = Some(evaluation.seed + at as u64);
-        let rendered = template.render(&prompt.messages, &RenderOptions::generation())?;
+        let conversation = Conversation::new(prompt.messages.iter().cloned());
         let request = Request {
-            ids: tokenizer.encode(&rendered)?,
+            ids: encoder.prompt(&conversation, PromptOptions::default())?,
             sampling: sampling.clone(),
             max_tokens: REPLY_TOKENS,
             stop_ids: tokenizer.end_ids(),
             top_logprobs: 0,
         };
-        let said = speak::reply(&engine, request, Some(&tokenizer), |_| Ok(()))?;
+        let said = speak::reply(&engine, request, Some(tokenizer), |_| Ok(()))?;
         let text = said.text.unwrap_or_default();
         replies.push(Reply {
             language: prompt.language,

@@ -64,7 +64,7 @@ pub fn fp8(from: &Path, to: &Path, layout: Layout, division: Division) -> Result
     let folder = NewFolder::create(to)?;
     model::quant::fp8_block::export(from, folder.path(), &options)
         .with_context(|| format!("quantizing {} to {}", from.display(), to.display()))?;
-    load::copy_companions(from, folder.path())?;
+    load::copy_companions(from, folder.path(), None)?;
     Ok(folder.replace()?)
 }
 
@@ -86,6 +86,6 @@ fn hf(from: &Path, to: &Path) -> Result<()> {
     model
         .save(folder.path(), Some(DType::Bf16))
         .with_context(|| format!("writing {}", to.display()))?;
-    load::copy_companions(from, folder.path())?;
+    load::copy_companions(from, folder.path(), None)?;
     Ok(folder.replace()?)
 }

@@ -3,7 +3,8 @@
 use anyhow::{Context, Result};
 use engine::Request;
 use serde::Deserialize;
-use text::{Message, RenderOptions};
+use serde_json::Value;
+use text::{ChatEncoder, Conversation, Message, PromptOptions};
 
 use crate::cli::Generate;
 use crate::ui::Ui;
@@ -17,8 +18,8 @@ struct Ids {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Messages {
-    List(Vec<Message>),
-    Row { messages: Vec<Message> },
+    List(Vec<Value>),
+    Row { messages: Vec<Value> },
 }
 
 pub fn run(args: &Generate, ui: &Ui) -> Result<()> {
@@ -33,8 +34,11 @@ pub fn run(args: &Generate, ui: &Ui) -> Result<()> {
     let model = load::model(&args.model)?;
     let needs_text = args.input.ids.is_none();
     let has_tokenizer = args.model.model.join("tokenizer.json").exists();
-    let speech = if needs_text || has_tokenizer {
-        Some(load::speech(&args.model.model)?)
+    let encoder = if needs_text || has_tokenizer {
+        Some(load::chat_encoder(
+            &args.model.model,
+            args.model.adapter.as_deref(),
+        )?)
     } else {
         None
     };
@@ -47,34 +51,35 @@ pub fn run(args: &Generate, ui: &Ui) -> Result<()> {
                 .map(|row| row.input_ids),
         );
     }
-    if let (Some(path), Some((tokenizer, template))) = (&args.input.messages, &speech) {
+    if let (Some(path), Some(encoder)) = (&args.input.messages, &encoder) {
         for mut messages in read_messages(path)? {
             persona.lead(&mut messages);
-            let rendered = template.render(&messages, &RenderOptions::generation())?;
-            prompts.push(tokenizer.encode(&rendered)?);
+            let conversation = Conversation::new(messages);
+            prompts.push(encoder.prompt(&conversation, PromptOptions::default())?);
         }
     }
-    if let (Some(prompt), Some((tokenizer, _))) = (&args.input.prompt, &speech) {
-        prompts.push(tokenizer.encode(prompt)?);
+    if let (Some(prompt), Some(encoder)) = (&args.input.prompt, &encoder) {
+        prompts.push(encoder.tokenizer().encode(prompt)?);
     }
     if prompts.is_empty() {
         misuse!("nothing to go on from: the file holds no row");
     }
 
-    let mut stop_ids = match &speech {
-        Some((tokenizer, _)) => tokenizer.end_ids(),
+    let tokenizer = encoder.as_ref().map(ChatEncoder::tokenizer);
+    let mut stop_ids = match tokenizer {
+        Some(tokenizer) => tokenizer.end_ids(),
         None => load::end_ids_of_config(&args.model.model, &model),
     };
     stop_ids.sort_unstable();
     stop_ids.dedup();
-    if let Some((tokenizer, _)) = &speech {
-        if args.input.messages.is_some() {
-            sampling.banned = speak::think_ids(tokenizer);
+    if let Some(tokenizer) = tokenizer {
+        speak::mask(&mut sampling, tokenizer);
+        if args.input.messages.is_none() {
+            // Text and ids go on as whoever wrote them likes.
+            sampling.banned.clear();
         }
-        sampling.vocab_limit = u32::try_from(tokenizer.vocab_size()).ok();
     }
     let engine = speak::engine(model, 1, None)?;
-    let tokenizer = speech.as_ref().map(|(tokenizer, _)| tokenizer);
     for (at, ids) in prompts.into_iter().enumerate() {
         let request = Request {
             ids,
@@ -110,16 +115,17 @@ fn read_messages(path: &std::path::Path) -> Result<Vec<Vec<Message>>> {
         Ok(text) => text,
         Err(error) => misuse!("cannot read {}: {error}", path.display()),
     };
-    if let Ok(whole) = serde_json::from_str::<Messages>(&text) {
-        return Ok(vec![match whole {
-            Messages::List(messages) | Messages::Row { messages } => messages,
-        }]);
+    let rows = match serde_json::from_str::<Messages>(&text) {
+        Ok(whole) => vec![whole],
+        Err(_) => jsonl::read(path, "a list of messages, or {\"messages\":[...]} a line")?,
+    };
+    let mut conversations = Vec::with_capacity(rows.len());
+    for (at, row) in rows.into_iter().enumerate() {
+        let (Messages::List(messages) | Messages::Row { messages }) = row;
+        match Message::list_from_json(&messages) {
+            Ok(messages) => conversations.push(messages),
+            Err(error) => misuse!("conversation {} of {}: {error}", at + 1, path.display()),
+        }
     }
-    let rows = jsonl::read::<Messages>(path, "a list of messages, or {\"messages\":[...]} a line")?;
-    Ok(rows
-        .into_iter()
-        .map(|row| match row {
-            Messages::List(messages) | Messages::Row { messages } => messages,
-        })
-        .collect())
+    Ok(conversations)
 }

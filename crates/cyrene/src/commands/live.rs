@@ -384,6 +384,7 @@ impl Run {
             let folder = run.dir.join("sft/model");
             let evaluation = eval_command::Evaluation {
                 folder: &folder,
+                adapter: None,
                 trained: TrainedRows::read(&folder)?,
                 split: &run.dir.join("corpus/split.json"),
                 out: dir,

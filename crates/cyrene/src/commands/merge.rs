@@ -48,13 +48,16 @@ pub fn merge(base: &Path, adapter: &Path, out: &Path) -> Result<()> {
     model
         .save(folder.path(), None)
         .with_context(|| format!("writing {}", out.display()))?;
-    load::copy_companions(base, folder.path())?;
+    // The adapter's record has the base's rows too.
+    let trained_on = TrainedRows::read(adapter)?;
+    load::copy_companions(base, folder.path(), trained_on.as_ref())?;
     if let Some(persona) = Persona::read(adapter)? {
         persona.write(folder.path())?;
     }
-    // The adapter's record has the base's rows too.
-    if let Some(rows) = TrainedRows::read(adapter)? {
-        rows.write(folder.path())?;
+    if trained_on.is_none()
+        && let Some(template) = load::own_template(adapter)?
+    {
+        template.save(folder.path())?;
     }
     Ok(folder.replace()?)
 }

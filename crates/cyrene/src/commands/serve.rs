@@ -72,15 +72,13 @@ pub fn serve(serving: &Serving<'_>, ui: &Ui) -> Result<()> {
     let folder = &serving.model.model;
     load::folder(folder)?;
     let device = load::device(&serving.model.device.device)?;
-    let (tokenizer, template) = load::speech(folder)?;
     let adapter = serving.model.adapter.as_deref();
     let persona = load::persona(folder, adapter, serving.character)?;
     let setup = Setup {
         model: serving
             .name
             .map_or_else(|| folder_name(folder), str::to_owned),
-        tokenizer,
-        template,
+        chat: load::chat_encoder(folder, adapter)?,
         profiles: speak::profiles(serving.profile, &persona)?,
         persona,
         n_params: Config::load(folder)?.n_params(),

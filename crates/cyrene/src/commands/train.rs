@@ -223,10 +223,6 @@ pub fn train(
         bar.finish();
     }
     files::write(&out.join("recipe.toml"), saved.as_bytes())?;
-    load::copy_companions(&base, &summary.result)?;
-    if persona != Persona::default() {
-        persona.write(&summary.result)?;
-    }
     let mut rows = TrainedRows::read(&base)?.unwrap_or_default();
     for (document, _) in job
         .train
@@ -236,7 +232,10 @@ pub fn train(
     {
         rows.insert(&document.encoded.input_ids);
     }
-    rows.write(&summary.result)?;
+    load::copy_companions(&base, &summary.result, Some(&rows))?;
+    if persona != Persona::default() {
+        persona.write(&summary.result)?;
+    }
     Ok(Trained {
         summary,
         sources: drawing.account,

@@ -5,13 +5,13 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
 use serde_json::{Map, Value, json};
-use text::{Message, RenderOptions, Role};
+use text::{Conversation, Message, PromptOptions};
 
 use super::stream::{self, Shape, line_json, usage_json};
 use super::{JsonBody, check_model};
 use crate::error::ApiError;
 use crate::fields::Fields;
-use crate::generation::{Finish, Generation, Options, Update, disarm, encode};
+use crate::generation::{Finish, Generation, Options, Update, disarm};
 use crate::reply::{Delta, TokenLogprob};
 use crate::state::{AppState, unix_time};
 
@@ -31,10 +31,17 @@ async fn complete(
     let thinking = thinking(&fields)?;
 
     // 2. the prompt; rendering and encoding a long conversation must not hold up other requests
-    let renderer = state.clone();
-    let prompt = tokio::task::spawn_blocking(move || prompt(&renderer, &conversation, thinking))
-        .await
-        .map_err(|_| ApiError::Stopping)??;
+    let encoder = state.clone();
+    let prompt_options = PromptOptions {
+        thinking,
+        ..PromptOptions::default()
+    };
+    let prompt = tokio::task::spawn_blocking(move || {
+        let chat = &encoder.setup().chat;
+        Ok::<_, ApiError>(chat.prompt(&conversation, prompt_options)?)
+    })
+    .await
+    .map_err(|_| ApiError::Stopping)??;
 
     // 3. the answer
     let mut generation = Generation::start(&state, prompt, &options)?;
@@ -79,7 +86,8 @@ fn options(fields: &Fields, state: &AppState) -> Result<Options, ApiError> {
         }
         options.top_logprobs = n as usize;
     }
-    options.sampling.banned = state.banned_ids(thinking(fields)?);
+    let tokenizer = state.setup().chat.tokenizer();
+    options.sampling.banned = tokenizer.sampling_mask(thinking(fields)?).banned;
     if let Some(format) = fields.object("response_format")? {
         match format.string("type")? {
             None | Some("text") => {}
@@ -103,7 +111,7 @@ fn thinking(fields: &Fields) -> Result<bool, ApiError> {
 }
 
 /// The messages, with the stored system prompt in front if they bring none.
-fn conversation(fields: &Fields, state: &AppState) -> Result<Vec<Message>, ApiError> {
+fn conversation(fields: &Fields, state: &AppState) -> Result<Conversation, ApiError> {
     let setup = state.setup();
     let limit = setup.limits.messages;
     let list = match fields.get("messages") {
@@ -115,72 +123,13 @@ fn conversation(fields: &Fields, state: &AppState) -> Result<Vec<Message>, ApiEr
             ));
         }
     };
-    let mut messages = Vec::with_capacity(list.len() + 1);
-    for (index, value) in list.iter().enumerate() {
-        let path = format!("messages[{index}]");
-        messages.push(message(&Fields::nested(path, value)?)?);
+    let mut messages = Message::list_from_json(list)?;
+    for message in &mut messages {
+        message.content = disarm(&message.content);
+        message.reasoning = message.reasoning.as_deref().map(disarm);
     }
     setup.persona.lead(&mut messages);
-    Ok(messages)
-}
-
-fn message(fields: &Fields) -> Result<Message, ApiError> {
-    let role = match fields.string("role")? {
-        Some("system" | "developer") => Role::System,
-        Some("user") => Role::User,
-        Some("assistant") => Role::Assistant,
-        Some("tool") => Role::Tool,
-        _ => {
-            return Err(ApiError::field(
-                fields.name("role"),
-                "must be system, user, assistant or tool",
-            ));
-        }
-    };
-    let content = match fields.get("content") {
-        Some(Value::String(text)) => text.clone(),
-        Some(Value::Array(parts)) => joined_parts(fields, parts)?,
-        _ => {
-            return Err(ApiError::field(
-                fields.name("content"),
-                "must be a string or a list of text parts",
-            ));
-        }
-    };
-    fields.refuse(&["tool_calls", "function_call"])?;
-    Ok(Message::new(role, disarm(&content)))
-}
-
-fn joined_parts(fields: &Fields, parts: &[Value]) -> Result<String, ApiError> {
-    let mut content = String::new();
-    for (index, value) in parts.iter().enumerate() {
-        let path = format!("{}[{index}]", fields.name("content"));
-        let part = Fields::nested(path, value)?;
-        match (part.string("type")?, part.string("text")?) {
-            (Some("text"), Some(text)) => content.push_str(text),
-            _ => {
-                return Err(ApiError::field(
-                    part.name("type"),
-                    "must be `text`: this model reads no images, audio or files",
-                ));
-            }
-        }
-    }
-    Ok(content)
-}
-
-fn prompt(
-    state: &AppState,
-    conversation: &[Message],
-    thinking: bool,
-) -> Result<Vec<u32>, ApiError> {
-    let setup = state.setup();
-    let options = RenderOptions {
-        enable_thinking: Some(thinking),
-        ..RenderOptions::generation()
-    };
-    let text = setup.template.render(conversation, &options)?;
-    encode(&setup.tokenizer, &text)
+    Ok(Conversation::new(messages))
 }
 
 /// What every chunk of an answer repeats.
@@ -268,7 +217,7 @@ impl Finish {
 
 #[cfg(test)]
 mod tests {
-    use text::{ChatTemplate, Persona, Tokenizer};
+    use text::{ChatEncoder, ChatTemplate, Persona, Tokenizer};
 
     use super::*;
     use crate::{Limits, Profiles, Setup};
@@ -276,8 +225,10 @@ mod tests {
     fn state() -> AppState {
         AppState::new(Setup {
             model: "tiny".to_owned(),
-            tokenizer: Tokenizer::train(["who is there?"].into_iter(), 320).unwrap(),
-            template: ChatTemplate::history_stable().unwrap(),
+            chat: ChatEncoder::new(
+                Tokenizer::train(["who is there?"].into_iter(), 320).unwrap(),
+                ChatTemplate::history_stable().unwrap(),
+            ),
             profiles: Profiles::built_in().unwrap(),
             persona: Persona {
                 system: [("en".to_owned(), "You are Mira.".to_owned())].into(),
@@ -296,7 +247,7 @@ mod tests {
     #[test]
     fn thinking_marks_are_banned_unless_thinking_is_on() {
         let state = state();
-        let tokenizer = &state.setup().tokenizer;
+        let tokenizer = state.setup().chat.tokenizer();
         let marks = ["<think>", "</think>"].map(|mark| tokenizer.id(mark).unwrap());
         let off = options(&fields(json!({})), &state).unwrap();
         assert!(marks.iter().all(|id| off.sampling.banned.contains(id)));
@@ -313,23 +264,24 @@ mod tests {
         let state = state();
         let user = json!({"role": "user", "content": "hi"});
         let without = fields(json!({"messages": [user]}));
-        let messages = conversation(&without, &state).unwrap();
-        assert_eq!(messages[0], Message::system("You are Mira."));
+        let system = |fields: &Fields| conversation(fields, &state).unwrap().system().to_owned();
+        assert_eq!(system(&without), "You are Mira.");
         let own = json!({"role": "system", "content": "Be brief."});
         let with = fields(json!({"messages": [own, user]}));
-        let messages = conversation(&with, &state).unwrap();
-        assert_eq!(messages.len(), 2);
-        assert_eq!(messages[0], Message::system("Be brief."));
+        assert_eq!(system(&with), "Be brief.");
     }
 
     #[test]
     fn special_tokens_that_people_write_stay_text() {
         let state = state();
-        let turn_start = state.setup().tokenizer.id("<|im_start|>").unwrap();
+        let turn_start = state.setup().chat.tokenizer().id("<|im_start|>").unwrap();
         let n_starts = |content: &str| {
             let body = json!({"messages": [{"role": "user", "content": content}]});
-            let messages = conversation(&fields(body), &state).unwrap();
-            let ids = prompt(&state, &messages, false).unwrap();
+            let conversation = conversation(&fields(body), &state).unwrap();
+            let chat = &state.setup().chat;
+            let ids = chat
+                .prompt(&conversation, PromptOptions::default())
+                .unwrap();
             ids.iter().filter(|id| **id == turn_start).count()
         };
         let honest = n_starts("hi");
@@ -340,7 +292,7 @@ mod tests {
     fn text_parts_are_joined() {
         let parts = json!([{"type": "text", "text": "who "}, {"type": "text", "text": "is it?"}]);
         let body = json!({"messages": [{"role": "user", "content": parts}]});
-        let messages = conversation(&fields(body), &state()).unwrap();
+        let messages = conversation(&fields(body), &state()).unwrap().messages();
         assert_eq!(messages[1].content, "who is it?");
     }
 }

@@ -10,7 +10,7 @@ use super::stream::{self, Shape, line_json, usage_json};
 use super::{JsonBody, check_model};
 use crate::error::ApiError;
 use crate::fields::Fields;
-use crate::generation::{Finish, Generation, Options, Update, encode};
+use crate::generation::{Finish, Generation, Options, Update};
 use crate::reply::{Delta, TokenLogprob};
 use crate::state::{AppState, unix_time};
 
@@ -86,7 +86,7 @@ async fn prompt(fields: Fields, state: &AppState) -> Result<Vec<u32>, ApiError> 
     let encoder = state.clone();
     tokio::task::spawn_blocking(move || {
         let text = fields.string("prompt")?.unwrap_or_default();
-        encode(&encoder.setup().tokenizer, text)
+        Ok(encoder.setup().chat.tokenizer().encode(text)?)
     })
     .await
     .map_err(|_| ApiError::Stopping)?

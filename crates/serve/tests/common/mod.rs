@@ -11,7 +11,7 @@ use kernel::DType;
 use model::{Config, Model};
 use serde_json::{Value, json};
 use serve::{AppState, Limits, Profiles, Setup, app};
-use text::{ChatTemplate, Persona, Tokenizer};
+use text::{ChatEncoder, ChatTemplate, Persona, Tokenizer};
 use tower::ServiceExt;
 
 pub const MODEL: &str = "tiny";
@@ -26,8 +26,10 @@ const STORY: [&str; 4] = [
 pub fn setup() -> Setup {
     Setup {
         model: MODEL.to_owned(),
-        tokenizer: Tokenizer::train(STORY.into_iter(), 360).unwrap(),
-        template: ChatTemplate::history_stable().unwrap(),
+        chat: ChatEncoder::new(
+            Tokenizer::train(STORY.into_iter(), 360).unwrap(),
+            ChatTemplate::history_stable().unwrap(),
+        ),
         profiles: Profiles::built_in().unwrap(),
         persona: Persona {
             name: [("en".to_owned(), "Mira".to_owned())].into(),
@@ -90,7 +92,7 @@ impl Server {
     }
 
     pub fn with(setup: Setup, config: EngineConfig) -> Self {
-        let engine = engine(&setup.tokenizer, config);
+        let engine = engine(setup.chat.tokenizer(), config);
         let server = Server::without_engine(setup);
         server.state.set_engine(engine);
         server

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use text::{Message, Tokenizer};
+use text::{Conversation, Message, Tokenizer, TurnJoin};
 
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -41,7 +41,12 @@ pub fn json_lines(path: &Path) -> Vec<Value> {
 }
 
 pub fn messages(case: &Value) -> Vec<Message> {
-    serde_json::from_value(case["messages"].clone()).unwrap()
+    Message::list_from_json(case["messages"].as_array().unwrap()).unwrap()
+}
+
+/// A recorded conversation, with turns of one role joined as ms-swift, which recorded it, joins them.
+pub fn recorded_conversation(case: &Value) -> Conversation {
+    Conversation::joined(messages(case), TurnJoin::Nothing)
 }
 
 pub fn ids(value: &Value) -> Vec<u32> {

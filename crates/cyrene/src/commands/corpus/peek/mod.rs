@@ -366,8 +366,8 @@ fn painted(text: &str, code: &str, style: Style) -> String {
 
 #[cfg(test)]
 mod tests {
-    use text::Message;
     use text::labels::{self, LossScale};
+    use text::{Conversation, Message};
 
     use super::*;
 
@@ -382,7 +382,8 @@ mod tests {
             Message::user("Hi"),
             Message::assistant("你好\nsailor"),
         ];
-        let encoded = labels::sft(&tokenizer, &messages, LossScale::IgnoreEmptyThink).unwrap();
+        let conversation = Conversation::new(messages);
+        let encoded = labels::sft(&tokenizer, &conversation, LossScale::IgnoreEmptyThink).unwrap();
         spans(&tokenizer, &encoded, false)
     }
 
