@@ -41,7 +41,6 @@ pub(crate) mod sources {
         CAUSAL_CONV1D "causal_conv1d",
         COPY "copy",
         DELTA_GATE "delta_gate",
-        DROPOUT "dropout",
         EMBEDDING "embedding",
         GATED_DELTA_RULE "gated_delta_rule",
         GATED_DELTA_RULE_BF16 "gated_delta_rule_bf16",

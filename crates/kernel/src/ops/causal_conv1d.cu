@@ -177,21 +177,8 @@ extern "C" __global__ void causal_conv1d_keep_state(float* state, View x, u32 n_
 
 // ---- backward
 
-// The gradient of the convolution's output, as it lies.
-template <class P> struct Plain {
-    using Fetched = ::Fetched<P>;
-    P d_out;
-    u32 n_channels;
-    Channels at;
-
-    __device__ __forceinline__ Fetched fetch(u32 t, bool there) const {
-        return fetch8(d_out, (i64)t * n_channels + at.first, there ? at.n : 0);
-    }
-    // From what was fetched and the convolution's output.
-    __device__ __forceinline__ Eight gradient(const Fetched& fetched, const Eight& out) const { return widen(fetched); }
-};
-
-// Walks a run and the three tokens behind it that see into it. Of the gradient of inputs, three wait for what later tokens add.
+// Walks a run and the three tokens behind it that see into it; `source` gives the gradient of the convolution's output. Of the
+// gradient of inputs, three wait for what later tokens add.
 // partials [runs, n_channels, 4] (rows begin at multiples of eight), null where w is frozen.
 template <class P, class Source>
 __device__ __forceinline__ void walk_backward(P d_x, float* partials, P x, View w, const u32* cu_seqlens, u32 n_documents, u32 n_tokens,
@@ -271,27 +258,6 @@ __device__ __forceinline__ void walk_backward(P d_x, float* partials, P x, View 
     for (u32 j = 0; j < 8; j++) {
         if (j < at.n) *(float4*)(row + WIDTH * (at.first + j)) = make_float4(d_w[0].v[j], d_w[1].v[j], d_w[2].v[j], d_w[3].v[j]);
     }
-}
-
-template <class P>
-__device__ __forceinline__ void backward(View d_x, float* partials, View d_out, View x, View w, const u32* cu_seqlens, u32 n_documents,
-                                         u32 n_tokens, u32 n_channels, u32 run) {
-    u32 eight = blockIdx.x * blockDim.x + threadIdx.x;
-    Channels at = {8 * eight, n_in_eight(n_channels, eight)};
-    if (at.n == 0) return;
-    Plain<P> source = {data_of<P>(d_out), n_channels, at};
-    walk_backward(data_of<P>(d_x), partials, data_of<P>(x), w, cu_seqlens, n_documents, n_tokens, n_channels, run, at, source);
-}
-
-extern "C" __global__ void __launch_bounds__(128, 2) causal_conv1d_backward_bf16(View d_x, float* partials, View d_out, View x, View w,
-                                                                                 const u32* cu_seqlens, u32 n_documents, u32 n_tokens,
-                                                                                 u32 n_channels, u32 run) {
-    backward<bf16*>(d_x, partials, d_out, x, w, cu_seqlens, n_documents, n_tokens, n_channels, run);
-}
-extern "C" __global__ void __launch_bounds__(128, 2) causal_conv1d_backward_any(View d_x, float* partials, View d_out, View x, View w,
-                                                                                const u32* cu_seqlens, u32 n_documents, u32 n_tokens,
-                                                                                u32 n_channels, u32 run) {
-    backward<View>(d_x, partials, d_out, x, w, cu_seqlens, n_documents, n_tokens, n_channels, run);
 }
 
 // ---- what the delta rule takes: q and k normalised, q scaled, v as it is

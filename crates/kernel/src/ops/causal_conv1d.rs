@@ -1,4 +1,5 @@
-//! Depthwise causal convolution of width 4 with SiLU, over packed documents or with a state.
+//! Depthwise causal convolution of width 4 with SiLU, a sequence at a time; over packed documents it is part of
+//! [`super::delta_inputs`], which shares this file's code.
 //!
 //! out[t,c] = silu(y[t,c]), y[t,c] = Σ_j w[c,0,j] x[t-3+j,c], with zeros for what lies before a document's start.
 //! Source: transformers 5.17 Qwen3.5 (`conv1d.weight`, no bias).
@@ -6,9 +7,6 @@
 // T tokens (packed), C channels.
 
 use super::check;
-use crate::cpu::documents;
-use crate::cuda::Card;
-use crate::ops::rows::Partials;
 use crate::{Device, Result, Tensor};
 
 /// Taps of the filter.
@@ -16,59 +14,12 @@ pub(super) const WIDTH: usize = 4;
 /// Earlier tokens that one output sees.
 const PAST: usize = WIDTH - 1;
 
-/// `out` assigned. Shapes: out_tc, x_tc [T,C]; w [C,1,4].
+/// T new tokens of one sequence; `out` assigned. Shapes: out_tc, x_tc [T,C]; w [C,1,4]. `state_3c` [3,C] f32 holds the last three
+/// inputs (oldest first; zeros at the sequence's start) and is updated. A sequence in pieces gives the bits of the whole where x
+/// is stored alike.
 ///
 /// # Errors
-/// [`crate::Error::Shape`] where shapes disagree or `cu_seqlens` does not rise from 0 to T.
-pub fn forward(out_tc: &mut Tensor, x_tc: &Tensor, w: &Tensor, cu_seqlens: &[u32]) -> Result<()> {
-    const OP: &str = "causal_conv1d::forward";
-    let [t, c] = check::dims(OP, "x_tc", x_tc, "[T,C]")?;
-    check::shape(OP, "out_tc", out_tc, &[t, c])?;
-    check::shape(OP, "w", w, &[c, 1, WIDTH])?;
-    check::cu_seqlens(OP, cu_seqlens, t)?;
-    match check::device(OP, out_tc, &[("x_tc", x_tc), ("w", w)])? {
-        Device::Cpu => cpu::forward(out_tc, x_tc, w, &documents(cu_seqlens), None),
-        Device::Cuda(cuda) => cuda::forward(cuda, out_tc, x_tc, w, cu_seqlens)?,
-    }
-    Ok(())
-}
-
-/// d_x assigned, d_w [C,1,4] f32 added to (None: frozen). y is recomputed from x. Shapes as in [`forward`].
-///
-/// # Errors
-/// As [`forward`]; [`crate::Error::DType`] where d_w is not f32.
-pub fn backward(
-    d_x_tc: &mut Tensor,
-    d_w: Option<&mut Tensor>,
-    d_out_tc: &Tensor,
-    x_tc: &Tensor,
-    w: &Tensor,
-    cu_seqlens: &[u32],
-) -> Result<()> {
-    const OP: &str = "causal_conv1d::backward";
-    let [t, c] = check::dims(OP, "x_tc", x_tc, "[T,C]")?;
-    check::shape(OP, "d_x_tc", d_x_tc, &[t, c])?;
-    check::shape(OP, "d_out_tc", d_out_tc, &[t, c])?;
-    check::shape(OP, "w", w, &[c, 1, WIDTH])?;
-    check::cu_seqlens(OP, cu_seqlens, t)?;
-    let mut others = vec![("d_out_tc", d_out_tc), ("x_tc", x_tc), ("w", w)];
-    if let Some(d_w) = d_w.as_deref() {
-        check::shape(OP, "d_w", d_w, &[c, 1, WIDTH])?;
-        check::f32(OP, "d_w", d_w)?;
-        others.push(("d_w", d_w));
-    }
-    match check::device(OP, d_x_tc, &others)? {
-        Device::Cpu => cpu::backward(d_x_tc, d_w, d_out_tc, x_tc, w, &documents(cu_seqlens)),
-        Device::Cuda(cuda) => cuda::backward(cuda, d_x_tc, d_w, d_out_tc, x_tc, w, cu_seqlens)?,
-    }
-    Ok(())
-}
-
-/// T new tokens of one sequence; `out` assigned. `state_3c` [3,C] f32 holds the last three inputs (oldest first; zeros at the
-/// sequence's start) and is updated. Equals [`forward`] over the whole sequence, bit for bit where x is stored alike.
-///
-/// # Errors
-/// As [`forward`]; [`crate::Error::DType`] where the state is not f32.
+/// [`crate::Error::Shape`] where shapes disagree, [`crate::Error::DType`] where the state is not f32.
 pub fn forward_with_state(
     out_tc: &mut Tensor,
     state_3c: &mut Tensor,
@@ -87,18 +38,12 @@ pub fn forward_with_state(
         &[("state_3c", &*state_3c), ("x_tc", x_tc), ("w", w)],
     )? {
         Device::Cpu => {
-            let documents = documents(&[0, t as u32]);
-            cpu::forward(out_tc, x_tc, w, &documents, Some(state_3c.f32s()));
+            cpu::forward(out_tc, state_3c.f32s(), x_tc, w);
             cpu::update_state(state_3c.f32s_mut(), x_tc);
         }
         Device::Cuda(cuda) => cuda::forward_with_state(cuda, out_tc, state_3c, x_tc, w)?,
     }
     Ok(())
-}
-
-/// Bytes of scratch that [`backward`] takes on a GPU for [T,C] inputs.
-pub fn backward_scratch_bytes(card: Card, [t, c]: [usize; 2]) -> usize {
-    Partials::bytes(cuda::backward_walk(card, t, c).n_runs, WIDTH * c)
 }
 
 pub(super) mod cpu {
@@ -111,175 +56,162 @@ pub(super) mod cpu {
 
     use super::{PAST, WIDTH};
     use crate::Tensor;
-    use crate::cpu::{View, ViewMut, add_rows, load_rows, math, simd};
+    use crate::cpu::{View, ViewMut, add_rows, documents, load_rows, math, simd};
 
     /// Rows of a task; fixed, because d_w is summed task by task.
     const TASK_ROWS: usize = 128;
     const TILE_ROWS: usize = 32;
     const TILE_CHANNELS: usize = 128;
 
-    pub(super) fn forward(
-        out_tc: &mut Tensor,
-        x_tc: &Tensor,
-        w: &Tensor,
-        documents: &[Range<usize>],
-        state_3c: Option<&[f32]>,
-    ) {
-        let c = x_tc.shape()[1];
-        convolve(
-            vec![Output::of(out_tc, c)],
+    pub(super) fn forward(out_tc: &mut Tensor, state_3c: &[f32], x_tc: &Tensor, w: &Tensor) {
+        let [t, c] = [x_tc.shape()[0], x_tc.shape()[1]];
+        let sequence = Convolution {
             x_tc,
             w,
-            documents,
-            state_3c,
-            &tiles(0..c),
+            documents: &documents(&[0, t as u32]),
+            tiles: &tiles(0..c),
+        };
+        sequence.forward(
+            vec![Output::of(out_tc, c)],
+            Some(state_3c),
             #[inline(always)]
             |outs, row, channels, y| outs[0].row(row, channels.clone()).store(y),
         );
     }
 
-    /// Hands every row of every tile to `put`, convolved and passed through SiLU: the task's part of `outs`, the row among the task's,
-    /// its channels, their values.
-    pub(in crate::ops) fn convolve(
-        outs: Vec<Output>,
-        x_tc: &Tensor,
-        w: &Tensor,
-        documents: &[Range<usize>],
-        state_3c: Option<&[f32]>,
-        tiles: &[Range<usize>],
-        put: impl Fn(&mut [Output], usize, &Range<usize>, &mut [f32]) + Sync,
-    ) {
-        let [t, c] = [x_tc.shape()[0], x_tc.shape()[1]];
-        let taps = taps(w);
-        let widest = widest(tiles);
-        tasks(outs, t, documents).into_par_iter().for_each(|task| {
-            let mut x = vec![0.0; (PAST + TILE_ROWS) * widest];
-            let mut y = vec![0.0; widest];
-            task.run(
-                tiles,
-                #[inline(always)]
-                |tile, outs| {
-                    let n = tile.channels.len();
-                    tile.load_past(&mut x, View::of(x_tc), c, state_3c, tile.rows.end);
-                    let taps = tile.taps(&taps, c);
-                    for (i, row) in tile.rows.clone().enumerate() {
-                        let y = &mut y[..n];
-                        filter(y, &x[i * n..(i + WIDTH) * n], taps);
-                        y.iter_mut().for_each(|y| *y = math::silu(*y));
-                        put(outs, row - tile.task_start, &tile.channels, y);
-                    }
-                },
-            );
-        });
+    /// What forward and backward share: inputs, filter, documents, and the channels of each tile.
+    pub(in crate::ops) struct Convolution<'a> {
+        pub x_tc: &'a Tensor,
+        pub w: &'a Tensor,
+        pub documents: &'a [Range<usize>],
+        pub tiles: &'a [Range<usize>],
     }
 
-    pub(super) fn backward(
-        d_x_tc: &mut Tensor,
-        d_w: Option<&mut Tensor>,
-        d_out_tc: &Tensor,
-        x_tc: &Tensor,
-        w: &Tensor,
-        documents: &[Range<usize>],
-    ) {
-        let c = x_tc.shape()[1];
-        convolve_backward(
-            d_x_tc,
-            d_w,
-            x_tc,
-            w,
-            documents,
-            &tiles(0..c),
-            #[inline(always)]
-            |d_y, row, channels| {
-                let first = row * c + channels.start;
-                load_rows(d_y, View::of(d_out_tc), first, c, channels.len());
-            },
-            #[inline(always)]
-            |_, _, _, _| {},
-        );
-    }
-
-    /// `load` gives the gradients of what came out of SiLU, or what they are made of, for rows from one on of a tile's channels;
-    /// `finish` makes the former of the latter, a row at a time: gradients, row, channels, what went into SiLU.
-    pub(in crate::ops) fn convolve_backward(
-        d_x_tc: &mut Tensor,
-        d_w: Option<&mut Tensor>,
-        x_tc: &Tensor,
-        w: &Tensor,
-        documents: &[Range<usize>],
-        tiles: &[Range<usize>],
-        load: impl Fn(&mut [f32], usize, &Range<usize>) + Sync,
-        finish: impl Fn(&mut [f32], usize, &Range<usize>, &[f32]) + Sync,
-    ) {
-        let [t, c] = [x_tc.shape()[0], x_tc.shape()[1]];
-        let taps = taps(w);
-        let widest = widest(tiles);
-        let tasks = tasks(vec![Output::of(d_x_tc, c)], t, documents);
-        let n_sums = if d_w.is_some() { WIDTH * c } else { 0 };
-        let mut partial = vec![0.0; tasks.len() * n_sums];
-        let mut no_sums: Vec<[f32; 0]> = vec![[]; tasks.len()];
-        let sums: Vec<&mut [f32]> = match n_sums {
-            0 => no_sums.iter_mut().map(|sums| &mut sums[..]).collect(),
-            _ => partial.chunks_exact_mut(n_sums).collect(),
-        };
-        tasks.into_par_iter().zip(sums).for_each(|(task, sums)| {
-            let mut x = vec![0.0; (2 * PAST + TILE_ROWS) * widest];
-            let mut d_y = vec![0.0; (PAST + TILE_ROWS) * widest];
-            let mut y = vec![0.0; widest];
-            task.run(
-                tiles,
-                #[inline(always)]
-                |tile, outs| {
-                    let n = tile.channels.len();
-                    let taps = tile.taps(&taps, c);
-                    // 2. silu, also of the rows behind the tile that see into it; none lie beyond the document
-                    let n_rows = tile.rows.len();
-                    let end = (tile.rows.end + PAST).min(tile.document.end);
-                    tile.load_past(&mut x, View::of(x_tc), c, None, end);
-                    let n_seen = end - tile.rows.start;
-                    load(&mut d_y[..n_seen * n], tile.rows.start, &tile.channels);
-                    d_y[n_seen * n..(n_rows + PAST) * n].fill(0.0);
-                    for (i, d_y) in d_y[..n_seen * n].chunks_exact_mut(n).enumerate() {
-                        let y = &mut y[..n];
-                        filter(y, &x[i * n..(i + WIDTH) * n], taps);
-                        finish(d_y, tile.rows.start + i, &tile.channels, y);
-                        for (d_y, &y) in d_y.iter_mut().zip(y.iter()) {
-                            *d_y *= math::d_silu(y);
+    impl Convolution<'_> {
+        /// Hands every row of every tile to `put`, convolved and passed through SiLU: the task's part of `outs`, the row among the
+        /// task's, its channels, their values.
+        pub(in crate::ops) fn forward(
+            &self,
+            outs: Vec<Output>,
+            state_3c: Option<&[f32]>,
+            put: impl Fn(&mut [Output], usize, &Range<usize>, &mut [f32]) + Sync,
+        ) {
+            let [t, c] = [self.x_tc.shape()[0], self.x_tc.shape()[1]];
+            let taps = taps(self.w);
+            let widest = widest(self.tiles);
+            let tasks = tasks(outs, t, self.documents);
+            tasks.into_par_iter().for_each(|task| {
+                let mut x = vec![0.0; (PAST + TILE_ROWS) * widest];
+                let mut y = vec![0.0; widest];
+                task.run(
+                    self.tiles,
+                    #[inline(always)]
+                    |tile, outs| {
+                        let n = tile.channels.len();
+                        tile.load_past(&mut x, View::of(self.x_tc), c, state_3c, tile.rows.end);
+                        let taps = tile.taps(&taps, c);
+                        for (i, row) in tile.rows.clone().enumerate() {
+                            let y = &mut y[..n];
+                            filter(y, &x[i * n..(i + WIDTH) * n], taps);
+                            y.iter_mut().for_each(|y| *y = math::silu(*y));
+                            put(outs, row - tile.task_start, &tile.channels, y);
                         }
-                    }
-                    // 1. the filter
-                    let [w0, w1, w2, w3] = taps;
-                    for (i, row) in tile.rows.clone().enumerate() {
-                        let y = &mut y[..n];
-                        filter(y, &d_y[i * n..(i + WIDTH) * n], [w3, w2, w1, w0]);
-                        let mut d_x = outs[0].row(row - tile.task_start, tile.channels.clone());
-                        d_x.store(y);
-                    }
-                    if !sums.is_empty() {
-                        for (j, sums) in sums.chunks_exact_mut(c).enumerate() {
-                            let sums = &mut sums[tile.channels.clone()];
-                            for i in 0..n_rows {
-                                let x = &x[(i + j) * n..(i + j + 1) * n];
-                                let d_y = &d_y[i * n..(i + 1) * n];
-                                for ((sum, &x), &d_y) in sums.iter_mut().zip(x).zip(d_y) {
-                                    *sum += d_y * x;
-                                }
+                    },
+                );
+            });
+        }
+
+        /// d_x assigned, d_w added to. `load` gives the gradients of what came out of SiLU, or what they are made of, for rows from
+        /// one on of a tile's channels; `finish` makes the former of the latter, a row at a time: gradients, row, channels, what
+        /// went into SiLU.
+        pub(in crate::ops) fn backward(
+            &self,
+            d_x_tc: &mut Tensor,
+            d_w: Option<&mut Tensor>,
+            load: impl Fn(&mut [f32], usize, &Range<usize>) + Sync,
+            finish: impl Fn(&mut [f32], usize, &Range<usize>, &[f32]) + Sync,
+        ) {
+            let [t, c] = [self.x_tc.shape()[0], self.x_tc.shape()[1]];
+            let taps = taps(self.w);
+            let widest = widest(self.tiles);
+            let tasks = tasks(vec![Output::of(d_x_tc, c)], t, self.documents);
+            let n_sums = if d_w.is_some() { WIDTH * c } else { 0 };
+            let mut partial = vec![0.0; tasks.len() * n_sums];
+            let mut no_sums: Vec<[f32; 0]> = vec![[]; tasks.len()];
+            let sums: Vec<&mut [f32]> = match n_sums {
+                0 => no_sums.iter_mut().map(|sums| &mut sums[..]).collect(),
+                _ => partial.chunks_exact_mut(n_sums).collect(),
+            };
+            tasks.into_par_iter().zip(sums).for_each(|(task, sums)| {
+                let mut x = vec![0.0; (2 * PAST + TILE_ROWS) * widest];
+                let mut d_y = vec![0.0; (PAST + TILE_ROWS) * widest];
+                let mut y = vec![0.0; widest];
+                task.run(
+                    self.tiles,
+                    #[inline(always)]
+                    |tile, outs| {
+                        let n = tile.channels.len();
+                        let taps = tile.taps(&taps, c);
+                        // 2. silu, also of the rows behind the tile that see into it; none lie beyond the document
+                        let n_rows = tile.rows.len();
+                        let end = (tile.rows.end + PAST).min(tile.document.end);
+                        tile.load_past(&mut x, View::of(self.x_tc), c, None, end);
+                        let n_seen = end - tile.rows.start;
+                        load(&mut d_y[..n_seen * n], tile.rows.start, &tile.channels);
+                        d_y[n_seen * n..(n_rows + PAST) * n].fill(0.0);
+                        for (i, d_y) in d_y[..n_seen * n].chunks_exact_mut(n).enumerate() {
+                            let y = &mut y[..n];
+                            filter(y, &x[i * n..(i + WIDTH) * n], taps);
+                            finish(d_y, tile.rows.start + i, &tile.channels, y);
+                            for (d_y, &y) in d_y.iter_mut().zip(y.iter()) {
+                                *d_y *= math::d_silu(y);
                             }
                         }
-                    }
-                },
-            );
-        });
-        if let Some(d_w) = d_w {
-            let mut sums = vec![0.0; n_sums];
-            simd(
-                #[inline(always)]
-                || add_rows(&mut sums, &partial),
-            );
-            for (channel, d_w) in d_w.f32s_mut().chunks_exact_mut(WIDTH).enumerate() {
-                for (j, d_w) in d_w.iter_mut().enumerate() {
-                    *d_w += sums[j * c + channel];
+                        // 1. the filter
+                        let [w0, w1, w2, w3] = taps;
+                        for (i, row) in tile.rows.clone().enumerate() {
+                            let y = &mut y[..n];
+                            filter(y, &d_y[i * n..(i + WIDTH) * n], [w3, w2, w1, w0]);
+                            let mut d_x = outs[0].row(row - tile.task_start, tile.channels.clone());
+                            d_x.store(y);
+                        }
+                        add_weight_gradient(sums, tile, c, &x, &d_y);
+                    },
+                );
+            });
+            if let Some(d_w) = d_w {
+                add_weight_sums(d_w, &partial);
+            }
+        }
+    }
+
+    /// A tile's part of d_w as [4,C], added to its task's `sums` (empty where w is frozen), from its inputs and d_y.
+    #[inline(always)]
+    fn add_weight_gradient(sums: &mut [f32], tile: &Tile, c: usize, x: &[f32], d_y: &[f32]) {
+        let n = tile.channels.len();
+        for (j, sums) in sums.chunks_exact_mut(c).enumerate() {
+            let sums = &mut sums[tile.channels.clone()];
+            for i in 0..tile.rows.len() {
+                let x = &x[(i + j) * n..(i + j + 1) * n];
+                let d_y = &d_y[i * n..(i + 1) * n];
+                for ((sum, &x), &d_y) in sums.iter_mut().zip(x).zip(d_y) {
+                    *sum += d_y * x;
                 }
+            }
+        }
+    }
+
+    /// d_w [C,1,4] += the tasks' sums, each [4,C].
+    fn add_weight_sums(d_w: &mut Tensor, partial: &[f32]) {
+        let c = d_w.shape()[0];
+        let mut sums = vec![0.0; WIDTH * c];
+        simd(
+            #[inline(always)]
+            || add_rows(&mut sums, partial),
+        );
+        for (channel, d_w) in d_w.f32s_mut().chunks_exact_mut(WIDTH).enumerate() {
+            for (j, d_w) in d_w.iter_mut().enumerate() {
+                *d_w += sums[j * c + channel];
             }
         }
     }
@@ -453,7 +385,7 @@ pub(super) mod cuda {
     use super::{PAST, WIDTH};
     use crate::cuda::sources::CAUSAL_CONV1D;
     use crate::cuda::{Args, Card, Cuda, Grid};
-    use crate::ops::rows::{self, Partials};
+    use crate::ops::rows;
     use crate::{Result, Tensor};
 
     const THREADS: usize = 128;
@@ -505,27 +437,6 @@ pub(super) mod cuda {
         }
     }
 
-    pub(super) fn forward(
-        cuda: Cuda,
-        out: &mut Tensor,
-        x: &Tensor,
-        w: &Tensor,
-        cu_seqlens: &[u32],
-    ) -> Result<()> {
-        let walk = Walk::forward(cuda.card(), x.shape()[0], x.shape()[1].div_ceil(CHANNELS));
-        let boundaries = cuda.upload(cu_seqlens)?;
-        launch_forward(
-            cuda,
-            walk,
-            out,
-            x,
-            w,
-            [0, 0],
-            boundaries,
-            cu_seqlens.len() - 1,
-        )
-    }
-
     pub(super) fn forward_with_state(
         cuda: Cuda,
         out: &mut Tensor,
@@ -537,16 +448,16 @@ pub(super) mod cuda {
         let walk = Walk::forward(cuda.card(), t, c.div_ceil(CHANNELS));
         let pointer = state.device_pointer();
         if walk.n_runs <= 1 {
-            return launch_forward(cuda, walk, out, x, w, [pointer, pointer], 0, 1);
+            return launch_forward(cuda, walk, out, x, w, [pointer, pointer]);
         }
         // The first run reads the old state while the last one ends: the new one is written after both.
-        launch_forward(cuda, walk, out, x, w, [pointer, 0], 0, 1)?;
+        launch_forward(cuda, walk, out, x, w, [pointer, 0])?;
         let args = Args::new().tensor_mut(state).view(x).u32(t).u32(c);
         let grid = Grid::each(PAST * c, THREADS as u32);
         cuda.launch(&CAUSAL_CONV1D, "causal_conv1d_keep_state", grid, args)
     }
 
-    /// `states`: the old and the new, or 0.
+    /// One document. `states`: the old, and the new or 0.
     fn launch_forward(
         cuda: Cuda,
         walk: Walk,
@@ -554,8 +465,6 @@ pub(super) mod cuda {
         x: &Tensor,
         w: &Tensor,
         states: [u64; 2],
-        boundaries: u64,
-        n_documents: usize,
     ) -> Result<()> {
         let (t, c) = (x.shape()[0], x.shape()[1]);
         let names = ["causal_conv1d_forward_bf16", "causal_conv1d_forward_any"];
@@ -566,48 +475,12 @@ pub(super) mod cuda {
             .view(w)
             .pointer(states[0])
             .pointer(states[1])
-            .pointer(boundaries)
-            .u32(n_documents)
+            .pointer(0)
+            .u32(1)
             .u32(t)
             .u32(c)
             .u32(walk.run);
         cuda.launch(&CAUSAL_CONV1D, kernel, walk.grid(), args)
-    }
-
-    pub(super) fn backward_walk(card: Card, n_tokens: usize, n_channels: usize) -> Walk {
-        Walk::backward(card, n_tokens, n_channels.div_ceil(CHANNELS))
-    }
-
-    pub(super) fn backward(
-        cuda: Cuda,
-        d_x: &mut Tensor,
-        d_w: Option<&mut Tensor>,
-        d_out: &Tensor,
-        x: &Tensor,
-        w: &Tensor,
-        cu_seqlens: &[u32],
-    ) -> Result<()> {
-        let (t, c) = (x.shape()[0], x.shape()[1]);
-        let walk = backward_walk(cuda.card(), t, c);
-        let partials = Partials::new(cuda, d_w.is_some(), walk.n_runs, WIDTH * c)?;
-        let names = ["causal_conv1d_backward_bf16", "causal_conv1d_backward_any"];
-        let kernel = rows::instance(names, &[d_x, d_out, x], &[c]);
-        let args = Args::new()
-            .view_mut(d_x)
-            .pointer(partials.pointer)
-            .view(d_out)
-            .view(x)
-            .view(w)
-            .pointer(cuda.upload(cu_seqlens)?)
-            .u32(cu_seqlens.len() - 1)
-            .u32(t)
-            .u32(c)
-            .u32(walk.run);
-        cuda.launch(&CAUSAL_CONV1D, kernel, walk.grid(), args)?;
-        match d_w {
-            Some(d_w) => partials.add_to(cuda, d_w, 0),
-            None => Ok(()),
-        }
     }
 }
 
@@ -615,200 +488,69 @@ pub(super) mod cuda {
 mod tests {
     use super::*;
     use crate::DType;
-    use crate::ops::testing::{
-        BF16_REL, Random, assert_close, bits_from_row, dot, f64s, gradient, offsets, plus,
-        poison_like, rows,
-    };
+    use crate::ops::testing::{BF16_REL, Random, assert_close, f64s, poison_like, rows};
 
     /// Relative error (of norms) of f32 sums.
     const F32_REL: f64 = 1e-6;
-    /// Borders inside a task, at its end, documents shorter than the filter, one longer than a task.
-    const LENGTHS: [usize; 11] = [1, 2, 0, 3, 122, 1, 63, 64, 65, 130, 4];
 
-    fn define(x: &[f64], w: &[f64], cu_seqlens: &[u32]) -> Vec<f64> {
+    /// One sequence, of which the first inputs are the state.
+    fn define(state_and_x: &[f64], w: &[f64]) -> Vec<f64> {
         let c = w.len() / 4;
-        let mut out = Vec::new();
-        for ends in cu_seqlens.windows(2) {
-            for t in ends[0] as usize..ends[1] as usize {
-                for channel in 0..c {
-                    let first = ends[0] as usize;
-                    let y: f64 = (0..4)
-                        .filter(|j| t + j >= first + 3)
-                        .map(|j| w[channel * 4 + j] * x[(t + j - 3) * c + channel])
-                        .sum();
-                    out.push(y / (1.0 + (-y).exp()));
-                }
-            }
-        }
-        out
+        let n_outputs = state_and_x.len() - 3 * c;
+        (0..n_outputs)
+            .map(|i| {
+                let channel = i % c;
+                let taps = w[channel * 4..][..4].iter().enumerate();
+                let y: f64 = taps.map(|(j, w)| w * state_and_x[j * c + i]).sum();
+                y / (1.0 + (-y).exp())
+            })
+            .collect()
     }
 
-    /// d_x and d_w from the definition of silu's derivative.
-    fn define_backward(
-        d_out: &[f64],
-        x: &[f64],
-        w: &[f64],
-        cu_seqlens: &[u32],
-    ) -> (Vec<f64>, Vec<f64>) {
-        let c = w.len() / 4;
-        let (mut d_x, mut d_w) = (vec![0.0; x.len()], vec![0.0; w.len()]);
-        for ends in cu_seqlens.windows(2) {
-            for t in ends[0] as usize..ends[1] as usize {
-                for channel in 0..c {
-                    let seen: Vec<(usize, usize)> = (0..4)
-                        .filter(|j| t + j >= ends[0] as usize + 3)
-                        .map(|j| (channel * 4 + j, (t + j - 3) * c + channel))
-                        .collect();
-                    let y: f64 = seen
-                        .iter()
-                        .map(|(w_idx, x_idx)| w[*w_idx] * x[*x_idx])
-                        .sum();
-                    let s = 1.0 / (1.0 + (-y).exp());
-                    let d_y = d_out[t * c + channel] * (s + y * s * (1.0 - s));
-                    for (w_idx, x_idx) in seen {
-                        d_x[x_idx] += d_y * w[w_idx];
-                        d_w[w_idx] += d_y * x[x_idx];
-                    }
-                }
-            }
-        }
-        (d_x, d_w)
-    }
-
-    struct Case {
-        x: Tensor,
-        w: Tensor,
-        d_out: Tensor,
-        cu_seqlens: Vec<u32>,
-    }
-
-    impl Case {
-        fn new(lengths: &[usize], c: usize, dtype: DType) -> Self {
-            let mut random = Random::new(c as u64);
-            let t = lengths.iter().sum();
-            Case {
-                x: random.tensor(&[t, c], -2.0, 2.0).to_dtype(dtype),
-                w: random.tensor(&[c, 1, 4], -1.0, 1.0).to_dtype(dtype),
-                d_out: random.tensor(&[t, c], -1.0, 1.0).to_dtype(dtype),
-                cu_seqlens: offsets(lengths),
-            }
-        }
-
-        /// out, d_x and d_w added to `d_w`.
-        fn run(&self, d_w: &Tensor) -> [Tensor; 3] {
-            let mut out = poison_like(&self.x, self.x.dtype());
-            let mut d_x = poison_like(&self.x, self.x.dtype());
-            let mut d_w = d_w.clone();
-            let (x, w, cu_seqlens) = (&self.x, &self.w, &self.cu_seqlens);
-            forward(&mut out, x, w, cu_seqlens).unwrap();
-            backward(&mut d_x, Some(&mut d_w), &self.d_out, x, w, cu_seqlens).unwrap();
-            [out, d_x, d_w]
-        }
-
-        fn zero_d_w(&self) -> Tensor {
-            Tensor::zeros(self.w.shape(), DType::F32)
-        }
+    fn inputs(t: usize, c: usize, dtype: DType) -> [Tensor; 3] {
+        let mut random = Random::new(c as u64);
+        [
+            random.tensor(&[t, c], -2.0, 2.0).to_dtype(dtype),
+            random.tensor(&[c, 1, 4], -1.0, 1.0).to_dtype(dtype),
+            random.tensor(&[3, c], -2.0, 2.0).to_dtype(dtype),
+        ]
     }
 
     #[test]
-    fn definition_agrees_with_finite_differences() {
-        let case = Case::new(&[5, 1, 2], 3, DType::F32);
-        let at = [f64s(&case.x), f64s(&case.w)];
-        let d_out = f64s(&case.d_out);
-        let loss = |at: &[Vec<f64>]| dot(&d_out, &define(&at[0], &at[1], &case.cu_seqlens));
-        let (d_x, d_w) = define_backward(&d_out, &at[0], &at[1], &case.cu_seqlens);
-        for (which, want) in [d_x, d_w].iter().enumerate() {
-            for (slope, want) in gradient(&at, which, loss).iter().zip(want) {
-                assert!((slope - want).abs() < 1e-8, "{slope} for {want}");
-            }
-        }
-    }
-
-    #[test]
-    fn outputs_and_gradients_agree_with_the_definition() {
+    fn outputs_and_state_agree_with_the_definition() {
         for (dtype, tolerance) in [(DType::F32, F32_REL), (DType::Bf16, BF16_REL)] {
-            for c in [1, 24, 128, 300] {
-                let case = Case::new(&LENGTHS, c, dtype);
-                let before = Random::new(9).tensor(&[c, 1, 4], -1.0, 1.0);
-                let [x, w, d_out] = [&case.x, &case.w, &case.d_out].map(f64s);
-                let (d_x, d_w) = define_backward(&d_out, &x, &w, &case.cu_seqlens);
-                let got = case.run(&before);
-                let out = define(&x, &w, &case.cu_seqlens);
-                assert_close("out", &got[0], &out, tolerance);
-                assert_close("d_x", &got[1], &d_x, tolerance);
-                assert_close("d_w", &got[2], &plus(&d_w, &before), F32_REL);
+            for (t, c) in [(1, 24), (2, 1), (3, 128), (129, 24), (300, 150)] {
+                let [x, w, state] = inputs(t, c, dtype);
+                let all = [f64s(&state), f64s(&x)].concat();
+                let mut state = state.to_dtype(DType::F32);
+                let mut out = poison_like(&x, dtype);
+                forward_with_state(&mut out, &mut state, &x, &w).unwrap();
+                assert_close("out", &out, &define(&all, &f64s(&w)), tolerance);
+                assert_eq!(f64s(&state), all[t * c..]);
             }
         }
-    }
-
-    #[test]
-    fn a_frozen_weight_changes_no_other_gradient() {
-        let case = Case::new(&LENGTHS, 24, DType::F32);
-        let mut d_x = poison_like(&case.x, DType::F32);
-        backward(
-            &mut d_x,
-            None,
-            &case.d_out,
-            &case.x,
-            &case.w,
-            &case.cu_seqlens,
-        )
-        .unwrap();
-        assert_eq!(d_x, case.run(&case.zero_d_w())[1]);
-    }
-
-    #[test]
-    fn changing_one_document_changes_no_bit_of_the_next() {
-        let mut case = Case::new(&[70, 90], 24, DType::F32);
-        let [out, d_x, _] = case.run(&case.zero_d_w());
-        for tensor in [&mut case.x, &mut case.d_out] {
-            tensor.f32s_mut()[..70 * 24]
-                .iter_mut()
-                .for_each(|x| *x = 3.0 - *x);
-        }
-        let [new_out, new_d_x, _] = case.run(&case.zero_d_w());
-        let (before, after) = ([out, d_x], [new_out, new_d_x]);
-        assert!(bits_from_row(&before, 0) != bits_from_row(&after, 0));
-        assert!(bits_from_row(&before, 70) == bits_from_row(&after, 70));
-    }
-
-    #[test]
-    fn the_number_of_threads_changes_no_bit() {
-        let case = Case::new(&LENGTHS, 300, DType::F32);
-        let pool = |n| {
-            rayon::ThreadPoolBuilder::new()
-                .num_threads(n)
-                .build()
-                .unwrap()
-        };
-        let run = || case.run(&case.zero_d_w());
-        assert!(pool(1).install(run) == pool(5).install(run));
     }
 
     #[test]
     fn pieces_with_state_equal_the_whole() {
         for dtype in [DType::F32, DType::Bf16] {
-            let case = Case::new(&[300], 150, dtype);
-            let whole = &case.run(&case.zero_d_w())[0];
-            let mut state = Tensor::zeros(&[3, 150], DType::F32);
-            let mut start = 0;
+            let [x, w, _] = inputs(300, 150, dtype);
+            let zeros = Tensor::zeros(&[3, 150], DType::F32);
+            let (mut whole, mut end) = (poison_like(&x, dtype), zeros.clone());
+            forward_with_state(&mut whole, &mut end, &x, &w).unwrap();
+            let (mut state, mut start) = (zeros, 0);
             for length in [1, 1, 2, 0, 1, 64, 100, 3, 128] {
                 let range = start..start + length;
-                let x = rows(&case.x, range.clone());
+                let x = rows(&x, range.clone());
                 let mut out = poison_like(&x, dtype);
-                forward_with_state(&mut out, &mut state, &x, &case.w).unwrap();
-                assert_eq!(out, rows(whole, range));
+                forward_with_state(&mut out, &mut state, &x, &w).unwrap();
+                assert_eq!(out, rows(&whole, range));
                 start += length;
             }
             assert_eq!(start, 300);
-            assert_eq!(state.f32s(), rows(&case.x, 297..300).to_f32_vec());
+            assert_eq!(state, end);
+            assert_eq!(state.f32s(), rows(&x, 297..300).to_f32_vec());
         }
-    }
-
-    #[test]
-    fn no_tokens_are_allowed() {
-        let case = Case::new(&[0], 8, DType::F32);
-        assert_eq!(case.run(&case.zero_d_w())[2], case.zero_d_w());
     }
 
     #[test]
@@ -822,31 +564,14 @@ mod tests {
 
     #[test]
     fn wrong_shapes_are_refused() {
-        let case = Case::new(&[4], 8, DType::F32);
-        let mut out = case.x.clone();
-        let w = Tensor::zeros(&[8, 1, 3], DType::F32);
-        let refused = forward(&mut out, &case.x, &w, &[0, 4]);
+        let [x, w, state] = inputs(4, 8, DType::F32);
+        let (mut out, mut state) = (x.clone(), state);
+        let short = Tensor::zeros(&[8, 1, 3], DType::F32);
+        let refused = forward_with_state(&mut out, &mut state, &x, &short);
         assert!(matches!(refused, Err(crate::Error::Shape { arg: "w", .. })));
-        let refused = forward(&mut out, &case.x, &case.w, &[0, 5]);
-        assert!(matches!(
-            refused,
-            Err(crate::Error::Shape {
-                arg: "cu_seqlens",
-                ..
-            })
-        ));
-        let mut d_w = Tensor::zeros(&[8, 1, 4], DType::Bf16);
-        let refused = backward(
-            &mut out,
-            Some(&mut d_w),
-            &case.d_out,
-            &case.x,
-            &case.w,
-            &[0, 4],
-        );
-        assert!(matches!(
-            refused,
-            Err(crate::Error::DType { arg: "d_w", .. })
-        ));
+        let mut state = state.to_dtype(DType::Bf16);
+        let refused = forward_with_state(&mut out, &mut state, &x, &w);
+        let arg = "state_3c";
+        assert!(matches!(refused, Err(crate::Error::DType { arg: a, .. }) if a == arg));
     }
 }

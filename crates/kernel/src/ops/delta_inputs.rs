@@ -1,8 +1,8 @@
 //! What the delta rule takes, from the projected row in one pass: q and k convolved, passed through SiLU and l2-normalised head by
 //! head (q scaled too), v convolved and passed through SiLU. One pass because on a GPU the memory traffic is all it costs.
 //!
-//! The same as [`causal_conv1d`], [`super::split::qkv`] and [`super::l2_norm`] one after the other, on the CPU to the bit; a GPU does
-//! not round to the storage type in between. Backward convolves again rather than keep what lies between.
+//! Forward is the same as [`causal_conv1d`], [`super::split::qkv`] and [`super::l2_norm`] one after the other, on the CPU to the
+//! bit; a GPU does not round to the storage type in between. Backward convolves again rather than keep what lies between.
 
 // T tokens (packed), G key heads, K key dim, H value heads, V value dim, C = 2·G·K + H·V channels: q, then k, then v.
 
@@ -176,7 +176,7 @@ mod cpu {
     use std::ops::Range;
 
     use super::Dims;
-    use super::causal_conv1d::cpu::{Output, convolve, convolve_backward, tiles};
+    use super::causal_conv1d::cpu::{Convolution, Output, tiles};
     use crate::cpu::math::{self, dot, sum_squares};
     use crate::cpu::{View, load_rows};
     use crate::dtype::Element;
@@ -201,13 +201,15 @@ mod cpu {
             Output::of(q_rstd, dims.g),
             Output::of(k_rstd, dims.g),
         ];
-        convolve(
-            outs,
-            qkv_tc,
+        let convolution = Convolution {
+            x_tc: qkv_tc,
             w,
             documents,
+            tiles: &dims.tiles(),
+        };
+        convolution.forward(
+            outs,
             None,
-            &dims.tiles(),
             #[inline(always)]
             |outs, row, channels, y| {
                 round(y, dtype);
@@ -237,13 +239,15 @@ mod cpu {
         let (dtype, d_dtype) = (qkv_tc.dtype(), d_qkv_tc.dtype());
         let widths = [dims.g * dims.k, dims.g * dims.k, dims.h * dims.v];
         let rstds = rstds.map(Tensor::f32s);
-        convolve_backward(
-            d_qkv_tc,
-            d_w,
-            qkv_tc,
+        let convolution = Convolution {
+            x_tc: qkv_tc,
             w,
             documents,
-            &dims.tiles(),
+            tiles: &dims.tiles(),
+        };
+        convolution.backward(
+            d_qkv_tc,
+            d_w,
             #[inline(always)]
             |d_y, row, channels| {
                 let Place { part, columns } = dims.place(channels);
@@ -504,206 +508,309 @@ mod cuda {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{assert_close, dot, f64s, gradient, offsets, plus, tensor};
+    use crate::ops::testing::{
+        STORAGES, assert_close, bits_from_row, dot, f64s, gradient, offsets, plus, poison_like,
+        rows, tensor,
+    };
     use crate::ops::{l2_norm, split};
     use crate::{DType, Error};
 
     const EPS: f32 = 1e-6;
     const SCALE: f32 = 0.5;
-    const LENGTHS: [usize; 3] = [5, 1, 2];
+    /// Borders inside a task, at its end, documents shorter than the filter, one longer than a task.
+    const LENGTHS: [usize; 11] = [1, 2, 0, 3, 122, 1, 63, 64, 65, 130, 4];
+    /// G, K, H, V; the last with heads and values wider than a tile.
+    const HEADS: [[usize; 4]; 3] = [[1, 1, 1, 1], [2, 12, 3, 10], [2, 96, 3, 80]];
 
-    /// Two key heads of 4, one value head of 3.
     struct Case {
+        dims: Dims,
         qkv: Tensor,
         w: Tensor,
+        /// Of q, k and v.
+        d_outs: [Tensor; 3],
         cu_seqlens: Vec<u32>,
     }
 
     impl Case {
-        fn new() -> Self {
+        fn new(lengths: &[usize], [g, k, h, v]: [usize; 4], dtype: DType) -> Self {
+            let t = lengths.iter().sum();
+            let dims = Dims { t, g, k, h, v };
+            let c = 2 * g * k + h * v;
+            let heads = [3, 4].map(|seed| tensor(&[t, g, k], seed, dtype));
+            let [d_q, d_k] = heads;
             Case {
-                qkv: tensor(&[8, 19], 1, DType::F32),
-                w: tensor(&[19, 1, 4], 2, DType::F32),
-                cu_seqlens: offsets(&LENGTHS),
+                dims,
+                qkv: tensor(&[t, c], 1, dtype),
+                w: tensor(&[c, 1, 4], 2, dtype),
+                d_outs: [d_q, d_k, tensor(&[t, h, v], 5, dtype)],
+                cu_seqlens: offsets(lengths),
             }
         }
 
         /// q, k, v and the two rstd.
         fn forward(&self) -> Result<[Tensor; 5]> {
-            let shapes: [&[usize]; 5] = [&[8, 2, 4], &[8, 2, 4], &[8, 1, 3], &[8, 2], &[8, 2]];
-            let mut outs = shapes.map(|shape| Tensor::poison(shape, DType::F32));
+            let dtype = self.d_outs[0].dtype();
+            let [q, k, v] = self.d_outs.each_ref().map(|like| poison_like(like, dtype));
+            let shape = [self.dims.t, self.dims.g];
+            let rstds = [0, 1].map(|_| Tensor::poison(&shape, DType::F32));
+            let [q_rstd, k_rstd] = rstds;
+            let mut outs = [q, k, v, q_rstd, k_rstd];
             let [q, k, v, q_rstd, k_rstd] = &mut outs;
-            forward(
-                q,
-                k,
-                v,
-                q_rstd,
-                k_rstd,
+            let (qkv, w, cu_seqlens) = (&self.qkv, &self.w, &self.cu_seqlens);
+            forward(q, k, v, q_rstd, k_rstd, qkv, w, cu_seqlens, SCALE, EPS)?;
+            Ok(outs)
+        }
+
+        /// d_qkv, after adding to `d_w`.
+        fn backward(&self, d_w: Option<&mut Tensor>) -> Tensor {
+            let [.., q_rstd, k_rstd] = self.forward().unwrap();
+            let mut d_qkv = poison_like(&self.qkv, self.qkv.dtype());
+            let [d_q, d_k, d_v] = &self.d_outs;
+            backward(
+                &mut d_qkv,
+                d_w,
+                d_q,
+                d_k,
+                d_v,
                 &self.qkv,
                 &self.w,
+                &q_rstd,
+                &k_rstd,
                 &self.cu_seqlens,
                 SCALE,
-                EPS,
-            )?;
-            Ok(outs)
+            )
+            .unwrap();
+            d_qkv
+        }
+
+        /// q, k, v, d_qkv and d_w.
+        fn run(&self) -> [Tensor; 5] {
+            let [q, k, v, ..] = self.forward().unwrap();
+            let mut d_w = Tensor::zeros(self.w.shape(), DType::F32);
+            let d_qkv = self.backward(Some(&mut d_w));
+            [q, k, v, d_qkv, d_w]
+        }
+
+        /// The gradients of q, k and v of each token side by side.
+        fn d_out(&self) -> Vec<f64> {
+            side_by_side(self.dims.t, self.d_outs.each_ref())
         }
     }
 
+    fn side_by_side(t: usize, parts: [&Tensor; 3]) -> Vec<f64> {
+        let parts = parts.map(f64s);
+        (0..t)
+            .flat_map(|row| {
+                let row_of = |part: &Vec<f64>| {
+                    let width = part.len() / t;
+                    part[row * width..][..width].to_vec()
+                };
+                parts.iter().flat_map(row_of).collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    /// (index in w, index in x) of what the filter multiplies for a token and channel.
+    fn taps(document_start: usize, t: usize, c: usize, channel: usize) -> Vec<(usize, usize)> {
+        (0..4)
+            .filter(|j| t + j >= document_start + 3)
+            .map(|j| (channel * 4 + j, (t + j - 3) * c + channel))
+            .collect()
+    }
+
+    /// Scales of a token's heads of q and k, in their order.
+    fn head_scales(dims: Dims) -> impl Iterator<Item = f64> {
+        (0..2 * dims.g).map(move |head| if head < dims.g { SCALE.into() } else { 1.0 })
+    }
+
     /// q, k and v of each token side by side.
-    fn define(x: &[f64], w: &[f64]) -> Vec<f64> {
-        let (c, cu_seqlens) = (19, offsets(&LENGTHS));
+    fn define(case: &Case, x: &[f64], w: &[f64]) -> Vec<f64> {
+        let (dims, c) = (case.dims, w.len() / 4);
+        let keys = 2 * dims.g * dims.k;
         let mut out = Vec::new();
-        for ends in cu_seqlens.windows(2) {
+        for ends in case.cu_seqlens.windows(2) {
             for t in ends[0] as usize..ends[1] as usize {
-                let first = ends[0] as usize;
-                let conv: Vec<f64> = (0..c)
-                    .map(|channel| {
-                        let y: f64 = (0..4)
-                            .filter(|j| t + j >= first + 3)
-                            .map(|j| w[channel * 4 + j] * x[(t + j - 3) * c + channel])
-                            .sum();
-                        y / (1.0 + (-y).exp())
-                    })
-                    .collect();
-                for (head, raw) in conv[..16].chunks(4).enumerate() {
-                    let scale = if head < 2 { f64::from(SCALE) } else { 1.0 };
+                let activated = |channel| {
+                    let seen = taps(ends[0] as usize, t, c, channel);
+                    let y: f64 = seen
+                        .iter()
+                        .map(|(w_idx, x_idx)| w[*w_idx] * x[*x_idx])
+                        .sum();
+                    y / (1.0 + (-y).exp())
+                };
+                let conv: Vec<f64> = (0..c).map(activated).collect();
+                for (raw, scale) in conv[..keys].chunks(dims.k).zip(head_scales(dims)) {
                     let norm = (dot(raw, raw) + f64::from(EPS)).sqrt();
                     out.extend(raw.iter().map(|x| scale * x / norm));
                 }
-                out.extend(&conv[16..]);
+                out.extend(&conv[keys..]);
             }
         }
         out
     }
 
-    fn side_by_side([q, k, v]: [&Tensor; 3]) -> Vec<f64> {
-        let parts = [q, k, v].map(f64s);
-        (0..8)
-            .flat_map(|t| {
-                let [q, k, v] = &parts;
-                [&q[t * 8..][..8], &k[t * 8..][..8], &v[t * 3..][..3]].concat()
-            })
-            .collect()
-    }
-
-    #[test]
-    fn forward_agrees_with_definition() {
-        let case = Case::new();
-        let [q, k, v, q_rstd, k_rstd] = case.forward().unwrap();
-        let got: Vec<f32> = side_by_side([&q, &k, &v])
-            .iter()
-            .map(|x| *x as f32)
-            .collect();
-        let got = Tensor::from_f32(&[got.len()], got);
-        assert_close("out", &got, &define(&f64s(&case.qkv), &f64s(&case.w)), 1e-5);
-        for rstd in [q_rstd, k_rstd] {
-            assert!(rstd.f32s().iter().all(|r| r.is_finite() && *r > 0.0));
+    /// d_qkv and d_w, by the derivatives of norm, SiLU and filter.
+    fn define_backward(case: &Case, x: &[f64], w: &[f64]) -> [Vec<f64>; 2] {
+        let (dims, c, d_out) = (case.dims, w.len() / 4, case.d_out());
+        let keys = 2 * dims.g * dims.k;
+        let (mut d_x, mut d_w) = (vec![0.0; x.len()], vec![0.0; w.len()]);
+        for ends in case.cu_seqlens.windows(2) {
+            for t in ends[0] as usize..ends[1] as usize {
+                let seen: Vec<_> = (0..c)
+                    .map(|channel| taps(ends[0] as usize, t, c, channel))
+                    .collect();
+                let y: Vec<f64> = seen
+                    .iter()
+                    .map(|seen| {
+                        seen.iter()
+                            .map(|(w_idx, x_idx)| w[*w_idx] * x[*x_idx])
+                            .sum()
+                    })
+                    .collect();
+                let mut d_y = d_out[t * c..][..c].to_vec();
+                let conv: Vec<f64> = y.iter().map(|y| y / (1.0 + (-y).exp())).collect();
+                let heads = d_y[..keys].chunks_mut(dims.k).zip(conv.chunks(dims.k));
+                for ((d, raw), scale) in heads.zip(head_scales(dims)) {
+                    let r = 1.0 / (dot(raw, raw) + f64::from(EPS)).sqrt();
+                    let pull = dot(d, raw) * r * r;
+                    for (d, raw) in d.iter_mut().zip(raw) {
+                        *d = scale * r * (*d - raw * pull);
+                    }
+                }
+                for ((d_y, y), seen) in d_y.iter().zip(&y).zip(&seen) {
+                    let s = 1.0 / (1.0 + (-y).exp());
+                    let d_y = d_y * (s + y * s * (1.0 - s));
+                    for (w_idx, x_idx) in seen {
+                        d_x[*x_idx] += d_y * w[*w_idx];
+                        d_w[*w_idx] += d_y * x[*x_idx];
+                    }
+                }
+            }
         }
+        [d_x, d_w]
     }
 
     #[test]
-    fn backward_agrees_with_differences() {
-        let case = Case::new();
-        let [.., q_rstd, k_rstd] = case.forward().unwrap();
-        let [d_q, d_k] = [3, 4].map(|seed| tensor(&[8, 2, 4], seed, DType::F32));
-        let d_v = tensor(&[8, 1, 3], 5, DType::F32);
-        let before = tensor(&[19, 1, 4], 6, DType::F32);
-        let (mut d_qkv, mut d_w) = (Tensor::poison(&[8, 19], DType::F32), before.clone());
-        backward(
-            &mut d_qkv,
-            Some(&mut d_w),
-            &d_q,
-            &d_k,
-            &d_v,
-            &case.qkv,
-            &case.w,
-            &q_rstd,
-            &k_rstd,
-            &case.cu_seqlens,
-            SCALE,
-        )
-        .unwrap();
-        let d_out = side_by_side([&d_q, &d_k, &d_v]);
-        let at = [f64s(&case.qkv), f64s(&case.w)];
-        let loss = |at: &[Vec<f64>]| dot(&d_out, &define(&at[0], &at[1]));
-        assert_close("d_qkv", &d_qkv, &gradient(&at, 0, loss), 1e-5);
-        assert_close("d_w", &d_w, &plus(&gradient(&at, 1, loss), &before), 1e-5);
-    }
-
-    /// The primitives of which this is one pass, forward and backward, on the CPU: q, k, v, the two rstd, d_qkv, d_w.
-    fn one_after_the_other(
-        qkv: &Tensor,
-        w: &Tensor,
-        d_outs: [&Tensor; 3],
-        cu_seqlens: &[u32],
-    ) -> [Tensor; 7] {
-        let (dtype, d_dtype) = (qkv.dtype(), d_outs[0].dtype());
-        let like = |tensor: &Tensor, dtype| Tensor::poison(tensor.shape(), dtype);
-        let mut conv = like(qkv, dtype);
-        causal_conv1d::forward(&mut conv, qkv, w, cu_seqlens).unwrap();
-        let [mut raw_q, mut raw_k, mut v] = d_outs.map(|d_out| like(d_out, dtype));
-        split::qkv(&mut raw_q, &mut raw_k, &mut v, &conv).unwrap();
-        let [mut q, mut k] = [&raw_q, &raw_k].map(|raw| like(raw, dtype));
-        let rstd_shape = [q.shape()[0], q.shape()[1]];
-        let [mut q_rstd, mut k_rstd] = [0, 1].map(|_| Tensor::poison(&rstd_shape, DType::F32));
-        l2_norm::forward(&mut q, &mut q_rstd, &raw_q, SCALE, EPS).unwrap();
-        l2_norm::forward(&mut k, &mut k_rstd, &raw_k, 1.0, EPS).unwrap();
-
-        let [mut d_raw_q, mut d_raw_k] = [&raw_q, &raw_k].map(|raw| like(raw, d_dtype));
-        l2_norm::backward(&mut d_raw_q, d_outs[0], &raw_q, &q_rstd, SCALE).unwrap();
-        l2_norm::backward(&mut d_raw_k, d_outs[1], &raw_k, &k_rstd, 1.0).unwrap();
-        let mut d_conv = like(qkv, d_dtype);
-        split::qkv_backward(&mut d_conv, &d_raw_q, &d_raw_k, d_outs[2]).unwrap();
-        let (mut d_qkv, mut d_w) = (like(qkv, d_dtype), Tensor::zeros(w.shape(), DType::F32));
-        causal_conv1d::backward(&mut d_qkv, Some(&mut d_w), &d_conv, qkv, w, cu_seqlens).unwrap();
-        [q, k, v, q_rstd, k_rstd, d_qkv, d_w]
-    }
-
-    #[test]
-    fn one_pass_equals_the_primitives_one_after_the_other_bit_for_bit() {
-        let (g, k, h, v) = (2, 96, 3, 80);
-        let cu_seqlens = offsets(&[130, 1, 0, 2, 167]);
-        let (t, c) = (300, 2 * g * k + h * v);
-        for dtype in [DType::F32, DType::Bf16] {
-            let (qkv, w) = (tensor(&[t, c], 1, dtype), tensor(&[c, 1, 4], 2, dtype));
-            let [d_q, d_k] = [3, 4].map(|seed| tensor(&[t, g, k], seed, dtype));
-            let d_v = tensor(&[t, h, v], 5, dtype);
-            let want = one_after_the_other(&qkv, &w, [&d_q, &d_k, &d_v], &cu_seqlens);
-
-            let mut got = want.clone();
-            got.iter_mut()
-                .for_each(|tensor| *tensor = Tensor::poison(tensor.shape(), tensor.dtype()));
-            let [q, k, v, q_rstd, k_rstd, d_qkv, d_w] = &mut got;
-            forward(q, k, v, q_rstd, k_rstd, &qkv, &w, &cu_seqlens, SCALE, EPS).unwrap();
-            d_w.fill_zero().unwrap();
-            backward(
-                d_qkv,
-                Some(d_w),
-                &d_q,
-                &d_k,
-                &d_v,
-                &qkv,
-                &w,
-                q_rstd,
-                k_rstd,
-                &cu_seqlens,
-                SCALE,
-            )
-            .unwrap();
-            for (name, (got, want)) in ["q", "k", "v", "q_rstd", "k_rstd", "d_qkv", "d_w"]
-                .iter()
-                .zip(got.iter().zip(&want))
-            {
-                assert!(got == want, "{name} of {dtype}");
+    fn definition_agrees_with_finite_differences() {
+        let case = Case::new(&[5, 1, 2], [2, 4, 1, 3], DType::F32);
+        let (at, d_out) = ([f64s(&case.qkv), f64s(&case.w)], case.d_out());
+        let loss = |at: &[Vec<f64>]| dot(&d_out, &define(&case, &at[0], &at[1]));
+        for (which, want) in define_backward(&case, &at[0], &at[1]).iter().enumerate() {
+            for (slope, want) in gradient(&at, which, loss).iter().zip(want) {
+                assert!((slope - want).abs() < 1e-7, "{slope} for {want}");
             }
         }
     }
 
     #[test]
-    fn wrong_widths_are_refused() {
-        let mut case = Case::new();
+    fn outputs_and_gradients_agree_with_the_definition() {
+        for (dtype, tolerance) in STORAGES {
+            for heads in HEADS {
+                let case = Case::new(&LENGTHS, heads, dtype);
+                let (x, w) = (f64s(&case.qkv), f64s(&case.w));
+                let [q, k, v, q_rstd, k_rstd] = case.forward().unwrap();
+                let got = side_by_side(case.dims.t, [&q, &k, &v]);
+                let got = Tensor::from_f32(&[got.len()], got.iter().map(|x| *x as f32).collect());
+                assert_close("out", &got, &define(&case, &x, &w), tolerance);
+                for rstd in [q_rstd, k_rstd] {
+                    assert!(rstd.f32s().iter().all(|r| r.is_finite() && *r > 0.0));
+                }
+                let before = tensor(case.w.shape(), 6, DType::F32);
+                let mut d_w = before.clone();
+                let d_qkv = case.backward(Some(&mut d_w));
+                let [want_d_qkv, want_d_w] = define_backward(&case, &x, &w);
+                assert_close("d_qkv", &d_qkv, &want_d_qkv, tolerance);
+                assert_close("d_w", &d_w, &plus(&want_d_w, &before), tolerance);
+            }
+        }
+    }
+
+    #[test]
+    fn a_frozen_weight_changes_no_other_gradient() {
+        let case = Case::new(&LENGTHS, HEADS[1], DType::F32);
+        let [.., d_qkv, _] = case.run();
+        assert_eq!(case.backward(None), d_qkv);
+    }
+
+    #[test]
+    fn changing_one_document_changes_no_bit_of_the_next() {
+        let mut case = Case::new(&[70, 90], HEADS[1], DType::F32);
+        let [q, k, v, d_qkv, _] = case.run();
+        let before = [q, k, v, d_qkv];
+        let [d_q, d_k, d_v] = &mut case.d_outs;
+        for tensor in [&mut case.qkv, d_q, d_k, d_v] {
+            let width = tensor.numel() / 160;
+            let first = &mut tensor.f32s_mut()[..70 * width];
+            first.iter_mut().for_each(|x| *x = 3.0 - *x);
+        }
+        let [q, k, v, d_qkv, _] = case.run();
+        let after = [q, k, v, d_qkv];
+        assert!(bits_from_row(&before, 0) != bits_from_row(&after, 0));
+        assert!(bits_from_row(&before, 70) == bits_from_row(&after, 70));
+    }
+
+    #[test]
+    fn the_number_of_threads_changes_no_bit() {
+        let case = Case::new(&LENGTHS, HEADS[2], DType::F32);
+        let pool = |n| {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(n)
+                .build()
+                .unwrap()
+        };
+        assert!(pool(1).install(|| case.run()) == pool(5).install(|| case.run()));
+    }
+
+    #[test]
+    fn no_tokens_are_allowed() {
+        let case = Case::new(&[0], HEADS[1], DType::F32);
+        let [.., d_w] = case.run();
+        assert!(d_w.f32s().iter().all(|d_w| *d_w == 0.0));
+    }
+
+    #[test]
+    fn one_pass_equals_single_steps_one_after_the_other_bit_for_bit() {
+        for dtype in [DType::F32, DType::Bf16] {
+            let case = Case::new(&[130, 1, 0, 2, 167], HEADS[2], dtype);
+            let got = case.forward().unwrap();
+            let c = case.qkv.shape()[1];
+            for ends in case.cu_seqlens.windows(2) {
+                let document = ends[0] as usize..ends[1] as usize;
+                let qkv = rows(&case.qkv, document.clone());
+                let mut conv = poison_like(&qkv, dtype);
+                let mut state = Tensor::zeros(&[3, c], DType::F32);
+                causal_conv1d::forward_with_state(&mut conv, &mut state, &qkv, &case.w).unwrap();
+                let mut want = got.each_ref().map(|got| {
+                    let got = rows(got, document.clone());
+                    poison_like(&got, got.dtype())
+                });
+                let [q, k, v, q_rstd, k_rstd] = &mut want;
+                let (mut raw_q, mut raw_k) = (q.clone(), k.clone());
+                split::qkv(&mut raw_q, &mut raw_k, v, &conv).unwrap();
+                l2_norm::forward(q, q_rstd, &raw_q, SCALE, EPS).unwrap();
+                l2_norm::forward(k, k_rstd, &raw_k, 1.0, EPS).unwrap();
+                for (got, want) in got.iter().zip(&want) {
+                    assert!(rows(got, document.clone()) == *want, "{dtype} {document:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_arguments_are_refused() {
+        let good = || Case::new(&[5, 3], HEADS[1], DType::F32);
+        let mut case = good();
         case.qkv = tensor(&[8, 18], 1, DType::F32);
-        let got = case.forward();
-        assert!(matches!(got, Err(Error::Shape { arg: "qkv_tc", .. })));
+        assert!(matches!(
+            case.forward(),
+            Err(Error::Shape { arg: "qkv_tc", .. })
+        ));
+        let mut case = good();
+        case.w = tensor(&[case.w.shape()[0], 1, 3], 1, DType::F32);
+        assert!(matches!(case.forward(), Err(Error::Shape { arg: "w", .. })));
+        let mut case = good();
+        case.cu_seqlens = vec![0, 9];
+        let arg = "cu_seqlens";
+        assert!(matches!(case.forward(), Err(Error::Shape { arg: a, .. }) if a == arg));
     }
 }

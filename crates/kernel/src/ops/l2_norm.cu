@@ -1,7 +1,7 @@
 // Scaled L2 norm: out = scale x rstd. `group` threads share a row of k columns, eight each: a part of a warp, or the whole block
 // where rows are wide.
 //
-// x, out, d_x, d_out [n_rows, k]; rstd [n_rows].
+// x, out [n_rows, k]; rstd [n_rows].
 
 template <class P>
 __device__ __forceinline__ void forward(View out, float* rstd, View x, u32 n_rows, u32 k, u32 group, float scale, float eps) {
@@ -22,33 +22,10 @@ __device__ __forceinline__ void forward(View out, float* rstd, View x, u32 n_row
     put8(data_of<P>(out), i, n, y);
 }
 
-template <class P>
-__device__ __forceinline__ void backward(View d_x, View d_out, View x, const float* rstd, u32 n_rows, u32 k, u32 group, float scale) {
-    u32 lane = threadIdx.x % group;
-    u32 row = blockIdx.x * (blockDim.x / group) + threadIdx.x / group;
-    u32 n = row < n_rows ? n_in_eight(k, lane) : 0;
-    i64 i = (i64)row * k + 8 * lane;
-    auto fetched_d = fetch8(data_of<P>(d_out), i, n);
-    auto fetched_x = fetch8(data_of<P>(x), i, n);
-    float r = row < n_rows ? rstd[row] : 0.0f;
-    Eight d = widen(fetched_d), y = widen(fetched_x);
-    float sum = 0.0f;
-#pragma unroll
-    for (int j = 0; j < 8; j++) sum += d.v[j] * y.v[j];
-    float pull = group_sum(sum, group) * (r * r), factor = scale * r;
-#pragma unroll
-    for (int j = 0; j < 8; j++) d.v[j] = factor * (d.v[j] - y.v[j] * pull);
-    put8(data_of<P>(d_x), i, n, d);
-}
-
 #define KERNELS(P, INSTANCE)                                                                                                    \
     extern "C" __global__ void __launch_bounds__(1024) l2_norm_forward_##INSTANCE(                                              \
         View out, float* rstd, View x, u32 n_rows, u32 k, u32 group, float scale, float eps) {                                  \
         forward<P>(out, rstd, x, n_rows, k, group, scale, eps);                                                                 \
-    }                                                                                                                           \
-    extern "C" __global__ void __launch_bounds__(1024) l2_norm_backward_##INSTANCE(                                             \
-        View d_x, View d_out, View x, const float* rstd, u32 n_rows, u32 k, u32 group, float scale) {                           \
-        backward<P>(d_x, d_out, x, rstd, n_rows, k, group, scale);                                                              \
     }
 KERNELS(bf16*, bf16)
 KERNELS(View, any)

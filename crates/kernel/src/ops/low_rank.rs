@@ -306,7 +306,7 @@ mod cpu {
                             #[inline(always)]
                             || {
                                 let first = (first + row * wide) as u64;
-                                dropout::cpu::apply(d_dropped, first, dropout);
+                                dropout.apply(d_dropped, first);
                                 match adds {
                                     true => d_x.add(d_dropped),
                                     false => d_x.store(d_dropped),
@@ -339,7 +339,7 @@ mod cpu {
                         #[inline(always)]
                         || {
                             x.slice(row.clone()).read_into(dropped);
-                            dropout::cpu::apply(dropped, row.start as u64, dropout);
+                            dropout.apply(dropped, row.start as u64);
                         },
                     );
                 });
@@ -799,8 +799,8 @@ mod cuda {
 mod tests {
     use super::*;
     use crate::Error;
+    use crate::ops::matmul;
     use crate::ops::testing::{STORAGES, assert_close, f64s, plus, tensor};
-    use crate::ops::{dropout, matmul};
 
     /// Fewer rows than a block of them, several blocks, nothing a multiple of a vector.
     const SHAPES: [(usize, usize, usize, usize); 3] =
@@ -819,7 +819,7 @@ mod tests {
     fn dropped(x: &Tensor, drops: Option<&Dropout>) -> Tensor {
         let mut dropped = x.to_dtype(DType::F32);
         if let Some(drops) = drops {
-            dropout::forward(&mut dropped, x, drops).unwrap();
+            drops.apply(dropped.f32s_mut(), 0);
         }
         dropped
     }

@@ -1,4 +1,4 @@
-//! Takes fused projections apart (query and gate of each head; q, k and v of the delta rule) and puts their gradients back together.
+//! Takes fused projections apart: query and gate of each head, forward and backward; q, k and v of the delta rule, in single steps.
 //!
 //! Copies, exact but for a change of storage type. Source: `Qwen3_5Attention` and `Qwen3_5GatedDeltaNet` of transformers 5.17.
 
@@ -54,52 +54,18 @@ pub fn qkv(
     qkv_tc: &Tensor,
 ) -> Result<()> {
     const OP: &str = "split::qkv";
-    let widths = qkv_widths(OP, q_tgk, k_tgk, v_thv, qkv_tc)?;
+    let [t, g, k] = check::dims(OP, "q_tgk", q_tgk, "[T,G,K]")?;
+    let [v_t, h, v] = check::dims(OP, "v_thv", v_thv, "[T,H,V]")?;
+    check::shape(OP, "k_tgk", k_tgk, &[t, g, k])?;
+    check::len(OP, "v_thv", v_t, t)?;
+    check::shape(OP, "qkv_tc", qkv_tc, &[t, 2 * g * k + h * v])?;
+    let widths = [g * k, g * k, h * v];
     let others = [("k_tgk", &*k_tgk), ("v_thv", v_thv), ("qkv_tc", qkv_tc)];
     match check::device(OP, q_tgk, &others)? {
         Device::Cpu => cpu::split([q_tgk, k_tgk, v_thv], widths, qkv_tc),
         Device::Cuda(cuda) => cuda::split(cuda, [q_tgk, k_tgk, v_thv], widths, qkv_tc)?,
     }
     Ok(())
-}
-
-/// d_qkv_tc assigned from the three. Shapes as in [`qkv`].
-///
-/// # Errors
-/// [`crate::Error::Shape`] where shapes disagree.
-pub fn qkv_backward(
-    d_qkv_tc: &mut Tensor,
-    d_q_tgk: &Tensor,
-    d_k_tgk: &Tensor,
-    d_v_thv: &Tensor,
-) -> Result<()> {
-    const OP: &str = "split::qkv_backward";
-    let widths = qkv_widths(OP, d_q_tgk, d_k_tgk, d_v_thv, d_qkv_tc)?;
-    let others = [
-        ("d_q_tgk", d_q_tgk),
-        ("d_k_tgk", d_k_tgk),
-        ("d_v_thv", d_v_thv),
-    ];
-    match check::device(OP, d_qkv_tc, &others)? {
-        Device::Cpu => cpu::join(d_qkv_tc, [d_q_tgk, d_k_tgk, d_v_thv], widths),
-        Device::Cuda(cuda) => cuda::join(cuda, d_qkv_tc, [d_q_tgk, d_k_tgk, d_v_thv], widths)?,
-    }
-    Ok(())
-}
-
-fn qkv_widths(
-    op: &'static str,
-    q_tgk: &Tensor,
-    k_tgk: &Tensor,
-    v_thv: &Tensor,
-    qkv_tc: &Tensor,
-) -> Result<[usize; 3]> {
-    let [t, g, k] = check::dims(op, "q_tgk", q_tgk, "[T,G,K]")?;
-    let [v_t, h, v] = check::dims(op, "v_thv", v_thv, "[T,H,V]")?;
-    check::shape(op, "k_tgk", k_tgk, &[t, g, k])?;
-    check::len(op, "v_thv", v_t, t)?;
-    check::shape(op, "qkv_tc", qkv_tc, &[t, 2 * g * k + h * v])?;
-    Ok([g * k, g * k, h * v])
 }
 
 mod cpu {
@@ -278,9 +244,6 @@ mod tests {
                     values[2 * g * k..]
                 );
             }
-            let mut back = poison(&[t, width], dtype);
-            qkv_backward(&mut back, &q, &key, &value).unwrap();
-            assert_eq!(back, whole);
         }
     }
 
@@ -291,7 +254,7 @@ mod tests {
         let got = query_gate(&mut part.clone(), &mut part, &whole);
         assert!(matches!(got, Err(Error::Shape { arg: "qg_th2n", .. })));
         let short = poison(&[1, 3, 4], DType::F32);
-        let got = qkv_backward(&mut whole.clone(), &part, &part, &short);
+        let got = qkv(&mut part.clone(), &mut part, &mut short.clone(), &whole);
         assert!(matches!(got, Err(Error::Shape { arg: "v_thv", .. })));
     }
 }

@@ -1,10 +1,10 @@
 //! What stands around the layers: embedding, head and loss (ids and targets at the ends of the released vocabulary, absent, and
-//! repeated), the gradients' norm, the optimizer's step, dropout.
+//! repeated), the gradients' norm, the optimizer's step.
 
 use super::{Check, Tolerance};
 use crate::ops::adamw::Rounding;
 use crate::ops::linear_cross_entropy::NO_TARGET;
-use crate::ops::{adamw, dropout, embedding, grad_norm, linear_cross_entropy};
+use crate::ops::{adamw, embedding, grad_norm, linear_cross_entropy};
 use crate::{DType, Result, Tensor};
 
 /// Rows of the released embedding and head.
@@ -312,34 +312,4 @@ fn adamw_step_all(check: &mut Check, kind: [DType; 4], rounding: Rounding) -> Re
             adamw::step_all(&mut parts, &update)
         },
     )
-}
-
-pub(super) fn dropout(check: &mut Check) -> Result<()> {
-    for (from, to) in [
-        (DType::F32, DType::F32),
-        (DType::Bf16, DType::F32),
-        (DType::Bf16, DType::Bf16),
-    ] {
-        for (n, rate) in [(1, 0.5), (1021, 0.1), (4096, 0.0), (100_000, 0.05)] {
-            let drops = dropout::Dropout {
-                rate,
-                seed: 99,
-                stream: 3,
-            };
-            let case = format!("{from} to {to}, {n} elements at {rate}");
-            let x = check.tensor(&[n], from);
-            let y = check.tensor(&[n], to);
-            check.both(
-                &case,
-                EXACT,
-                vec![("y", Tensor::poison(&[n], to))],
-                &[&x],
-                |out, ins| dropout::forward(&mut out[0], &ins[0], &drops),
-            )?;
-            check.both(&case, EXACT, vec![("y added", y)], &[&x], |out, ins| {
-                dropout::forward_residual(&mut out[0], &ins[0], &drops)
-            })?;
-        }
-    }
-    Ok(())
 }

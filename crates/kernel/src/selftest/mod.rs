@@ -55,7 +55,6 @@ const CASES: &[Case] = &[
     ("grad_norm", loss::grad_norm),
     ("adamw", loss::adamw),
     ("adamw_host", adamw_host::run),
-    ("dropout", loss::dropout),
     ("low_rank", low_rank::run),
     ("attention", attention::run),
     ("gated_delta_rule", delta::rule),

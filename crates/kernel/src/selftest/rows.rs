@@ -207,9 +207,6 @@ pub(super) fn l2_norm(check: &mut Check) -> Result<()> {
             let case = format!("{x_type} {d_type} [{rows},{k}]");
             let scale = 1.0 / (k as f32).sqrt();
             let x = check.tensor(&[rows, k], x_type);
-            let d_out = check.tensor(&[rows, k], d_type);
-            let mut rstd = Tensor::poison(&[rows], F32);
-            l2_norm::forward(&mut x.clone(), &mut rstd, &x, scale, EPS)?;
             check.both(
                 &case,
                 Tolerance::USUAL,
@@ -222,13 +219,6 @@ pub(super) fn l2_norm(check: &mut Check) -> Result<()> {
                     let [out, rstd] = out else { unreachable!() };
                     l2_norm::forward(out, rstd, &ins[0], scale, EPS)
                 },
-            )?;
-            check.both(
-                &case,
-                Tolerance::USUAL,
-                vec![("d_x", Tensor::poison(&[rows, k], x_type))],
-                &[&d_out, &x, &rstd],
-                |out, ins| l2_norm::backward(&mut out[0], &ins[0], &ins[1], &ins[2], scale),
             )?;
         }
     }
@@ -366,8 +356,6 @@ pub(super) fn split(check: &mut Check) -> Result<()> {
             let case = format!("{whole_type} {part_type} qkv [{t}, 2 {g} {k} + {h} {v}]");
             let width = 2 * g * k + h * v;
             let whole = check.tensor(&[t, width], whole_type);
-            let qk = [0, 1].map(|_| check.tensor(&[t, g, k], part_type));
-            let values = check.tensor(&[t, h, v], part_type);
             let poison = || Tensor::poison(&[t, g, k], part_type);
             check.both(
                 &case,
@@ -382,13 +370,6 @@ pub(super) fn split(check: &mut Check) -> Result<()> {
                     let [q, k, v] = out else { unreachable!() };
                     split::qkv(q, k, v, &ins[0])
                 },
-            )?;
-            check.both(
-                &case,
-                NO_ERROR,
-                vec![("d_qkv", Tensor::poison(&[t, width], whole_type))],
-                &[&qk[0], &qk[1], &values],
-                |out, ins| split::qkv_backward(&mut out[0], &ins[0], &ins[1], &ins[2]),
             )?;
         }
     }
@@ -464,50 +445,6 @@ pub(super) fn delta_gate(check: &mut Check) -> Result<()> {
 
 pub(super) fn causal_conv1d(check: &mut Check) -> Result<()> {
     for [x_type, d_type, w_type] in TYPES {
-        for lengths in DOCUMENTS {
-            for c in [6144, 1030, 24, 7] {
-                let t: usize = lengths.iter().sum();
-                if c == 6144 && t > 500 {
-                    continue;
-                }
-                let cu_seqlens = offsets(lengths);
-                let case = format!("{x_type} {d_type} {w_type} [{t},{c}] {lengths:?}");
-                let x = check.range(&[t, c], x_type, -2.0, 2.0);
-                let w = check.tensor(&[c, 1, 4], w_type);
-                let d_out = check.tensor(&[t, c], d_type);
-                let d_w = check.tensor(&[c, 1, 4], F32);
-                let poison = || Tensor::poison(&[t, c], d_type);
-                check.both(
-                    &case,
-                    Tolerance::USUAL,
-                    vec![("out", poison())],
-                    &[&x, &w],
-                    |out, ins| causal_conv1d::forward(&mut out[0], &ins[0], &ins[1], &cu_seqlens),
-                )?;
-                let ins = [&d_out, &x, &w];
-                check.both(
-                    &case,
-                    Tolerance::USUAL,
-                    vec![("d_x", poison()), ("d_w", d_w)],
-                    &ins,
-                    |out, ins| {
-                        let [d_x, d_w] = out else { unreachable!() };
-                        let [d_out, x, w] = ins else { unreachable!() };
-                        causal_conv1d::backward(d_x, Some(d_w), d_out, x, w, &cu_seqlens)
-                    },
-                )?;
-                check.both(
-                    &case,
-                    Tolerance::USUAL,
-                    vec![("d_x, frozen", poison())],
-                    &ins,
-                    |out, ins| {
-                        let [d_out, x, w] = ins else { unreachable!() };
-                        causal_conv1d::backward(&mut out[0], None, d_out, x, w, &cu_seqlens)
-                    },
-                )?;
-            }
-        }
         for [t, c] in [[1, 8192], [2, 8192], [3, 30], [16, 24], [17, 24], [700, 30]] {
             let case = format!("{x_type} {d_type} {w_type} [{t},{c}] with state");
             let x = check.range(&[t, c], x_type, -2.0, 2.0);

@@ -3,8 +3,8 @@
 use kernel::DType;
 use kernel::cuda::{Card, footprint};
 use kernel::ops::{
-    attention, causal_conv1d, delta_gate, delta_inputs, gated_delta_rule, gated_rms_norm,
-    grad_norm, linear_cross_entropy, low_rank, rms_norm,
+    attention, delta_gate, delta_inputs, gated_delta_rule, gated_rms_norm, grad_norm,
+    linear_cross_entropy, low_rank, rms_norm,
 };
 
 use crate::config::{CONV_WIDTH, Config, LayerType};
@@ -87,7 +87,6 @@ impl TrainPass<'_> {
             attention::backward_scratch_bytes(card, heads, self.longest),
             gated_delta_rule::scratch_bytes([t, h, g, k, v], dtype),
             delta_inputs::backward_scratch_bytes(card, [t, h, g, k, v]),
-            causal_conv1d::backward_scratch_bytes(card, [t, c.conv_channels()]),
             delta_gate::backward_scratch_bytes(card, [t, h]),
             gated_rms_norm::backward_scratch_bytes(card, t * h, v),
             rms_norm::backward_scratch_bytes(card, t, c.hidden_size),
