@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::cuda::{self, Cuda};
-use crate::{Error, Result, cpu};
+use crate::{Error, Result};
 
 /// A device that can hold tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -55,13 +55,6 @@ impl Device {
             Device::Cuda(cuda) => cuda.synchronize(),
         }
     }
-}
-
-/// The instructions that the CPU's ops have chosen on this processor: `amx-bf16` (products of two bf16 matrices by tiles; all else as
-/// `avx512`), `avx512-bf16` (those products by pairs), `avx512`, `avx2`, or `portable` for what every processor of the architecture
-/// has. An Intel processor without AMX, or where AMX is not permitted, is `avx512`: its instruction for pairs is slower than f32.
-pub fn cpu_vectors() -> &'static str {
-    cpu::vectors()
 }
 
 impl FromStr for Device {

@@ -7,7 +7,9 @@ use half::bf16;
 /// Storage type of a tensor's elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DType {
+    /// IEEE single precision, 4 bytes.
     F32,
+    /// bfloat16: f32's exponent with 8 bits of precision, 2 bytes.
     Bf16,
 }
 

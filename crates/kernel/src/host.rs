@@ -9,12 +9,14 @@ const SPARED_BYTES: u64 = 4 << 30;
 /// Bytes of this machine, or of the part of it that this process's container may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HostMemory {
+    /// All of it.
     pub total_bytes: u64,
     /// What can be had now without swapping; files in the cache count as free.
     pub available_bytes: u64,
 }
 
 impl HostMemory {
+    /// What there is now.
     pub fn now() -> HostMemory {
         let mut system = System::new();
         system.refresh_memory();

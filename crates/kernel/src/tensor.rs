@@ -3,7 +3,7 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use crate::cuda::Buffer;
+use crate::cuda::{Args, Buffer};
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::{Error, Result};
@@ -21,7 +21,9 @@ pub struct Tensor {
 /// The elements of a tensor, by place and type. Public so that readers and writers of files can match on it.
 #[derive(Debug)]
 pub enum Storage {
+    /// f32 on the host.
     F32(Vec<f32>),
+    /// bf16 on the host.
     Bf16(Vec<bf16>),
     /// On a GPU; the buffer may be larger than the elements need.
     Cuda(Buffer, DType),
@@ -95,14 +97,17 @@ impl Tensor {
         }
     }
 
+    /// The dims, outermost first.
     pub fn shape(&self) -> &[usize] {
         &self.shape
     }
 
+    /// Number of elements.
     pub fn numel(&self) -> usize {
         self.shape.iter().product()
     }
 
+    /// How elements are stored.
     pub fn dtype(&self) -> DType {
         match self.storage {
             Storage::F32(_) => DType::F32,
@@ -111,6 +116,7 @@ impl Tensor {
         }
     }
 
+    /// Where the elements lie.
     pub fn device(&self) -> Device {
         match &self.storage {
             Storage::F32(_) | Storage::Bf16(_) => Device::Cpu,
@@ -118,14 +124,17 @@ impl Tensor {
         }
     }
 
+    /// Bytes of the elements.
     pub fn bytes(&self) -> usize {
         self.numel() * self.dtype().size()
     }
 
+    /// The elements, by place and type.
     pub fn storage(&self) -> &Storage {
         &self.storage
     }
 
+    /// The elements, to be written.
     pub fn storage_mut(&mut self) -> &mut Storage {
         &mut self.storage
     }
@@ -183,7 +192,14 @@ impl Tensor {
     /// [`Error::Shape`] or [`Error::DType`] where they differ; [`Error::Cuda`] if the GPU failed.
     pub fn copy_from(&mut self, source: &Tensor) -> Result<()> {
         const OP: &str = "copy";
-        crate::ops::check::shape(OP, "source", source, &self.shape)?;
+        if source.shape != self.shape {
+            return Err(Error::Shape {
+                op: OP,
+                arg: "source",
+                expected: format!("{:?}", self.shape),
+                got: format!("{:?}", source.shape),
+            });
+        }
         if source.dtype() != self.dtype() {
             return Err(Error::DType {
                 op: OP,
@@ -312,5 +328,36 @@ impl PartialEq for Tensor {
                 (Storage::Bf16(a), Storage::Bf16(b)) => a == b,
                 _ => false,
             }
+    }
+}
+
+/// Tensors on a GPU as arguments of its kernels.
+impl Args {
+    /// `View`, read only.
+    pub(crate) fn view(self, tensor: &Tensor) -> Args {
+        self.view_at(tensor.device_pointer(), tensor.dtype())
+    }
+
+    /// `View`, written.
+    pub(crate) fn view_mut(self, tensor: &mut Tensor) -> Args {
+        self.view(tensor)
+    }
+
+    /// `View` that is null where there is no tensor.
+    pub(crate) fn view_or_null(self, tensor: Option<&Tensor>) -> Args {
+        match tensor {
+            Some(tensor) => self.view(tensor),
+            None => self.view_at(0, DType::F32),
+        }
+    }
+
+    /// `T*` of a kernel that fixes the dtype.
+    pub(crate) fn tensor(self, tensor: &Tensor) -> Args {
+        self.pointer(tensor.device_pointer())
+    }
+
+    /// `T*`, written.
+    pub(crate) fn tensor_mut(self, tensor: &mut Tensor) -> Args {
+        self.pointer(tensor.device_pointer())
     }
 }

@@ -1,7 +1,7 @@
 //! A linear layer without bias, with an optional low-rank adapter beside it.
 // T tokens, I in features, O out features.
 
-use kernel::ops::matmul;
+use kernel::ops::{Write, matmul};
 use kernel::{DType, Tensor};
 
 use crate::Result;
@@ -34,7 +34,7 @@ impl Linear {
         match &self.adapter {
             Some(adapter) => {
                 adapter.forward(y_to, x_ti, lora)?;
-                matmul::forward_residual(y_to, x_ti, &self.weight.tensor, 1.0)?;
+                matmul::forward_accumulate(y_to, x_ti, &self.weight.tensor, 1.0)?;
             }
             None => matmul::forward(y_to, x_ti, &self.weight.tensor)?,
         }
@@ -69,11 +69,10 @@ impl Linear {
         match &self.adapter {
             Some(adapter) => {
                 adapter.backward(d_x_ti, grads, d_y_to, x_ti, lora)?;
-                matmul::backward_input_residual(d_x_ti, d_y_to, &self.weight.tensor, 1.0)?;
+                self.input_backward(d_x_ti, d_y_to, Write::Accumulate)
             }
-            None => matmul::backward_input(d_x_ti, d_y_to, &self.weight.tensor, 1.0)?,
+            None => self.input_backward(d_x_ti, d_y_to, Write::Assign),
         }
-        Ok(())
     }
 
     /// As `backward`, with d_x_ti added to: several layers read the same x.
@@ -89,15 +88,22 @@ impl Linear {
         if let Some(adapter) = &self.adapter {
             adapter.backward_residual(d_x_ti, grads, d_y_to, x_ti, lora)?;
         }
-        matmul::backward_input_residual(d_x_ti, d_y_to, &self.weight.tensor, 1.0)?;
+        self.input_backward(d_x_ti, d_y_to, Write::Accumulate)
+    }
+
+    fn input_backward(&self, d_x_ti: &mut Tensor, d_y_to: &Tensor, write: Write) -> Result<()> {
+        matmul::backward_input(d_x_ti, d_y_to, &self.weight.tensor, 1.0, write)?;
         Ok(())
     }
 
     fn weight_backward(&self, grads: &mut Gradients, d_y_to: &Tensor, x_ti: &Tensor) -> Result<()> {
-        match grads.of_linear(&self.weight) {
-            Some((d_weight, true)) => matmul::backward_weight_assign(d_weight, d_y_to, x_ti, 1.0)?,
-            Some((d_weight, false)) => matmul::backward_weight(d_weight, d_y_to, x_ti, 1.0)?,
-            None => (),
+        if let Some((d_weight, is_first)) = grads.of_linear(&self.weight) {
+            let write = if is_first {
+                Write::Assign
+            } else {
+                Write::Accumulate
+            };
+            matmul::backward_weight(d_weight, d_y_to, x_ti, 1.0, write)?;
         }
         Ok(())
     }

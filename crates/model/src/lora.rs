@@ -3,7 +3,7 @@
 
 use kernel::cuda::footprint;
 use kernel::ops::dropout::Dropout;
-use kernel::ops::{low_rank, matmul};
+use kernel::ops::{Write, low_rank, matmul};
 use kernel::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -129,7 +129,7 @@ impl Adapter {
     /// y_to assigned.
     pub fn forward(&self, y_to: &mut Tensor, x_ti: &Tensor, scratch: &mut Scratch) -> Result<()> {
         let u_tr = self.down(x_ti, scratch)?;
-        low_rank::up_forward(y_to, u_tr, &self.b_or.tensor, self.scale())?;
+        low_rank::up_forward(y_to, u_tr, &self.b_or.tensor, self.scale(), Write::Assign)?;
         Ok(())
     }
 
@@ -141,7 +141,8 @@ impl Adapter {
         scratch: &mut Scratch,
     ) -> Result<()> {
         let u_tr = self.down(x_ti, scratch)?;
-        low_rank::up_forward_residual(y_to, u_tr, &self.b_or.tensor, self.scale())?;
+        let write = Write::Accumulate;
+        low_rank::up_forward(y_to, u_tr, &self.b_or.tensor, self.scale(), write)?;
         Ok(())
     }
 
@@ -162,6 +163,7 @@ impl Adapter {
             x_ti,
             &self.a_ri.tensor,
             self.drops(scratch).as_ref(),
+            Write::Assign,
         )?;
         Ok(())
     }
@@ -176,13 +178,14 @@ impl Adapter {
         scratch: &mut Scratch,
     ) -> Result<()> {
         self.up_backward(grads, d_y_to, scratch)?;
-        low_rank::down_backward_residual(
+        low_rank::down_backward(
             d_x_ti,
             grads.of(&self.a_ri),
             &scratch.d_u_tr,
             x_ti,
             &self.a_ri.tensor,
             self.drops(scratch).as_ref(),
+            Write::Accumulate,
         )?;
         Ok(())
     }
@@ -260,11 +263,12 @@ pub(crate) fn merge(model: &mut Qwen3_5) -> Result<()> {
     for (_, linear) in names::linears_mut(model) {
         if let Some(adapter) = linear.adapter.take() {
             // W [O,I] += scale · B [O,R] A [R,I]: the product that backward_input makes.
-            matmul::backward_input_residual(
+            matmul::backward_input(
                 &mut linear.weight.tensor,
                 &adapter.b_or.tensor,
                 &adapter.a_ri.tensor,
                 adapter.scale(),
+                Write::Accumulate,
             )?;
         }
     }

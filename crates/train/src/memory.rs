@@ -6,7 +6,7 @@
 
 use std::ops::RangeInclusive;
 
-use kernel::cuda::{Card, WORKSPACE_BYTES, footprint, nccl, table_bytes};
+use kernel::cuda::{DeviceProperties, WORKSPACE_BYTES, footprint, nccl, table_bytes};
 use kernel::host::HostMemory;
 use kernel::ops::adamw_host::stream_bytes;
 use kernel::{DType, Device};
@@ -137,14 +137,14 @@ impl MemoryPlan {
     ///
     /// # Errors
     /// [`Error::DoesNotFit`] and [`Error::DoesNotFitHost`] with the least that is needed.
-    pub fn new(training: &Training, card: Card, room: Room) -> Result<MemoryPlan> {
+    pub fn new(training: &Training, card: DeviceProperties, room: Room) -> Result<MemoryPlan> {
         MemoryPlan::best(training, card, room, 1..=training.rows.at_once)
     }
 
     /// The best of those with as many rows at a time.
     fn best(
         training: &Training,
-        card: Card,
+        card: DeviceProperties,
         room: Room,
         at_once: RangeInclusive<usize>,
     ) -> Result<MemoryPlan> {
@@ -238,10 +238,10 @@ impl MemoryPlan {
             // The ranks of a host lock its memory at the same time; as if all were on this one.
             host_bytes: HostMemory::now().lockable_bytes() / ranks.n_ranks(),
         };
-        let mut plan = MemoryPlan::new(&training, cuda.card(), room)?;
+        let mut plan = MemoryPlan::new(&training, cuda.properties(), room)?;
         let agreed = ranks.least(plan.rows)?;
         if agreed < plan.rows {
-            plan = MemoryPlan::best(&training, cuda.card(), room, agreed..=agreed)?;
+            plan = MemoryPlan::best(&training, cuda.properties(), room, agreed..=agreed)?;
         }
         Ok((agreed, Some(plan)))
     }
@@ -391,7 +391,7 @@ impl Fixed {
 
     /// What one pass costs beside the arithmetic that every plan needs: work done twice, weights and gradients read and gradients
     /// written once more, launches.
-    fn pass_seconds(&self, pass: &TrainPass, card: Card, keeps: &[Keep]) -> f64 {
+    fn pass_seconds(&self, pass: &TrainPass, card: DeviceProperties, keeps: &[Keep]) -> f64 {
         let rates = Rates::of(card);
         let moved = 3 * self.bytes.weights + 2 * 4 * self.n_trained;
         pass.repeated_operations(keeps) / rates.operations
@@ -400,7 +400,7 @@ impl Fixed {
     }
 
     /// What ranks wait for the one that computes most rows, where they cannot be dealt evenly; nothing where there is one rank.
-    fn waiting_seconds(&self, training: &Training, card: Card, at_once: usize) -> f64 {
+    fn waiting_seconds(&self, training: &Training, card: DeviceProperties, at_once: usize) -> f64 {
         let StepRows {
             rows,
             accumulate,
@@ -441,7 +441,7 @@ struct Rates {
 }
 
 impl Rates {
-    fn of(card: Card) -> Self {
+    fn of(card: DeviceProperties) -> Self {
         let (operations_per_multiprocessor, memory_bytes, link_bytes) = match card.compute {
             90 => (4.2e12, 2.6e12, 4.5e10),
             100..120 => (1e13, 6e12, 4.5e10),
@@ -493,8 +493,8 @@ mod tests {
         Config::from_json(&json).unwrap()
     }
 
-    fn h100(memory_bytes: usize) -> Card {
-        Card {
+    fn h100(memory_bytes: usize) -> DeviceProperties {
+        DeviceProperties {
             compute: 90,
             n_multiprocessors: 132,
             memory_bytes,

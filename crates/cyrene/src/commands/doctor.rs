@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Result;
-use kernel::cuda::Card;
+use kernel::cuda::DeviceProperties;
 use kernel::host::HostMemory;
 use kernel::{DType, Device, Tensor, ops};
 use model::{Config, LoraConfig, TensorSpec};
@@ -91,7 +91,7 @@ pub enum Place {
     },
     /// GPUs, here or not, one for each of the processes that train together, and what training may take of each and of their host.
     Gpu {
-        card: Card,
+        card: DeviceProperties,
         room: Room,
         n_ranks: usize,
     },
@@ -108,7 +108,7 @@ impl Place {
                 free_bytes: machine.memory_free_bytes,
             },
             Device::Cuda(cuda) => Place::Gpu {
-                card: cuda.card(),
+                card: cuda.properties(),
                 room: Room {
                     gpu_bytes: cuda.available_bytes()?,
                     host_bytes: HostMemory::now().lockable_bytes(),
@@ -156,7 +156,7 @@ pub fn run(args: &Doctor, ui: &Ui) -> Result<()> {
             machine.memory_bytes = cuda.total_bytes() as u64;
             machine.memory_free_bytes = cuda.free_bytes()? as u64;
             Place::Gpu {
-                card: cuda.card(),
+                card: cuda.properties(),
                 room: Room {
                     gpu_bytes: cuda.available_bytes()?,
                     host_bytes,
@@ -168,7 +168,7 @@ pub fn run(args: &Doctor, ui: &Ui) -> Result<()> {
             free_bytes: machine.memory_free_bytes,
         },
         (Device::Cpu, Some(bytes)) => {
-            let card = Card::with_memory(bytes);
+            let card = DeviceProperties::with_memory(bytes);
             Place::Gpu {
                 card,
                 room: Room {
@@ -276,7 +276,7 @@ pub fn machine(place: &Path) -> Machine {
     Machine {
         device: "cpu".to_owned(),
         processor,
-        vectors: kernel::device::cpu_vectors(),
+        vectors: kernel::cpu_vectors(),
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         memory_bytes: memory.total_bytes,
         memory_free_bytes: memory.available_bytes,
@@ -485,7 +485,7 @@ pub fn memory_plan(name: String, training: &Training, place: Place) -> Result<St
 ///
 /// # Errors
 /// As [`MemoryPlan::new`], for any of them.
-fn tightest(training: &Training, card: Card, room: Room) -> train::Result<MemoryPlan> {
+fn tightest(training: &Training, card: DeviceProperties, room: Room) -> train::Result<MemoryPlan> {
     let mut tightest = MemoryPlan::new(training, card, room)?;
     for rank in 1..training.n_ranks {
         let plan = MemoryPlan::new(&Training { rank, ..*training }, card, room)?;

@@ -34,83 +34,83 @@ const MIN_HEIGHT: usize = 8;
 /// Terms of a sum that are added in registers, so that the operands of a block lie in the second-level cache; a bf16 result, which
 /// cannot keep a first block's sums, has all its terms in one. Few in tests, so that small shapes cross a border, as in the two
 /// below.
-const DEPTH_BLOCK: usize = if cfg!(test) { 32 } else { 4096 };
+const K_BLOCK: usize = if cfg!(test) { 32 } else { 4096 };
 /// Elements of the left matrix that a task packs (512 KB).
 const TASK_ELEMENTS: usize = if cfg!(test) { 32 * 20 } else { 1 << 18 };
 /// Elements of the right matrix that are packed at once, for all tasks (8 MB).
 const PANEL_ELEMENTS: usize = if cfg!(test) { 32 * 80 } else { 4 << 20 };
 
-/// Elements of a line that packing asks for ahead of those it reads: four lines of the cache, read in four steps.
+/// Elements of a row that packing asks for ahead of those it reads: four lines of the cache, read in four steps.
 const AHEAD: usize = 128;
-/// Terms likewise where the lines of a term lie side by side: each is another line of the cache, and mostly another page.
+/// Terms likewise where the rows of a term lie side by side: each is another line of the cache, and mostly another page.
 const TERMS_AHEAD: usize = 16;
 
-/// A matrix to read: `lines` rows of the left one or columns of the right one, `depth` terms each.
+/// An operand of a product: m rows of the left matrix or n columns of the right one, here both called rows, of k terms each.
 #[derive(Clone, Copy)]
-pub(crate) struct Factor<'a> {
+pub(crate) struct Operand<'a> {
     data: &'a [bf16],
-    lines: usize,
-    depth: usize,
-    /// Whether the terms of a line lie side by side, and not the lines of a term.
-    depth_is_inner: bool,
+    n_rows: usize,
+    k: usize,
+    /// Whether the terms of a row lie side by side, and not the rows of a term.
+    k_is_inner: bool,
 }
 
-impl<'a> Factor<'a> {
-    /// `data` is [lines, depth], row-major. Panics if its length is another.
-    pub(crate) fn lines(data: &'a [bf16], lines: usize, depth: usize) -> Self {
-        Factor::new(data, lines, depth, true)
+impl<'a> Operand<'a> {
+    /// `data` is [n_rows, k], row-major. Panics if its length is another.
+    pub(crate) fn row_major(data: &'a [bf16], n_rows: usize, k: usize) -> Self {
+        Operand::new(data, n_rows, k, true)
     }
 
-    /// `data` is [depth, lines], row-major. Panics if its length is another.
-    pub(crate) fn columns(data: &'a [bf16], depth: usize, lines: usize) -> Self {
-        Factor::new(data, lines, depth, false)
+    /// `data` is [k, n_rows], row-major. Panics if its length is another.
+    pub(crate) fn column_major(data: &'a [bf16], k: usize, n_rows: usize) -> Self {
+        Operand::new(data, n_rows, k, false)
     }
 
-    fn new(data: &'a [bf16], lines: usize, depth: usize, depth_is_inner: bool) -> Self {
-        assert_eq!(data.len(), lines * depth, "a factor of {lines} x {depth}");
-        Factor {
+    fn new(data: &'a [bf16], n_rows: usize, k: usize, k_is_inner: bool) -> Self {
+        assert_eq!(data.len(), n_rows * k, "an operand of {n_rows} x {k}");
+        Operand {
             data,
-            lines,
-            depth,
-            depth_is_inner,
+            n_rows,
+            k,
+            k_is_inner,
         }
     }
 
-    /// out_pw[p][w] = terms 2p and 2p + 1 of line w, in `terms` and `lines`; zeros beyond their ends.
+    /// out_pw[p][w] = terms 2p and 2p + 1 of row w, in `terms` and `rows`; zeros beyond their ends.
     #[inline(always)]
     fn pack<D: Instructions, const W: usize>(
         &self,
-        dots: D,
+        kernel: D,
         out_pw: &mut [[u32; W]],
-        lines: Range<usize>,
+        rows: Range<usize>,
         terms: &Range<usize>,
     ) {
-        if self.depth_is_inner {
-            self.pack_lines(dots, out_pw, lines, terms);
+        if self.k_is_inner {
+            self.pack_rows(kernel, out_pw, rows, terms);
         } else {
-            self.pack_columns(dots, out_pw, lines, terms);
+            self.pack_columns(kernel, out_pw, rows, terms);
         }
     }
 
     #[inline(always)]
-    fn pack_lines<D: Instructions, const W: usize>(
+    fn pack_rows<D: Instructions, const W: usize>(
         &self,
-        dots: D,
+        kernel: D,
         out_pw: &mut [[u32; W]],
-        lines: Range<usize>,
+        rows: Range<usize>,
         terms: &Range<usize>,
     ) {
         for (step, out_pw) in out_pw.chunks_mut(LANES).enumerate() {
             let terms = terms.start + 2 * LANES * step..terms.end;
             for first in (0..W).step_by(LANES) {
                 let mut block = [[0; LANES]; LANES];
-                let lines = lines.clone().skip(first);
-                for (line, pairs) in lines.zip(&mut block) {
-                    let line = line * self.depth;
-                    *pairs = first_pairs(&self.data[line + terms.start..line + terms.end]);
-                    dots.prefetch(&self.data[(line + terms.start + AHEAD).min(self.data.len())..]);
+                let rows = rows.clone().skip(first);
+                for (row, pairs) in rows.zip(&mut block) {
+                    let row = row * self.k;
+                    *pairs = first_pairs(&self.data[row + terms.start..row + terms.end]);
+                    kernel.prefetch(&self.data[(row + terms.start + AHEAD).min(self.data.len())..]);
                 }
-                dots.transpose(&mut block);
+                kernel.transpose(&mut block);
                 for (out_w, block) in out_pw.iter_mut().zip(&block) {
                     match out_w[first..].first_chunk_mut() {
                         Some(out) => *out = *block,
@@ -124,14 +124,14 @@ impl<'a> Factor<'a> {
     #[inline(always)]
     fn pack_columns<D: Instructions, const W: usize>(
         &self,
-        dots: D,
+        kernel: D,
         out_pw: &mut [[u32; W]],
-        lines: Range<usize>,
+        rows: Range<usize>,
         terms: &Range<usize>,
     ) {
         let row = |term: usize| match terms.contains(&term) {
             true => {
-                let row = &self.data[term * self.lines..][lines.clone()];
+                let row = &self.data[term * self.n_rows..][rows.clone()];
                 match row.try_into() {
                     Ok(row) => row,
                     Err(_) => {
@@ -147,8 +147,8 @@ impl<'a> Factor<'a> {
             let term = terms.start + 2 * pair;
             let (even, odd) = (row(term), row(term + 1));
             for later in [term + TERMS_AHEAD, term + TERMS_AHEAD + 1] {
-                let at = later * self.lines + lines.start;
-                dots.prefetch(&self.data[at.min(self.data.len())..]);
+                let at = later * self.n_rows + rows.start;
+                kernel.prefetch(&self.data[at.min(self.data.len())..]);
             }
             for w in 0..W {
                 out_w[w] = word(even[w], odd[w]);
@@ -156,33 +156,33 @@ impl<'a> Factor<'a> {
         }
     }
 
-    /// out_slw[s][l][w] = the terms of pair 16 s + w of line l, in `terms` and `lines`; zeros beyond their ends.
+    /// out_slw[s][l][w] = the terms of pair 16 s + w of row l, in `terms` and `rows`; zeros beyond their ends.
     #[inline(always)]
     fn pack_tiles<D: Instructions>(
         &self,
-        dots: D,
+        kernel: D,
         out_slw: &mut [[[u32; LANES]; WIDTH]],
-        lines: Range<usize>,
+        rows: Range<usize>,
         terms: &Range<usize>,
     ) {
         for (step, out_lw) in out_slw.iter_mut().enumerate() {
             let terms = terms.start + 2 * LANES * step..terms.end;
-            if self.depth_is_inner {
+            if self.k_is_inner {
                 for (l, out_w) in out_lw.iter_mut().enumerate() {
-                    let line = (lines.start + l) * self.depth;
-                    *out_w = match l < lines.len() {
-                        true => first_pairs(&self.data[line + terms.start..line + terms.end]),
+                    let row = (rows.start + l) * self.k;
+                    *out_w = match l < rows.len() {
+                        true => first_pairs(&self.data[row + terms.start..row + terms.end]),
                         false => [0; LANES],
                     };
-                    dots.prefetch(&self.data[(line + terms.start + AHEAD).min(self.data.len())..]);
+                    kernel.prefetch(&self.data[(row + terms.start + AHEAD).min(self.data.len())..]);
                 }
                 continue;
             }
             for (half, block) in out_lw.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-                let first = (lines.start + half * LANES).min(lines.end);
-                let lines = first..(first + LANES).min(lines.end);
-                self.pack_columns(dots, block, lines, &terms);
-                dots.transpose(block);
+                let first = (rows.start + half * LANES).min(rows.end);
+                let rows = first..(first + LANES).min(rows.end);
+                self.pack_columns(kernel, block, rows, &terms);
+                kernel.transpose(block);
             }
         }
     }
@@ -203,20 +203,20 @@ pub(crate) trait Instructions: Copy + Send + Sync {
     fn run(self, body: impl FnMut());
 }
 
-/// Who makes the sums out of packed operands.
-trait Dots: Instructions {
+/// The innermost loops: sums out of packed operands.
+trait Microkernel: Instructions {
     /// What the rows of a task are a multiple of where there are several.
     const ROWS: usize;
     /// What the columns of a strip are a multiple of, up to [`WIDTH`].
     const COLUMNS: usize;
-    /// What the packed pairs of a line are a multiple of.
+    /// What the packed pairs of a row are a multiple of.
     const PAIRS: usize;
 
     fn compute(self, rows: Rows);
 }
 
 /// Sums in vectors.
-trait DotPairs: Instructions {
+trait VectorMicrokernel: Instructions {
     /// sums[r][c] = Σ over the pairs p, in turn, of both products of the bf16 pairs a[p][r] and b[p][c], lower halves and upper
     /// halves, in R rows and V vectors of columns.
     fn block<const R: usize, const V: usize>(
@@ -228,7 +228,7 @@ trait DotPairs: Instructions {
 }
 
 /// Sums in tiles.
-trait DotTiles: Instructions {
+trait TileMicrokernel: Instructions {
     /// sums[r][c] = Σ over the steps s, in turn, of the sums over w of both products of the bf16 pairs a[s][r][w] and b[s][w][c]:
     /// of the lower halves in turn, of the upper halves in turn, each by fused multiply-adds, and of both sums.
     fn block(self, sums: &mut Sums, a: &[[[u32; LANES]; WIDTH]], b: &[[[u32; WIDTH]; LANES]]);
@@ -281,45 +281,52 @@ impl Native {
         }
     }
 
-    /// dst = alpha · lhs rhs + beta · dst, dst [lhs.lines, rhs.lines] row-major. With beta = 0 what stood in `dst` is not read.
+    /// dst = alpha · lhs rhs + beta · dst, dst [m, n] row-major, m rows of lhs and n of rhs. With beta = 0 what stood in `dst` is not read.
     /// A sum's terms are added in one order whatever the number of threads: the blocks of terms are divided between none.
     /// Panics if the shapes do not fit together.
-    pub(crate) fn product(self, dst: ViewMut, alpha: f32, lhs: Factor, rhs: Factor, beta: f32) {
+    pub(crate) fn product(self, dst: ViewMut, alpha: f32, lhs: Operand, rhs: Operand, beta: f32) {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Native::Amx(dots) => product(dots, dst, alpha, lhs, rhs, beta),
+            Native::Amx(kernel) => product(kernel, dst, alpha, lhs, rhs, beta),
             #[cfg(target_arch = "x86_64")]
-            Native::Avx512(dots) => product(dots, dst, alpha, lhs, rhs, beta),
+            Native::Avx512(kernel) => product(kernel, dst, alpha, lhs, rhs, beta),
         }
     }
 }
 
 /// [`Native::product`].
-fn product<D: Dots>(dots: D, mut dst: ViewMut, alpha: f32, lhs: Factor, rhs: Factor, beta: f32) {
-    let (m, n, depth) = (lhs.lines, rhs.lines, lhs.depth);
-    assert_eq!(depth, rhs.depth, "terms of both factors");
+fn product<D: Microkernel>(
+    kernel: D,
+    mut dst: ViewMut,
+    alpha: f32,
+    lhs: Operand,
+    rhs: Operand,
+    beta: f32,
+) {
+    let (m, n, k) = (lhs.n_rows, rhs.n_rows, lhs.k);
+    assert_eq!(k, rhs.k, "terms of both operands");
     assert_eq!(dst.len(), m * n, "sums of {m} rows and {n} columns");
     if m == 0 || n == 0 {
         return;
     }
     let n_blocks = match dst {
-        ViewMut::F32(_) => depth.div_ceil(DEPTH_BLOCK).max(1),
+        ViewMut::F32(_) => k.div_ceil(K_BLOCK).max(1),
         ViewMut::Bf16(_) => 1,
     };
-    let block = depth.div_ceil(n_blocks).next_multiple_of(2).max(2);
+    let block = k.div_ceil(n_blocks).next_multiple_of(2).max(2);
     let panel = (PANEL_ELEMENTS / block).max(1).next_multiple_of(WIDTH);
     let rows_per_task = rows_per_task::<D>(m, block);
     for first_column in (0..n).step_by(panel) {
         let columns = first_column..(first_column + panel).min(n);
-        for start in (0..depth.max(1)).step_by(block) {
-            let terms = start..(start + block).min(depth);
+        for start in (0..k.max(1)).step_by(block) {
+            let terms = start..(start + block).min(k);
             let beta = if start == 0 { beta } else { 1.0 };
             let n_pairs = n_pairs::<D>(&terms);
             with_scratch(
                 n_pairs * columns.len().next_multiple_of(D::COLUMNS),
                 |strips| {
                     let strips: &mut [u32] = bytemuck::cast_slice_mut(strips);
-                    pack_strips(dots, strips, rhs, &columns, &terms);
+                    pack_strips(kernel, strips, rhs, &columns, &terms);
                     dst.slice(0..m * n)
                         .chunks(rows_per_task * n)
                         .into_par_iter()
@@ -337,7 +344,7 @@ fn product<D: Dots>(dots: D, mut dst: ViewMut, alpha: f32, lhs: Factor, rhs: Fac
                                 alpha,
                                 beta,
                             };
-                            dots.compute(rows);
+                            kernel.compute(rows);
                         });
                 },
             );
@@ -345,16 +352,16 @@ fn product<D: Dots>(dots: D, mut dst: ViewMut, alpha: f32, lhs: Factor, rhs: Fac
     }
 }
 
-/// Words of a packed line.
-fn n_pairs<D: Dots>(terms: &Range<usize>) -> usize {
+/// Words of a packed row.
+fn n_pairs<D: Microkernel>(terms: &Range<usize>) -> usize {
     terms.len().div_ceil(2).max(1).next_multiple_of(D::PAIRS)
 }
 
 /// The right matrix a block's width at a time; the last strip is as wide as `D` needs.
-fn pack_strips<D: Dots>(
-    dots: D,
+fn pack_strips<D: Microkernel>(
+    kernel: D,
     strips: &mut [u32],
-    rhs: Factor,
+    rhs: Operand,
     columns: &Range<usize>,
     terms: &Range<usize>,
 ) {
@@ -364,20 +371,20 @@ fn pack_strips<D: Dots>(
         .enumerate()
         .for_each(|(strip, out)| {
             let first = columns.start + strip * WIDTH;
-            let lines = first..(first + WIDTH).min(columns.end);
-            dots.run(
+            let rows = first..(first + WIDTH).min(columns.end);
+            kernel.run(
                 #[inline(always)]
-                || match lines.len() > LANES || D::COLUMNS > LANES {
-                    true => rhs.pack::<D, WIDTH>(dots, as_rows(out), lines.clone(), terms),
-                    false => rhs.pack::<D, LANES>(dots, as_rows(out), lines.clone(), terms),
+                || match rows.len() > LANES || D::COLUMNS > LANES {
+                    true => rhs.pack::<D, WIDTH>(kernel, as_rows(out), rows.clone(), terms),
+                    false => rhs.pack::<D, LANES>(kernel, as_rows(out), rows.clone(), terms),
                 },
             );
         });
 }
 
 /// Rows of a task: as many for each as there are threads, or a multiple of that where they would be too many to pack.
-fn rows_per_task<D: Dots>(m: usize, depth: usize) -> usize {
-    let most = (TASK_ELEMENTS / depth).max(2 * D::ROWS);
+fn rows_per_task<D: Microkernel>(m: usize, k: usize) -> usize {
+    let most = (TASK_ELEMENTS / k).max(2 * D::ROWS);
     let threads = rayon::current_num_threads();
     let rounds = m.div_ceil(threads * most);
     m.div_ceil(threads * rounds).next_multiple_of(D::ROWS)
@@ -389,11 +396,11 @@ struct Rows<'a> {
     /// Columns of all of dst.
     n: usize,
     columns: Range<usize>,
-    lhs: Factor<'a>,
-    /// Which of the left matrix's lines is the first row of `dst`.
+    lhs: Operand<'a>,
+    /// Which of the left matrix's rows is the first of `dst`.
     first: usize,
     terms: Range<usize>,
-    /// Words of a packed line.
+    /// Words of a packed row.
     n_pairs: usize,
     /// The right matrix, packed.
     strips: &'a [u32],
@@ -403,7 +410,7 @@ struct Rows<'a> {
 
 impl<'a> Rows<'a> {
     /// In blocks that stay in vectors.
-    fn compute_in_vectors<D: DotPairs>(mut self, dots: D) {
+    fn compute_in_vectors<D: VectorMicrokernel>(mut self, kernel: D) {
         let n_rows = self.dst.len() / self.n;
         // Blocks of one height, so that the last is not nearly empty.
         let height = n_rows.div_ceil(n_rows.div_ceil(MAX_HEIGHT));
@@ -411,16 +418,16 @@ impl<'a> Rows<'a> {
         // The scratch outside of `run`: what is called with a closure there may not be compiled with its instructions.
         with_scratch(n_rows.next_multiple_of(height) * self.n_pairs, |packed| {
             let packed: &mut [u32] = bytemuck::cast_slice_mut(packed);
-            dots.run(
+            kernel.run(
                 #[inline(always)]
                 || match height {
-                    MIN_HEIGHT => self.compute_in::<D, MIN_HEIGHT>(dots, packed),
-                    9 => self.compute_in::<D, 9>(dots, packed),
-                    10 => self.compute_in::<D, 10>(dots, packed),
-                    11 => self.compute_in::<D, 11>(dots, packed),
-                    12 => self.compute_in::<D, 12>(dots, packed),
-                    13 => self.compute_in::<D, 13>(dots, packed),
-                    _ => self.compute_in::<D, MAX_HEIGHT>(dots, packed),
+                    MIN_HEIGHT => self.compute_in::<D, MIN_HEIGHT>(kernel, packed),
+                    9 => self.compute_in::<D, 9>(kernel, packed),
+                    10 => self.compute_in::<D, 10>(kernel, packed),
+                    11 => self.compute_in::<D, 11>(kernel, packed),
+                    12 => self.compute_in::<D, 12>(kernel, packed),
+                    13 => self.compute_in::<D, 13>(kernel, packed),
+                    _ => self.compute_in::<D, MAX_HEIGHT>(kernel, packed),
                 },
             );
         });
@@ -428,41 +435,41 @@ impl<'a> Rows<'a> {
 
     /// In blocks of R rows; `packed` is the left matrix's place [blocks, pairs, R].
     #[inline(always)]
-    fn compute_in<D: DotPairs, const R: usize>(&mut self, dots: D, packed: &mut [u32]) {
+    fn compute_in<D: VectorMicrokernel, const R: usize>(&mut self, kernel: D, packed: &mut [u32]) {
         let n_rows = self.dst.len() / self.n;
         let n_pairs = self.n_pairs;
         for (block, out) in packed.chunks_exact_mut(R * n_pairs).enumerate() {
             let first = self.first + block * R;
-            let lines = first..(first + R).min(self.first + n_rows);
+            let rows = first..(first + R).min(self.first + n_rows);
             self.lhs
-                .pack::<D, R>(dots, as_rows(out), lines, &self.terms);
+                .pack::<D, R>(kernel, as_rows(out), rows, &self.terms);
         }
         let mut sums = [[0.0; WIDTH]; R];
         for (columns, b) in self.strips() {
             for (block, a) in packed.chunks_exact(R * n_pairs).enumerate() {
                 match columns.len() > LANES {
-                    true => add_block::<D, R, VECTORS>(dots, &mut sums, a, b),
-                    false => add_block::<D, R, 1>(dots, &mut sums, a, b),
+                    true => add_block::<D, R, VECTORS>(kernel, &mut sums, a, b),
+                    false => add_block::<D, R, 1>(kernel, &mut sums, a, b),
                 }
-                self.write(dots, block * R, columns.clone(), &sums);
+                self.write(kernel, block * R, columns.clone(), &sums);
             }
         }
     }
 
     /// In blocks of four tiles.
-    fn compute_in_tiles<D: DotTiles>(mut self, dots: D) {
+    fn compute_in_tiles<D: TileMicrokernel>(mut self, kernel: D) {
         let n_rows = self.dst.len() / self.n;
         let block_words = WIDTH * self.n_pairs;
         with_scratch(n_rows.next_multiple_of(WIDTH) * self.n_pairs, |packed| {
             let packed: &mut [u32] = bytemuck::cast_slice_mut(packed);
-            dots.run(
+            kernel.run(
                 #[inline(always)]
                 || {
                     for (block, out) in packed.chunks_exact_mut(block_words).enumerate() {
                         let first = self.first + block * WIDTH;
-                        let lines = first..(first + WIDTH).min(self.first + n_rows);
+                        let rows = first..(first + WIDTH).min(self.first + n_rows);
                         let out = as_rows(out).as_chunks_mut().0;
-                        self.lhs.pack_tiles(dots, out, lines, &self.terms);
+                        self.lhs.pack_tiles(kernel, out, rows, &self.terms);
                     }
                 },
             );
@@ -470,8 +477,8 @@ impl<'a> Rows<'a> {
             for (columns, b) in self.strips() {
                 let b = b.as_chunks().0.as_chunks().0;
                 for (block, a) in packed.chunks_exact(block_words).enumerate() {
-                    dots.block(&mut sums, a.as_chunks().0.as_chunks().0, b);
-                    self.write(dots, block * WIDTH, columns.clone(), &sums.0);
+                    kernel.block(&mut sums, a.as_chunks().0.as_chunks().0, b);
+                    self.write(kernel, block * WIDTH, columns.clone(), &sums.0);
                 }
             }
         });
@@ -492,19 +499,19 @@ impl<'a> Rows<'a> {
     #[inline(never)]
     fn write<D: Instructions>(
         &mut self,
-        dots: D,
+        kernel: D,
         first: usize,
         columns: Range<usize>,
         sums: &[[f32; WIDTH]],
     ) {
         let n_rows = self.dst.len() / self.n;
-        dots.run(
+        kernel.run(
             #[inline(always)]
             || {
                 for (row, sums) in (first..n_rows).zip(sums) {
                     let at = row * self.n;
                     let dst = self.dst.slice(at + columns.start..at + columns.end);
-                    dots.write(dst, &sums[..columns.len()], self.alpha, self.beta);
+                    kernel.write(dst, &sums[..columns.len()], self.alpha, self.beta);
                 }
             },
         );
@@ -513,15 +520,15 @@ impl<'a> Rows<'a> {
 
 /// sums[r][c] = Σ of pairs of row r and column c, in R rows and V vectors of columns; a [pairs, R], b [pairs, V · LANES].
 #[inline(always)]
-fn add_block<D: DotPairs, const R: usize, const V: usize>(
-    dots: D,
+fn add_block<D: VectorMicrokernel, const R: usize, const V: usize>(
+    kernel: D,
     sums: &mut [[f32; WIDTH]; R],
     a: &[u32],
     b: &[u32],
 ) {
     let (a, _) = a.as_chunks::<R>();
     let (b, _) = b.as_chunks::<LANES>().0.as_chunks::<V>();
-    dots.block(sums, a, b);
+    kernel.block(sums, a, b);
 }
 
 fn as_rows<const W: usize>(words: &mut [u32]) -> &mut [[u32; W]] {

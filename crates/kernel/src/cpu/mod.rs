@@ -32,9 +32,10 @@ pub(crate) fn simd<R>(body: impl FnMut() -> R) -> R {
     pulp::Arch::new().dispatch(Body(body))
 }
 
-/// The most that loops and products use of this processor: `amx-bf16`, `avx512-bf16`, `avx512`, `avx2`, or `portable` for what
-/// every processor of the architecture has.
-pub(crate) fn vectors() -> &'static str {
+/// The instructions that the CPU's ops have chosen on this processor: `amx-bf16` (products of two bf16 matrices by tiles; all else as
+/// `avx512`), `avx512-bf16` (those products by pairs), `avx512`, `avx2`, or `portable` for what every processor of the architecture
+/// has. An Intel processor without AMX, or where AMX is not permitted, is `avx512`: its instruction for pairs is slower than f32.
+pub fn cpu_vectors() -> &'static str {
     if let Some(native) = gemm_bf16::native() {
         return native.name();
     }

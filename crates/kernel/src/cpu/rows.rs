@@ -91,42 +91,21 @@ pub(crate) fn add_rows(y: &mut [f32], x: &[f32]) {
     }
 }
 
-struct Task<'a, const O: usize> {
-    first_row: usize,
-    n_rows: usize,
-    outs: [ViewMut<'a>; O],
-    sums: &'a mut [f32],
-}
-
 fn run<const O: usize, const I: usize>(
     mut outs: [Out; O],
     ins: [In; I],
     n_sums: usize,
     kernel: impl Fn(usize, [&mut [f32]; O], [&[f32]; I], &mut [f32]) + Sync,
 ) -> Vec<f32> {
-    let widths = outs.each_ref().map(|out| out.width);
-    let keeps = outs.each_ref().map(|out| out.keep);
+    let n_rows = check_rows(&outs, &ins);
+    let widths = outs.iter().map(|out| out.width);
     let widest = widths
-        .iter()
-        .copied()
         .chain(ins.iter().map(|input| input.width))
         .fold(1, usize::max);
-    let n_rows = match outs.first() {
-        Some(out) if out.width > 0 => out.data.len() / out.width,
-        _ => 0,
-    };
-    for out in &outs {
-        assert_eq!(out.data.len(), n_rows * out.width, "rows of an output");
-    }
-    for input in &ins {
-        assert_eq!(input.data.len(), n_rows * input.width, "rows of an input");
-    }
-
     let rows_per_task = (TASK_ELEMENTS / widest).max(1);
     let rows_per_block = (BLOCK_ELEMENTS / widest).max(1);
-    let n_tasks = n_rows.div_ceil(rows_per_task);
-    let mut partial = vec![0.0; n_tasks * n_sums];
-    let mut tasks = Vec::with_capacity(n_tasks);
+    let mut partial = vec![0.0; n_rows.div_ceil(rows_per_task) * n_sums];
+    let mut tasks = Vec::with_capacity(n_rows.div_ceil(rows_per_task));
     let mut rest = partial.as_mut_slice();
     for first_row in (0..n_rows).step_by(rows_per_task) {
         let n_rows = rows_per_task.min(n_rows - first_row);
@@ -135,50 +114,72 @@ fn run<const O: usize, const I: usize>(
         tasks.push(Task {
             first_row,
             n_rows,
-            outs: outs
-                .each_mut()
-                .map(|out| out.data.take_front(n_rows * out.width)),
+            outs: outs.each_mut().map(|out| Out {
+                data: out.data.take_front(n_rows * out.width),
+                width: out.width,
+                keep: out.keep,
+            }),
             sums,
         });
     }
+    let work = |task: Task<O>| task.run(ins, rows_per_block, &kernel);
+    if tasks.len() <= 1 {
+        tasks.into_iter().for_each(work);
+    } else {
+        tasks.into_par_iter().for_each(work);
+    }
+    let mut total = vec![0.0; n_sums];
+    add_rows(&mut total, &partial);
+    total
+}
 
-    let work = |mut task: Task<O>| {
+/// The number of rows, which all must have.
+fn check_rows<const O: usize, const I: usize>(outs: &[Out; O], ins: &[In; I]) -> usize {
+    let n_rows = match outs.first() {
+        Some(out) if out.width > 0 => out.data.len() / out.width,
+        _ => 0,
+    };
+    for out in outs {
+        assert_eq!(out.data.len(), n_rows * out.width, "rows of an output");
+    }
+    for input in ins {
+        assert_eq!(input.data.len(), n_rows * input.width, "rows of an input");
+    }
+    n_rows
+}
+
+/// Rows that one thread computes.
+struct Task<'a, const O: usize> {
+    first_row: usize,
+    n_rows: usize,
+    outs: [Out<'a>; O],
+    sums: &'a mut [f32],
+}
+
+impl<const O: usize> Task<'_, O> {
+    fn run<const I: usize>(
+        mut self,
+        ins: [In; I],
+        rows_per_block: usize,
+        kernel: &impl Fn(usize, [&mut [f32]; O], [&[f32]; I], &mut [f32]),
+    ) {
+        let keeps = self.outs.each_ref().map(|out| out.keep);
         let mut out_scratch: [Vec<f32>; O] = std::array::from_fn(|_| scratch::take());
         let mut in_scratch: [Vec<f32>; I] = std::array::from_fn(|_| scratch::take());
-        for start in (0..task.n_rows).step_by(rows_per_block) {
-            let end = (start + rows_per_block).min(task.n_rows);
-            let first_row = task.first_row + start;
-            let mut i = 0;
-            let mut blocks = task.outs.each_mut().map(|out| {
-                let width = widths[i];
-                i += 1;
-                out.slice(start * width..end * width)
-            });
+        for start in (0..self.n_rows).step_by(rows_per_block) {
+            let end = (start + rows_per_block).min(self.n_rows);
+            let first_row = self.first_row + start;
+            let mut blocks = self
+                .outs
+                .each_mut()
+                .map(|out| out.data.slice(start * out.width..end * out.width));
             let sources = ins.map(|input| {
                 let rows = first_row * input.width..(first_row + end - start) * input.width;
                 input.data.slice(rows)
             });
             // 1. widen  2. compute  3. narrow; apart, because each must inline whole into its vector code.
-            simd(
-                #[inline(always)]
-                || {
-                    for (source, scratch) in sources.iter().zip(&mut in_scratch) {
-                        if !source.is_f32() {
-                            source.load(scratch);
-                        }
-                    }
-                    for (i, block) in blocks.iter_mut().enumerate() {
-                        if let ViewMut::Bf16(data) = block {
-                            let scratch = &mut out_scratch[i];
-                            if keeps[i] {
-                                View::Bf16(data).load(scratch);
-                            } else if scratch.len() < data.len() {
-                                scratch.resize(data.len(), 0.0);
-                            }
-                        }
-                    }
-                },
-            );
+            widen(&sources, &mut in_scratch);
+            widen_kept(&mut blocks, &mut out_scratch, keeps);
             let mut scratches = in_scratch.iter();
             let inputs = sources.map(|source| match (source, scratches.next()) {
                 (View::F32(data), _) => data,
@@ -193,43 +194,73 @@ fn run<const O: usize, const I: usize>(
                     (ViewMut::Bf16(data), Some(scratch)) => &mut scratch[..data.len()],
                     (ViewMut::Bf16(_), None) => &mut [],
                 });
+            let sums = &mut *self.sums;
             simd(
                 #[inline(always)]
                 || {
-                    kernel(
-                        first_row,
-                        outputs.each_mut().map(|out| &mut **out),
-                        inputs,
-                        task.sums,
-                    );
+                    let outputs = outputs.each_mut().map(|out| &mut **out);
+                    kernel(first_row, outputs, inputs, sums);
                 },
             );
-            simd(
-                #[inline(always)]
-                || {
-                    for (block, scratch) in blocks.iter_mut().zip(&out_scratch) {
-                        if let ViewMut::Bf16(data) = block {
-                            let n = data.len();
-                            block.store(&scratch[..n]);
-                        }
-                    }
-                },
-            );
+            narrow(&mut blocks, &out_scratch);
         }
         out_scratch
             .into_iter()
             .chain(in_scratch)
             .for_each(scratch::put);
-    };
-    if tasks.len() <= 1 {
-        tasks.into_iter().for_each(work);
-    } else {
-        tasks.into_par_iter().for_each(work);
     }
+}
 
-    let mut total = vec![0.0; n_sums];
-    add_rows(&mut total, &partial);
-    total
+/// Inputs that are bf16, as f32 into their scratch.
+fn widen(sources: &[View], scratches: &mut [Vec<f32>]) {
+    simd(
+        #[inline(always)]
+        || {
+            for (source, scratch) in sources.iter().zip(&mut *scratches) {
+                if !source.is_f32() {
+                    source.load(scratch);
+                }
+            }
+        },
+    );
+}
+
+/// Outputs that are bf16, as f32 into their scratch where they keep what they hold; else room for them.
+fn widen_kept<const O: usize>(
+    blocks: &mut [ViewMut; O],
+    scratches: &mut [Vec<f32>; O],
+    keeps: [bool; O],
+) {
+    simd(
+        #[inline(always)]
+        || {
+            for (i, block) in blocks.iter_mut().enumerate() {
+                if let ViewMut::Bf16(data) = block {
+                    let scratch = &mut scratches[i];
+                    if keeps[i] {
+                        View::Bf16(data).load(scratch);
+                    } else if scratch.len() < data.len() {
+                        scratch.resize(data.len(), 0.0);
+                    }
+                }
+            }
+        },
+    );
+}
+
+/// Outputs that are bf16, out of their scratch.
+fn narrow(blocks: &mut [ViewMut], scratches: &[Vec<f32>]) {
+    simd(
+        #[inline(always)]
+        || {
+            for (block, scratch) in blocks.iter_mut().zip(scratches) {
+                if let ViewMut::Bf16(data) = block {
+                    let n = data.len();
+                    block.store(&scratch[..n]);
+                }
+            }
+        },
+    );
 }
 
 #[cfg(test)]

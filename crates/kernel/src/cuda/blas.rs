@@ -286,8 +286,8 @@ impl Blas {
     }
 }
 
-/// What was chosen under the first of the names whose choice `can_compute` the product; else the name under which to put what will be
-/// chosen: the first without a choice, so that what counts for other shapes is not replaced, or the last, a shape's own.
+/// The kept choice for a product, or else the name to keep its next choice under. The names go from general (shared by similar
+/// shapes) to the product's own. A choice that cannot compute this product is passed over but stays, since it serves others.
 fn known_choice<'a>(
     choices: &Choices,
     names: &'a [String; 2],
@@ -325,79 +325,9 @@ fn plan(
     gemm: &Gemm,
     aligned: bool,
 ) -> Result<(Plan, Vec<sys::cublasLtMatmulAlgo_t>)> {
-    use sys::cublasLtMatmulDescAttributes_t as Attribute;
-    let operation = check(
-        result::create_matmul_desc(
-            sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-            sys::cudaDataType::CUDA_R_32F,
-        ),
-        Some(gemm),
-    )?;
-    let set = |attribute, transposed: bool| {
-        // cublasOperation_t: N is 0, T is 1.
-        let value = i32::from(transposed);
-        // SAFETY: the attribute takes a value of this type.
-        check(
-            unsafe {
-                result::set_matmul_desc_attribute(
-                    operation,
-                    attribute,
-                    std::ptr::from_ref(&value).cast(),
-                    size_of_val(&value),
-                )
-            },
-            Some(gemm),
-        )
-    };
-    set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, gemm.b.transposed)?;
-    set(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, gemm.a.transposed)?;
-    let layout = |dtype, rows: usize, cols: usize, stride: usize| {
-        check(
-            result::create_matrix_layout(data_type(dtype), rows as u64, cols as u64, stride as i64),
-            Some(gemm),
-        )
-    };
-    let stored = |transposed, rows, cols| {
-        if transposed {
-            (cols, rows)
-        } else {
-            (rows, cols)
-        }
-    };
-    let (b_rows, b_cols) = stored(gemm.b.transposed, gemm.n, gemm.k);
-    let (a_rows, a_cols) = stored(gemm.a.transposed, gemm.k, gemm.m);
-    let layouts = [
-        layout(gemm.in_dtype, b_rows, b_cols, gemm.b.stride)?,
-        layout(gemm.in_dtype, a_rows, a_cols, gemm.a.stride)?,
-        layout(gemm.out_dtype, gemm.n, gemm.m, gemm.d_stride)?,
-    ];
-    let preference = check(result::create_matmul_pref(), Some(gemm))?;
-    let prefer = |attribute, value: *const c_void, size| {
-        // SAFETY: `value` points at `size` bytes of the attribute's type.
-        check(
-            unsafe { result::set_matmul_pref_attribute(preference, attribute, value, size) },
-            Some(gemm),
-        )
-    };
-    use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
-    prefer(
-        Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-        std::ptr::from_ref(&WORKSPACE_BYTES).cast(),
-        size_of_val(&WORKSPACE_BYTES),
-    )?;
-    let alignment: u32 = if aligned { 16 } else { 2 };
-    for attribute in [
-        Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
-        Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-        Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
-        Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
-    ] {
-        prefer(
-            attribute,
-            std::ptr::from_ref(&alignment).cast(),
-            size_of_val(&alignment),
-        )?;
-    }
+    let operation = operation(gemm)?;
+    let layouts = layouts(gemm)?;
+    let preference = preference(gemm, aligned)?;
     let mut proposals = [MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit(); CANDIDATES];
     let mut n_proposals = 0;
     // SAFETY: all descriptors were made above, and there is room for as many results as are asked for.
@@ -435,6 +365,92 @@ fn plan(
         algorithm: *first,
     };
     Ok((plan, candidates))
+}
+
+/// A product in f32, with the transpositions of b and a.
+fn operation(gemm: &Gemm) -> Result<sys::cublasLtMatmulDesc_t> {
+    use sys::cublasLtMatmulDescAttributes_t as Attribute;
+    let operation = check(
+        result::create_matmul_desc(
+            sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            sys::cudaDataType::CUDA_R_32F,
+        ),
+        Some(gemm),
+    )?;
+    for (attribute, transposed) in [
+        (Attribute::CUBLASLT_MATMUL_DESC_TRANSA, gemm.b.transposed),
+        (Attribute::CUBLASLT_MATMUL_DESC_TRANSB, gemm.a.transposed),
+    ] {
+        // cublasOperation_t: N is 0, T is 1.
+        let value = i32::from(transposed);
+        // SAFETY: the attribute takes a value of this type.
+        let outcome = unsafe {
+            result::set_matmul_desc_attribute(
+                operation,
+                attribute,
+                std::ptr::from_ref(&value).cast(),
+                size_of_val(&value),
+            )
+        };
+        check(outcome, Some(gemm))?;
+    }
+    Ok(operation)
+}
+
+/// Of bᵀ, aᵀ and dᵀ as memory holds them.
+fn layouts(gemm: &Gemm) -> Result<[sys::cublasLtMatrixLayout_t; 3]> {
+    let layout = |dtype, rows: usize, cols: usize, stride: usize| {
+        check(
+            result::create_matrix_layout(data_type(dtype), rows as u64, cols as u64, stride as i64),
+            Some(gemm),
+        )
+    };
+    let stored = |transposed, rows, cols| {
+        if transposed {
+            (cols, rows)
+        } else {
+            (rows, cols)
+        }
+    };
+    let (b_rows, b_cols) = stored(gemm.b.transposed, gemm.n, gemm.k);
+    let (a_rows, a_cols) = stored(gemm.a.transposed, gemm.k, gemm.m);
+    Ok([
+        layout(gemm.in_dtype, b_rows, b_cols, gemm.b.stride)?,
+        layout(gemm.in_dtype, a_rows, a_cols, gemm.a.stride)?,
+        layout(gemm.out_dtype, gemm.n, gemm.m, gemm.d_stride)?,
+    ])
+}
+
+/// What proposals may count on: the workspace, and how operands are aligned.
+fn preference(gemm: &Gemm, aligned: bool) -> Result<sys::cublasLtMatmulPreference_t> {
+    use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
+    let preference = check(result::create_matmul_pref(), Some(gemm))?;
+    let prefer = |attribute, value: *const c_void, size| {
+        // SAFETY: `value` points at `size` bytes of the attribute's type.
+        check(
+            unsafe { result::set_matmul_pref_attribute(preference, attribute, value, size) },
+            Some(gemm),
+        )
+    };
+    prefer(
+        Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+        std::ptr::from_ref(&WORKSPACE_BYTES).cast(),
+        size_of_val(&WORKSPACE_BYTES),
+    )?;
+    let alignment: u32 = if aligned { 16 } else { 2 };
+    for attribute in [
+        Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+        Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+        Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+    ] {
+        prefer(
+            attribute,
+            std::ptr::from_ref(&alignment).cast(),
+            size_of_val(&alignment),
+        )?;
+    }
+    Ok(preference)
 }
 
 fn data_type(dtype: DType) -> sys::cudaDataType {

@@ -9,13 +9,14 @@
 
 mod blas;
 mod buffer;
-mod card;
 mod choices;
 mod meter;
 mod missing;
 mod module;
 pub mod nccl;
+mod pieces;
 mod pinned;
+mod properties;
 mod ring;
 mod table;
 mod timer;
@@ -34,13 +35,14 @@ use crate::{Error, Result};
 pub use blas::WORKSPACE_BYTES;
 pub(crate) use blas::{Gemm, Operand};
 pub(crate) use buffer::Buffer;
-pub use card::Card;
 pub use meter::footprint;
 pub use missing::{Missing, missing};
 pub use module::SOURCES;
 pub(crate) use module::{Args, Grid, sources};
 pub use module::{Compiled, Source, architecture, compile, compile_verbose, load_nvrtc};
+pub(crate) use pieces::Pieces;
 pub use pinned::Pinned;
+pub use properties::DeviceProperties;
 pub use ring::Ring;
 pub(crate) use table::Table;
 pub use timer::Timer;
@@ -132,6 +134,7 @@ impl Cuda {
         Ok(cuda)
     }
 
+    /// Its number among the GPUs that the driver shows.
     pub fn ordinal(self) -> usize {
         self.0.ordinal
     }
@@ -146,6 +149,7 @@ impl Cuda {
         self.0.compute
     }
 
+    /// Multiprocessors: what grids are sized by.
     pub fn n_multiprocessors(self) -> u32 {
         self.0.n_multiprocessors
     }
@@ -155,6 +159,7 @@ impl Cuda {
         self.0.shared_bytes_per_block
     }
 
+    /// All of its memory.
     pub fn total_bytes(self) -> usize {
         self.0.total_bytes
     }
@@ -170,9 +175,13 @@ impl Cuda {
     }
 
     /// What sizes scratch and plans on this GPU.
-    pub fn card(self) -> Card {
-        let limit = self.0.meter.limit().map(Card::memory_for_buffers);
-        Card {
+    pub fn properties(self) -> DeviceProperties {
+        let limit = self
+            .0
+            .meter
+            .limit()
+            .map(DeviceProperties::memory_for_buffers);
+        DeviceProperties {
             compute: self.0.compute,
             n_multiprocessors: self.0.n_multiprocessors,
             memory_bytes: limit.map_or(self.0.total_bytes, |l| l.min(self.0.total_bytes)),
@@ -181,7 +190,9 @@ impl Cuda {
 
     /// From now on this GPU behaves as one with `bytes` of memory: plans fill no more, and what asks for more fails.
     pub fn limit_memory(self, bytes: usize) {
-        self.0.meter.set_limit(Card::buffers_of_memory(bytes));
+        self.0
+            .meter
+            .set_limit(DeviceProperties::buffers_of_memory(bytes));
     }
 
     /// Bytes that buffers may yet take: what is free now without what kernels, and a desktop on the same GPU, are going to take, or
@@ -191,11 +202,11 @@ impl Cuda {
     /// [`Error::Cuda`] if the GPU is gone.
     pub fn available_bytes(self) -> Result<usize> {
         let others = match self.0.has_display {
-            true => card::DISPLAY_BYTES,
+            true => properties::DISPLAY_BYTES,
             false => 0,
         };
         let free = self.free_bytes()?;
-        let free = free.saturating_sub(card::KERNEL_BYTES + others);
+        let free = free.saturating_sub(properties::KERNEL_BYTES + others);
         let left = self.0.meter.left();
         Ok(left.map_or(free, |left| left.min(free)))
     }
@@ -205,6 +216,7 @@ impl Cuda {
         self.0.meter.levels()
     }
 
+    /// From now on the most that [`Cuda::allocated_bytes`] tells counts from what is taken now.
     pub fn reset_peak(self) {
         self.0.meter.reset_peak();
     }

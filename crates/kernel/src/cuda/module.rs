@@ -9,7 +9,6 @@ use cudarc::driver::{result, sys};
 use cudarc::nvrtc;
 
 use super::{Cuda, check, kernel_cache};
-use crate::tensor::Tensor;
 use crate::{DType, Error, Result};
 
 /// What every kernel file begins with.
@@ -18,15 +17,18 @@ pub(crate) const PRELUDE: &str = include_str!("prelude.cuh");
 /// A `.cu` file beside its op.
 #[derive(Debug)]
 pub struct Source {
+    /// Name of the file, without `.cu`.
     pub name: &'static str,
+    /// What the file holds.
     pub text: &'static str,
 }
 
+/// A kernel file for each constant: the folder of an op that has one, then the name.
 macro_rules! sources {
-    ($($constant:ident $name:literal),* $(,)?) => {
+    ($($constant:ident $($folder:literal)? / $name:literal),* $(,)?) => {
         $( pub(crate) static $constant: Source = Source {
             name: $name,
-            text: include_str!(concat!("../ops/", $name, ".cu")),
+            text: include_str!(concat!("../ops/", $($folder, "/",)? $name, ".cu")),
         }; )*
 
         /// Every kernel file, for whoever compiles them all.
@@ -36,26 +38,26 @@ macro_rules! sources {
 pub(crate) mod sources {
     use super::Source;
     sources! {
-        ADAMW "adamw",
-        ATTENTION "attention",
-        CAUSAL_CONV1D "causal_conv1d",
-        COPY "copy",
-        DELTA_GATE "delta_gate",
-        EMBEDDING "embedding",
-        GATED_DELTA_RULE "gated_delta_rule",
-        GATED_DELTA_RULE_BF16 "gated_delta_rule_bf16",
-        GATED_DELTA_STEP "gated_delta_step",
-        GATED_RMS_NORM "gated_rms_norm",
-        GRAD_NORM "grad_norm",
-        L2_NORM "l2_norm",
-        LINEAR_CROSS_ENTROPY "linear_cross_entropy",
-        LOW_RANK "low_rank",
-        RMS_NORM "rms_norm",
-        ROPE "rope",
-        ROWS "rows",
-        SIGMOID_GATE "sigmoid_gate",
-        SPLIT "split",
-        SWIGLU "swiglu",
+        ADAMW / "adamw",
+        ATTENTION "attention" / "attention",
+        CAUSAL_CONV1D / "causal_conv1d",
+        COPY / "copy",
+        DELTA_GATE / "delta_gate",
+        EMBEDDING / "embedding",
+        GATED_DELTA_RULE "gated_delta_rule" / "gated_delta_rule",
+        GATED_DELTA_RULE_BF16 "gated_delta_rule" / "gated_delta_rule_bf16",
+        GATED_DELTA_STEP / "gated_delta_step",
+        GATED_RMS_NORM / "gated_rms_norm",
+        GRAD_NORM / "grad_norm",
+        L2_NORM / "l2_norm",
+        LINEAR_CROSS_ENTROPY / "linear_cross_entropy",
+        LOW_RANK / "low_rank",
+        RMS_NORM / "rms_norm",
+        ROPE / "rope",
+        ROWS / "rows",
+        SIGMOID_GATE / "sigmoid_gate",
+        SPLIT / "split",
+        SWIGLU / "swiglu",
     }
 }
 pub use sources::SOURCES;
@@ -192,7 +194,9 @@ pub fn load_nvrtc(dir: &Path) -> Result<()> {
 /// Machine code, and what the compiler said.
 #[derive(Debug)]
 pub struct Compiled {
+    /// The cubin.
     pub image: Vec<u8>,
+    /// What the compiler remarked.
     pub log: String,
 }
 
@@ -280,7 +284,7 @@ impl Grid {
     }
 }
 
-/// Arguments of a kernel, in its order. Tensors go as `View` (pointer and dtype) or as a plain pointer.
+/// Arguments of a kernel, in its order. Tensors, which `tensor.rs` adds, go as `View` (pointer and dtype) or as a plain pointer.
 #[derive(Debug, Default)]
 pub(crate) struct Args {
     /// 16 bytes each, the most that one argument takes.
@@ -292,41 +296,14 @@ impl Args {
         Args::default()
     }
 
-    /// `View`, read only.
-    pub fn view(self, tensor: &Tensor) -> Args {
-        let is_bf16 = u64::from(tensor.dtype() == DType::Bf16);
-        self.slot([tensor.device_pointer(), is_bf16])
-    }
-
-    /// `View`, written.
-    pub fn view_mut(self, tensor: &mut Tensor) -> Args {
-        self.view(tensor)
-    }
-
-    /// `View` of f32 or bf16 memory that is no tensor, such as scratch.
+    /// `View` of f32 or bf16 memory; null where the pointer is 0.
     pub fn view_at(self, pointer: u64, dtype: DType) -> Args {
         self.slot([pointer, u64::from(dtype == DType::Bf16)])
     }
 
-    /// `View` that is null where there is no tensor.
-    pub fn view_or_null(self, tensor: Option<&Tensor>) -> Args {
-        match tensor {
-            Some(tensor) => self.view(tensor),
-            None => self.slot([0, 0]),
-        }
-    }
-
+    /// `T*`
     pub fn pointer(self, pointer: u64) -> Args {
         self.slot([pointer, 0])
-    }
-
-    /// `T*` of a kernel that fixes the dtype.
-    pub fn tensor(self, tensor: &Tensor) -> Args {
-        self.pointer(tensor.device_pointer())
-    }
-
-    pub fn tensor_mut(self, tensor: &mut Tensor) -> Args {
-        self.pointer(tensor.device_pointer())
     }
 
     /// `unsigned`

@@ -44,6 +44,7 @@ impl Pinned {
         Ok(pinned)
     }
 
+    /// The GPU that it is pinned for.
     pub fn cuda(&self) -> Cuda {
         self.cuda
     }

@@ -121,11 +121,6 @@ __device__ __forceinline__ float fast_reciprocal(float x) {
 }
 __device__ __forceinline__ float sigmoid(float x) { return fast_reciprocal(1.0f + fast_exp2(x * -1.44269504f)); }
 __device__ __forceinline__ float silu(float x) { return x * sigmoid(x); }
-// d silu(x) / d x
-__device__ __forceinline__ float silu_slope(float x) {
-    float s = sigmoid(x);
-    return s * (1.0f + x * (1.0f - s));
-}
 // ln(1 + exp(x)), without overflow and without losing small values.
 __device__ __forceinline__ float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))); }
 
@@ -279,11 +274,6 @@ __device__ __forceinline__ u32 tensor_of_block(const u32* firsts, u32 n) {
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return (u32)__cvta_generic_to_shared(pointer);
 }
-// 16 bytes; where `valid` is false, zeros are written and nothing is read.
-__device__ __forceinline__ void copy_async16(void* shared, const void* global, bool valid = true) {
-    int bytes = valid ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes) : "memory");
-}
 __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most N groups are still under way.
 template <int N> __device__ __forceinline__ void copy_async_wait() {
@@ -302,20 +292,9 @@ __device__ __forceinline__ void mma_16816(float (&d)[4], const u32 (&a)[4], u32 
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-// Four 8x8 bf16 matrices; lane i gives the address of row i % 8 of matrix i / 8 (16 bytes, aligned).
-__device__ __forceinline__ void load_matrix4(u32 (&words)[4], const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-                 : "r"(shared_address(row)));
-}
 // An 8x8 matrix, of which a lane holds row `group`, columns 2 pair + {0,1}, transposed within the warp.
 __device__ __forceinline__ u32 transpose8(u32 word) {
     u32 transposed;
     asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(word));
     return transposed;
-}
-__device__ __forceinline__ void load_matrix4_transposed(u32 (&words)[4], const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-                 : "r"(shared_address(row)));
 }

@@ -70,10 +70,12 @@ impl Ring {
         n_slots * n_parts * part_bytes.next_multiple_of(256)
     }
 
+    /// The GPU that it lies on.
     pub fn cuda(&self) -> Cuda {
         self.buffer.cuda()
     }
 
+    /// Pieces that it holds at a time.
     pub fn n_slots(&self) -> usize {
         self.slots.len()
     }

@@ -14,12 +14,17 @@ use crate::{Device, Result, Tensor};
 /// Scalars of one update. `step` counts from 1.
 #[derive(Debug, Clone, Copy)]
 pub struct Update {
+    /// Learning rate.
     pub lr: f32,
+    /// Decay of the first moment.
     pub beta1: f32,
+    /// Decay of the second moment.
     pub beta2: f32,
+    /// Added to the root of the second moment.
     pub eps: f32,
     /// 0 for parameters without decay.
     pub weight_decay: f32,
+    /// Number of the step, from 1: what the moments' bias is corrected by.
     pub step: u64,
     /// Multiplied into the gradient first: clipping and averaging.
     pub grad_scale: f32,
@@ -64,11 +69,17 @@ pub fn step(
 /// A tensor of [`step_all`], as the arguments of [`step`]; of [`Update`], what is its own.
 #[derive(Debug)]
 pub struct Part<'a> {
+    /// Weights.
     pub w: &'a mut Tensor,
+    /// First moment.
     pub m: &'a mut Tensor,
+    /// Second moment.
     pub v: &'a mut Tensor,
+    /// Gradient.
     pub grad: &'a Tensor,
+    /// As [`Update::weight_decay`].
     pub weight_decay: f32,
+    /// As [`Update::seed`].
     pub seed: u64,
 }
 
@@ -299,6 +310,104 @@ pub(super) mod cuda {
     /// The kernels' flag.
     fn to_nearest(update: &Update) -> usize {
         usize::from(update.rounding == Rounding::Nearest)
+    }
+}
+
+pub(crate) mod examples {
+    use super::{Part, Rounding, Update};
+    use crate::DType::{self, Bf16, F32};
+    use crate::example::{Example, Sizes, Tolerance};
+
+    /// Of w, m, v and the gradient.
+    const KINDS: [[DType; 4]; 5] = [
+        [F32, F32, F32, F32],
+        [Bf16, F32, F32, F32],
+        [Bf16, Bf16, Bf16, F32],
+        [Bf16, Bf16, Bf16, Bf16],
+        [F32, Bf16, Bf16, F32],
+    ];
+
+    /// Values of m and v, as they are in training.
+    pub(in crate::ops) const M: [f32; 2] = [-0.1, 0.1];
+    pub(in crate::ops) const V: [f32; 2] = [0.0, 0.01];
+
+    pub(in crate::ops) const UPDATE: Update = Update {
+        lr: 1e-4,
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay: 0.1,
+        step: 17,
+        grad_scale: 0.37,
+        seed: 5,
+        rounding: Rounding::Stochastic,
+    };
+
+    pub(crate) fn compared() -> Vec<Example> {
+        let mut all = Vec::new();
+        for rounding in [Rounding::Stochastic, Rounding::Nearest] {
+            for kind in KINDS {
+                for (n, step) in [(1, 1), (1021, 3), (8, 2), (100_000, 12_345)] {
+                    let update = Update {
+                        step,
+                        rounding,
+                        ..UPDATE
+                    };
+                    let label = format!("n{n}_{rounding:?}");
+                    all.push(self::step(label, &[n], kind, update).tolerance(Tolerance::EXACT));
+                }
+                all.push(step_all(kind, rounding));
+            }
+        }
+        all
+    }
+
+    pub(crate) fn timed(sizes: &Sizes) -> Vec<Example> {
+        let (d, f) = (sizes.hidden, sizes.feed_forward);
+        let kind = [sizes.dtype, sizes.dtype, sizes.dtype, F32];
+        vec![step(format!("f{f}_d{d}"), &[f, d], kind, UPDATE)]
+    }
+
+    fn step(label: String, shape: &[usize], kind: [DType; 4], update: Update) -> Example {
+        let [w_type, m_type, v_type, grad_type] = kind;
+        Example::new("adamw/step", label)
+            .updated("w", shape, w_type)
+            .updated_in("m", shape, m_type, M)
+            .updated_in("v", shape, v_type, V)
+            .input("grad", shape, grad_type)
+            .run(move |[w, m, v], [grad]| super::step(w, m, v, grad, &update))
+    }
+
+    /// Many tensors at once: of no elements, of less than a block, of several.
+    fn step_all([w_type, m_type, v_type, grad_type]: [DType; 4], rounding: Rounding) -> Example {
+        let sizes = [1, 8, 0, 1021, 8192, 20_000, 0];
+        let example = Example::new("adamw/step_all", format!("{sizes:?}_{rounding:?}"));
+        let example = sizes.iter().fold(example, |example, n| {
+            example
+                .updated("w", &[*n], w_type)
+                .updated_in("m", &[*n], m_type, M)
+                .updated_in("v", &[*n], v_type, V)
+                .input("grad", &[*n], grad_type)
+        });
+        example
+            .tolerance(Tolerance::EXACT)
+            .run_all(move |outs, ins| {
+                let mut parts = Vec::new();
+                for ((tensors, grad), seed) in outs.chunks_mut(3).zip(ins).zip(0..) {
+                    let [w, m, v] = tensors else {
+                        unreachable!("three outputs for each gradient")
+                    };
+                    parts.push(Part {
+                        w,
+                        m,
+                        v,
+                        grad,
+                        weight_decay: 0.1 * (seed % 2) as f32,
+                        seed,
+                    });
+                }
+                super::step_all(&mut parts, &Update { rounding, ..UPDATE })
+            })
     }
 }
 

@@ -20,7 +20,9 @@ const PIECE_BYTES: usize = 16 << 20;
 pub struct HostMoments {
     shape: Vec<usize>,
     dtype: DType,
+    /// First moment.
     pub m: Pinned,
+    /// Second moment.
     pub v: Pinned,
 }
 
@@ -37,10 +39,12 @@ impl HostMoments {
         })
     }
 
+    /// Shape of either.
     pub fn shape(&self) -> &[usize] {
         &self.shape
     }
 
+    /// Storage type of either.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
@@ -57,9 +61,13 @@ impl HostMoments {
 /// One tensor's update: w updated in place, m and v in host memory.
 #[derive(Debug)]
 pub struct HostStep<'a> {
+    /// Weights, on the GPU.
     pub w: &'a mut Tensor,
+    /// Moments, in host memory.
     pub moments: &'a mut HostMoments,
+    /// Gradient, on the GPU.
     pub grad: &'a Tensor,
+    /// What the step does.
     pub update: Update,
 }
 
@@ -178,6 +186,124 @@ fn pieces(sizes: &[(usize, usize)], piece_bytes: usize) -> impl Iterator<Item = 
             elements: first..(first + most).min(*numel),
         })
     })
+}
+
+pub(crate) mod examples {
+    //! The bytes of moments on the CPU, through a ring far smaller than they are.
+
+    use super::{HostMoments, HostStep, Stream};
+    use crate::DType::{Bf16, F32};
+    use crate::cuda::Cuda;
+    use crate::example::{Example, Tolerance};
+    use crate::ops::adamw::{self, Update, examples};
+    use crate::tensor::Storage;
+    use crate::{Device, Result, Tensor};
+
+    const N_STEPS: u64 = 3;
+    /// Full pieces, a piece cut short, a tensor within one, an odd end.
+    const SIZES: [usize; 5] = [4096, 1000, 24, 3001, 8];
+
+    pub(crate) fn compared() -> Vec<Example> {
+        let mut all = Vec::new();
+        for dtype in [Bf16, F32] {
+            for (n_slots, piece_bytes) in [(4, 512), (2, 4096), (3, 1 << 20)] {
+                let label = format!("{n_slots} pieces of {piece_bytes} bytes");
+                let example = Example::new("adamw_host/step", label).tolerance(Tolerance::EXACT);
+                let example = SIZES.iter().fold(example, |example, n| {
+                    example
+                        .updated("w", &[*n], dtype)
+                        .updated_in("m", &[*n], dtype, examples::M)
+                        .updated_in("v", &[*n], dtype, examples::V)
+                        .input("grad", &[*n], F32)
+                });
+                all.push(example.run_all(move |outs, grads| match outs[0].device() {
+                    Device::Cpu => steps(outs, grads),
+                    Device::Cuda(cuda) => {
+                        let stream = Stream::with_pieces(cuda, n_slots, piece_bytes)?;
+                        steps_from_host(cuda, stream, outs, grads)
+                    }
+                }));
+            }
+        }
+        all
+    }
+
+    fn update(step: u64, seed: usize) -> Update {
+        Update {
+            step,
+            seed: seed as u64,
+            ..examples::UPDATE
+        }
+    }
+
+    /// Steps over (w, m, v) of every tensor, the moments where the weights are.
+    fn steps(outs: &mut [Tensor], grads: &[Tensor]) -> Result<()> {
+        for step in 1..=N_STEPS {
+            for (seed, (tensors, grad)) in outs.chunks_mut(3).zip(grads).enumerate() {
+                let [w, m, v] = tensors else {
+                    unreachable!("three outputs for each gradient")
+                };
+                adamw::step(w, m, v, grad, &update(step, seed))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same with all moments in host memory.
+    fn steps_from_host(
+        cuda: Cuda,
+        mut stream: Stream,
+        outs: &mut [Tensor],
+        grads: &[Tensor],
+    ) -> Result<()> {
+        let mut moments = Vec::new();
+        for tensors in outs.chunks(3) {
+            let (m, v) = (&tensors[1], &tensors[2]);
+            let mut host = HostMoments::zeros(m.shape(), m.dtype(), cuda)?;
+            host.m.bytes_mut()?.copy_from_slice(&bytes(m)?);
+            host.v.bytes_mut()?.copy_from_slice(&bytes(v)?);
+            moments.push(host);
+        }
+        for step in 1..=N_STEPS {
+            // The second step goes without fetching ahead.
+            if step != 2 {
+                stream.prefetch(&moments.iter().collect::<Vec<_>>())?;
+            }
+            let mut host_steps: Vec<HostStep> = outs
+                .chunks_mut(3)
+                .zip(&mut moments)
+                .zip(grads)
+                .enumerate()
+                .map(|(seed, ((tensors, moments), grad))| HostStep {
+                    w: &mut tensors[0],
+                    moments,
+                    grad,
+                    update: update(step, seed),
+                })
+                .collect();
+            stream.step(&mut host_steps)?;
+        }
+        for (tensors, host) in outs.chunks_mut(3).zip(&moments) {
+            for (tensor, pinned) in tensors[1..].iter_mut().zip([&host.m, &host.v]) {
+                let mut copy = Tensor::zeros(tensor.shape(), tensor.dtype());
+                host_bytes(&mut copy).copy_from_slice(pinned.bytes()?);
+                tensor.copy_from(&copy)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+        Ok(host_bytes(&mut tensor.to_device(Device::Cpu)?).to_vec())
+    }
+
+    fn host_bytes(tensor: &mut Tensor) -> &mut [u8] {
+        match tensor.storage_mut() {
+            Storage::F32(data) => bytemuck::cast_slice_mut(data),
+            Storage::Bf16(data) => bytemuck::cast_slice_mut(data),
+            Storage::Cuda(..) => unreachable!("a tensor on the host"),
+        }
+    }
 }
 
 #[cfg(test)]

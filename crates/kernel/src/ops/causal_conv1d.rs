@@ -382,9 +382,9 @@ pub(super) mod cpu {
 }
 
 pub(super) mod cuda {
-    use super::{PAST, WIDTH};
+    use super::PAST;
     use crate::cuda::sources::CAUSAL_CONV1D;
-    use crate::cuda::{Args, Card, Cuda, Grid};
+    use crate::cuda::{Args, Cuda, DeviceProperties, Grid};
     use crate::ops::rows;
     use crate::{Result, Tensor};
 
@@ -407,13 +407,13 @@ pub(super) mod cuda {
     }
 
     impl Walk {
-        pub fn forward(card: Card, n_tokens: usize, threads_of_row: usize) -> Walk {
-            let n_blocks = FORWARD_BLOCKS * card.n_multiprocessors as usize;
+        pub fn forward(gpu: DeviceProperties, n_tokens: usize, threads_of_row: usize) -> Walk {
+            let n_blocks = FORWARD_BLOCKS * gpu.n_multiprocessors as usize;
             Walk::new(n_blocks, n_tokens, threads_of_row)
         }
 
-        pub fn backward(card: Card, n_tokens: usize, threads_of_row: usize) -> Walk {
-            let n_blocks = BACKWARD_BLOCKS * card.n_multiprocessors as usize;
+        pub fn backward(gpu: DeviceProperties, n_tokens: usize, threads_of_row: usize) -> Walk {
+            let n_blocks = BACKWARD_BLOCKS * gpu.n_multiprocessors as usize;
             Walk::new(n_blocks, n_tokens, threads_of_row)
         }
 
@@ -445,7 +445,7 @@ pub(super) mod cuda {
         w: &Tensor,
     ) -> Result<()> {
         let (t, c) = (x.shape()[0], x.shape()[1]);
-        let walk = Walk::forward(cuda.card(), t, c.div_ceil(CHANNELS));
+        let walk = Walk::forward(cuda.properties(), t, c.div_ceil(CHANNELS));
         let pointer = state.device_pointer();
         if walk.n_runs <= 1 {
             return launch_forward(cuda, walk, out, x, w, [pointer, pointer]);
@@ -481,6 +481,28 @@ pub(super) mod cuda {
             .u32(c)
             .u32(walk.run);
         cuda.launch(&CAUSAL_CONV1D, kernel, walk.grid(), args)
+    }
+}
+
+pub(crate) mod examples {
+    use crate::DType::F32;
+    use crate::example::{Example, TYPES};
+
+    pub(crate) fn compared() -> Vec<Example> {
+        let mut all = Vec::new();
+        for [x_type, out_type, w_type] in TYPES {
+            for [t, c] in [[1, 8192], [2, 8192], [3, 30], [16, 24], [17, 24], [700, 30]] {
+                let name = "causal_conv1d/forward_with_state";
+                let example = Example::new(name, format!("t{t}_c{c}"))
+                    .out("out", &[t, c], out_type)
+                    .updated("state", &[3, c], F32)
+                    .input_in("x", &[t, c], x_type, [-2.0, 2.0])
+                    .input("w", &[c, 1, 4], w_type)
+                    .run(|[out, state], [x, w]| super::forward_with_state(out, state, x, w));
+                all.push(example);
+            }
+        }
+        all
     }
 }
 

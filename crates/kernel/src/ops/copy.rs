@@ -100,6 +100,27 @@ pub(super) mod cuda {
     }
 }
 
+pub(crate) mod examples {
+    use crate::DType::{Bf16, F32};
+    use crate::example::{Example, Tolerance};
+
+    pub(crate) fn compared() -> Vec<Example> {
+        let mut all = Vec::new();
+        for (from, to) in [(F32, F32), (F32, Bf16), (Bf16, F32), (Bf16, Bf16)] {
+            for (n, offset) in [(1024, 0), (1021, 3)] {
+                let n_copied = n - offset;
+                let example = Example::new("copy/forward", format!("{n}_from{offset}"))
+                    .out("dst", &[n_copied], to)
+                    .input("src", &[n], from)
+                    .tolerance(Tolerance::EXACT)
+                    .run(move |[dst], [src]| super::forward(dst, 0, src, offset, n_copied));
+                all.push(example);
+            }
+        }
+        all
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,127 +6,131 @@
 //! Source: `Qwen3_5GatedDeltaNet` of transformers 5.17.
 
 use super::check;
-use crate::cuda::Card;
+use crate::cuda::DeviceProperties;
 use crate::ops::rows::Partials;
 use crate::{Device, Result, Tensor};
 
-/// Both assigned. Shapes: g_th, beta_th [T,H] f32; a_th, b_th [T,H]; a_log_h, dt_bias_h [H].
+/// What both passes read.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    /// [T,H]
+    pub a_th: &'a Tensor,
+    /// [T,H]
+    pub b_th: &'a Tensor,
+    /// [H]
+    pub a_log_h: &'a Tensor,
+    /// [H]
+    pub dt_bias_h: &'a Tensor,
+}
+
+/// The gradients of [`Inputs`].
+#[derive(Debug)]
+pub struct Gradients<'a> {
+    /// [T,H], assigned.
+    pub d_a_th: &'a mut Tensor,
+    /// [T,H], assigned.
+    pub d_b_th: &'a mut Tensor,
+    /// d_a_log and d_dt_bias [H] f32, added to; None: frozen.
+    pub d_params: Option<(&'a mut Tensor, &'a mut Tensor)>,
+}
+
+/// Both [T,H] f32, assigned.
 ///
 /// # Errors
 /// [`crate::Error::Shape`] where shapes disagree, [`crate::Error::DType`] where an output is not f32.
-pub fn forward(
-    g_th: &mut Tensor,
-    beta_th: &mut Tensor,
-    a_th: &Tensor,
-    b_th: &Tensor,
-    a_log_h: &Tensor,
-    dt_bias_h: &Tensor,
-) -> Result<()> {
+pub fn forward(g_th: &mut Tensor, beta_th: &mut Tensor, inputs: &Inputs) -> Result<()> {
     const OP: &str = "delta_gate::forward";
-    check_inputs(OP, a_th, b_th, a_log_h, dt_bias_h)?;
+    inputs.check(OP)?;
     for (arg, tensor) in [("g_th", &*g_th), ("beta_th", &*beta_th)] {
-        check::shape(OP, arg, tensor, a_th.shape())?;
+        check::shape(OP, arg, tensor, inputs.a_th.shape())?;
         check::f32(OP, arg, tensor)?;
     }
-    let others = [
-        ("beta_th", &*beta_th),
-        ("a_th", a_th),
-        ("b_th", b_th),
-        ("a_log_h", a_log_h),
-        ("dt_bias_h", dt_bias_h),
-    ];
-    match check::device(OP, g_th, &others)? {
-        Device::Cpu => cpu::forward(g_th, beta_th, a_th, b_th, a_log_h, dt_bias_h),
-        Device::Cuda(cuda) => cuda::forward(cuda, g_th, beta_th, a_th, b_th, a_log_h, dt_bias_h)?,
+    match inputs.device(OP, g_th, &[("beta_th", &*beta_th)])? {
+        Device::Cpu => cpu::forward(g_th, beta_th, inputs),
+        Device::Cuda(cuda) => cuda::forward(cuda, g_th, beta_th, inputs)?,
     }
     Ok(())
 }
 
-/// d_a, d_b assigned; d_params = (d_a_log [H], d_dt_bias [H]) f32 added to (None: frozen). Shapes as in [`forward`].
+/// d_a, d_b assigned, the parameters' gradients added to, from those of the two outputs [T,H].
 ///
 /// # Errors
 /// [`crate::Error::Shape`] where shapes disagree, [`crate::Error::DType`] where a parameter's gradient is not f32.
 pub fn backward(
-    d_a_th: &mut Tensor,
-    d_b_th: &mut Tensor,
-    d_params: Option<(&mut Tensor, &mut Tensor)>,
+    gradients: Gradients,
     d_g_th: &Tensor,
     d_beta_th: &Tensor,
-    a_th: &Tensor,
-    b_th: &Tensor,
-    a_log_h: &Tensor,
-    dt_bias_h: &Tensor,
+    inputs: &Inputs,
 ) -> Result<()> {
     const OP: &str = "delta_gate::backward";
-    check_inputs(OP, a_th, b_th, a_log_h, dt_bias_h)?;
-    check::shape(OP, "d_a_th", d_a_th, a_th.shape())?;
-    check::shape(OP, "d_b_th", d_b_th, a_th.shape())?;
-    check::shape(OP, "d_g_th", d_g_th, a_th.shape())?;
-    check::shape(OP, "d_beta_th", d_beta_th, a_th.shape())?;
+    inputs.check(OP)?;
     let mut others = vec![
-        ("d_b_th", &*d_b_th),
+        ("d_a_th", &*gradients.d_a_th),
+        ("d_b_th", &*gradients.d_b_th),
         ("d_g_th", d_g_th),
         ("d_beta_th", d_beta_th),
-        ("a_th", a_th),
-        ("b_th", b_th),
-        ("a_log_h", a_log_h),
-        ("dt_bias_h", dt_bias_h),
     ];
-    if let Some((d_a_log_h, d_dt_bias_h)) = &d_params {
+    for (arg, tensor) in &others {
+        check::shape(OP, arg, tensor, inputs.a_th.shape())?;
+    }
+    if let Some((d_a_log_h, d_dt_bias_h)) = &gradients.d_params {
         for (arg, tensor) in [("d_a_log_h", d_a_log_h), ("d_dt_bias_h", d_dt_bias_h)] {
-            check::shape(OP, arg, tensor, a_log_h.shape())?;
+            check::shape(OP, arg, tensor, inputs.a_log_h.shape())?;
             check::f32(OP, arg, tensor)?;
             others.push((arg, tensor));
         }
     }
-    match check::device(OP, d_a_th, &others)? {
-        Device::Cpu => cpu::backward(
-            d_a_th, d_b_th, d_params, d_g_th, d_beta_th, a_th, b_th, a_log_h, dt_bias_h,
-        ),
-        Device::Cuda(cuda) => cuda::backward(
-            cuda, d_a_th, d_b_th, d_params, d_g_th, d_beta_th, a_th, b_th, a_log_h, dt_bias_h,
-        )?,
+    match inputs.device(OP, gradients.d_a_th, &others)? {
+        Device::Cpu => cpu::backward(gradients, d_g_th, d_beta_th, inputs),
+        Device::Cuda(cuda) => cuda::backward(cuda, gradients, d_g_th, d_beta_th, inputs)?,
     }
     Ok(())
 }
 
-fn check_inputs(
-    op: &'static str,
-    a_th: &Tensor,
-    b_th: &Tensor,
-    a_log_h: &Tensor,
-    dt_bias_h: &Tensor,
-) -> Result<()> {
-    let [t, h] = check::dims(op, "a_th", a_th, "[T,H]")?;
-    check::shape(op, "b_th", b_th, &[t, h])?;
-    check::shape(op, "a_log_h", a_log_h, &[h])?;
-    check::shape(op, "dt_bias_h", dt_bias_h, &[h])
+impl Inputs<'_> {
+    fn check(&self, op: &'static str) -> Result<()> {
+        let [t, h] = check::dims(op, "a_th", self.a_th, "[T,H]")?;
+        check::shape(op, "b_th", self.b_th, &[t, h])?;
+        check::shape(op, "a_log_h", self.a_log_h, &[h])?;
+        check::shape(op, "dt_bias_h", self.dt_bias_h, &[h])
+    }
+
+    /// Where `first`, the inputs and `others` all lie.
+    fn device(
+        &self,
+        op: &'static str,
+        first: &Tensor,
+        others: &[(&'static str, &Tensor)],
+    ) -> Result<Device> {
+        check::device(op, first, others)?;
+        let inputs = [
+            ("a_th", self.a_th),
+            ("b_th", self.b_th),
+            ("a_log_h", self.a_log_h),
+            ("dt_bias_h", self.dt_bias_h),
+        ];
+        check::device(op, first, &inputs)
+    }
 }
 
 /// Bytes of scratch that [`backward`] takes on a GPU for [T,H] gates.
-pub fn backward_scratch_bytes(card: Card, [t, h]: [usize; 2]) -> usize {
-    Partials::bytes(cuda::backward_blocks(card, t, h).n, 2 * h)
+pub fn backward_scratch_bytes(gpu: DeviceProperties, [t, h]: [usize; 2]) -> usize {
+    Partials::bytes(cuda::backward_blocks(gpu, t, h).n, 2 * h)
 }
 
 mod cpu {
+    use super::{Gradients, Inputs};
     use crate::Tensor;
     use crate::cpu::math::{add, sigmoid, softplus};
     use crate::cpu::{In, Out, for_rows, for_rows_summing};
 
-    pub(super) fn forward(
-        g_th: &mut Tensor,
-        beta_th: &mut Tensor,
-        a_th: &Tensor,
-        b_th: &Tensor,
-        a_log_h: &Tensor,
-        dt_bias_h: &Tensor,
-    ) {
-        let h = a_log_h.numel();
-        let rate_h = rates(a_log_h);
-        let dt_bias_h = dt_bias_h.to_f32_vec();
+    pub(super) fn forward(g_th: &mut Tensor, beta_th: &mut Tensor, inputs: &Inputs) {
+        let h = inputs.a_log_h.numel();
+        let rate_h = rates(inputs.a_log_h);
+        let dt_bias_h = inputs.dt_bias_h.to_f32_vec();
         for_rows(
             [Out::assign(g_th, h), Out::assign(beta_th, h)],
-            [In::new(a_th, h), In::new(b_th, h)],
+            [In::new(inputs.a_th, h), In::new(inputs.b_th, h)],
             #[inline(always)]
             |_, [g, beta], [a, b]| {
                 for (beta, b) in beta.iter_mut().zip(b) {
@@ -144,27 +148,26 @@ mod cpu {
     }
 
     pub(super) fn backward(
-        d_a_th: &mut Tensor,
-        d_b_th: &mut Tensor,
-        d_params: Option<(&mut Tensor, &mut Tensor)>,
+        gradients: Gradients,
         d_g_th: &Tensor,
         d_beta_th: &Tensor,
-        a_th: &Tensor,
-        b_th: &Tensor,
-        a_log_h: &Tensor,
-        dt_bias_h: &Tensor,
+        inputs: &Inputs,
     ) {
-        let h = a_log_h.numel();
-        let rate_h = rates(a_log_h);
-        let dt_bias_h = dt_bias_h.to_f32_vec();
+        let h = inputs.a_log_h.numel();
+        let rate_h = rates(inputs.a_log_h);
+        let dt_bias_h = inputs.dt_bias_h.to_f32_vec();
+        let d_params = gradients.d_params;
         let n_sums = if d_params.is_some() { 2 * h } else { 0 };
         let sums = for_rows_summing(
-            [Out::assign(d_a_th, h), Out::assign(d_b_th, h)],
+            [
+                Out::assign(gradients.d_a_th, h),
+                Out::assign(gradients.d_b_th, h),
+            ],
             [
                 In::new(d_g_th, h),
                 In::new(d_beta_th, h),
-                In::new(a_th, h),
-                In::new(b_th, h),
+                In::new(inputs.a_th, h),
+                In::new(inputs.b_th, h),
             ],
             n_sums,
             #[inline(always)]
@@ -206,8 +209,9 @@ mod cpu {
 }
 
 mod cuda {
+    use super::{Gradients, Inputs};
     use crate::cuda::sources::DELTA_GATE;
-    use crate::cuda::{Args, Card, Cuda, Grid};
+    use crate::cuda::{Args, Cuda, DeviceProperties, Grid};
     use crate::ops::rows::Partials;
     use crate::{Error, Result, Tensor};
 
@@ -216,23 +220,20 @@ mod cuda {
 
     pub(super) fn forward(
         cuda: Cuda,
-        g: &mut Tensor,
-        beta: &mut Tensor,
-        a: &Tensor,
-        b: &Tensor,
-        a_log_h: &Tensor,
-        dt_bias_h: &Tensor,
+        g_th: &mut Tensor,
+        beta_th: &mut Tensor,
+        inputs: &Inputs,
     ) -> Result<()> {
-        let n = a.numel();
+        let n = inputs.a_th.numel();
         let args = Args::new()
-            .tensor_mut(g)
-            .tensor_mut(beta)
-            .view(a)
-            .view(b)
-            .view(a_log_h)
-            .view(dt_bias_h)
+            .tensor_mut(g_th)
+            .tensor_mut(beta_th)
+            .view(inputs.a_th)
+            .view(inputs.b_th)
+            .view(inputs.a_log_h)
+            .view(inputs.dt_bias_h)
             .u64(n as u64)
-            .u32(a_log_h.numel());
+            .u32(inputs.a_log_h.numel());
         let grid = Grid::each(n, THREADS as u32);
         cuda.launch(&DELTA_GATE, "delta_gate_forward", grid, args)
     }
@@ -243,9 +244,13 @@ mod cuda {
         threads: usize,
     }
 
-    pub(super) fn backward_blocks(card: Card, n_tokens: usize, n_heads: usize) -> Blocks {
+    pub(super) fn backward_blocks(
+        gpu: DeviceProperties,
+        n_tokens: usize,
+        n_heads: usize,
+    ) -> Blocks {
         let threads = n_heads.next_multiple_of(32).max(THREADS);
-        let at_a_time = card.n_multiprocessors as usize * MAX_THREADS / threads;
+        let at_a_time = gpu.n_multiprocessors as usize * MAX_THREADS / threads;
         Blocks {
             n: n_tokens.div_ceil(threads / n_heads).min(at_a_time),
             threads,
@@ -254,48 +259,146 @@ mod cuda {
 
     pub(super) fn backward(
         cuda: Cuda,
-        d_a: &mut Tensor,
-        d_b: &mut Tensor,
-        d_params: Option<(&mut Tensor, &mut Tensor)>,
-        d_g: &Tensor,
-        d_beta: &Tensor,
-        a: &Tensor,
-        b: &Tensor,
-        a_log_h: &Tensor,
-        dt_bias_h: &Tensor,
+        gradients: Gradients,
+        d_g_th: &Tensor,
+        d_beta_th: &Tensor,
+        inputs: &Inputs,
     ) -> Result<()> {
-        let h = a_log_h.numel();
+        let h = inputs.a_log_h.numel();
         if h > MAX_THREADS {
             return Err(Error::Unsupported {
                 op: "delta_gate::backward",
                 what: format!("{h} heads (at most {MAX_THREADS})"),
             });
         }
-        if a.numel() == 0 {
+        if inputs.a_th.numel() == 0 {
             return Ok(());
         }
-        let n_tokens = a.numel() / h;
-        let blocks = backward_blocks(cuda.card(), n_tokens, h);
-        let partials = Partials::new(cuda, d_params.is_some(), blocks.n, 2 * h)?;
+        let n_tokens = inputs.a_th.numel() / h;
+        let blocks = backward_blocks(cuda.properties(), n_tokens, h);
+        let partials = Partials::new(cuda, gradients.d_params.is_some(), blocks.n, 2 * h)?;
         let args = Args::new()
-            .view_mut(d_a)
-            .view_mut(d_b)
+            .view_mut(gradients.d_a_th)
+            .view_mut(gradients.d_b_th)
             .pointer(partials.pointer)
-            .view(d_g)
-            .view(d_beta)
-            .view(a)
-            .view(b)
-            .view(a_log_h)
-            .view(dt_bias_h)
+            .view(d_g_th)
+            .view(d_beta_th)
+            .view(inputs.a_th)
+            .view(inputs.b_th)
+            .view(inputs.a_log_h)
+            .view(inputs.dt_bias_h)
             .u32(n_tokens)
             .u32(h);
         let grid = Grid::line(blocks.n, blocks.threads as u32);
         cuda.launch(&DELTA_GATE, "delta_gate_backward", grid, args)?;
-        if let Some((d_a_log_h, d_dt_bias_h)) = d_params {
+        if let Some((d_a_log_h, d_dt_bias_h)) = gradients.d_params {
             partials.add_to(cuda, d_a_log_h, 0)?;
             partials.add_to(cuda, d_dt_bias_h, h)?;
         }
         Ok(())
+    }
+}
+
+pub(crate) mod examples {
+    use super::{Gradients, Inputs};
+    use crate::DType::{self, F32};
+    use crate::example::{Example, Sizes, TYPES};
+
+    pub(crate) fn compared() -> Vec<Example> {
+        let mut all = Vec::new();
+        for types in TYPES {
+            for shape in [[1, 16], [700, 32], [123, 48], [5, 3], [4, 300]] {
+                all.push(forward(shape, types));
+                all.push(backward(shape, types));
+                all.push(backward_frozen(shape, types));
+            }
+        }
+        all
+    }
+
+    pub(crate) fn timed(sizes: &Sizes) -> Vec<Example> {
+        let [_, h, ..] = sizes.delta;
+        let (shape, types) = ([sizes.n_tokens, h], [sizes.dtype; 3]);
+        vec![forward(shape, types), backward(shape, types)]
+    }
+
+    fn example(name: &'static str, [t, h]: [usize; 2]) -> Example {
+        Example::new(name, format!("t{t}_h{h}"))
+    }
+
+    fn inputs(example: Example, [t, h]: [usize; 2], [x_type, _, w_type]: [DType; 3]) -> Example {
+        example
+            // Both sides of the threshold of softplus.
+            .input_in("a", &[t, h], x_type, [-8.0, 30.0])
+            .input_in("b", &[t, h], x_type, [-4.0, 4.0])
+            .input_in("a_log", &[h], F32, [-2.0, 3.0])
+            .input("dt_bias", &[h], w_type)
+    }
+
+    fn forward(shape: [usize; 2], types: [DType; 3]) -> Example {
+        let example = example("delta_gate/forward", shape)
+            .out("g", &shape, F32)
+            .out("beta", &shape, F32);
+        inputs(example, shape, types).run(|[g, beta], [a_th, b_th, a_log_h, dt_bias_h]| {
+            let inputs = Inputs {
+                a_th,
+                b_th,
+                a_log_h,
+                dt_bias_h,
+            };
+            super::forward(g, beta, &inputs)
+        })
+    }
+
+    fn backward(shape: [usize; 2], types: [DType; 3]) -> Example {
+        let example = example("delta_gate/backward", shape)
+            .out("d_a", &shape, types[1])
+            .out("d_b", &shape, types[1])
+            .updated("d_a_log", &shape[1..], F32)
+            .updated("d_dt_bias", &shape[1..], F32)
+            .input("d_g", &shape, F32)
+            .input("d_beta", &shape, F32);
+        inputs(example, shape, types).run(
+            |[d_a_th, d_b_th, d_a_log, d_dt_bias],
+             [d_g, d_beta, a_th, b_th, a_log_h, dt_bias_h]| {
+                let gradients = Gradients {
+                    d_a_th,
+                    d_b_th,
+                    d_params: Some((d_a_log, d_dt_bias)),
+                };
+                let inputs = Inputs {
+                    a_th,
+                    b_th,
+                    a_log_h,
+                    dt_bias_h,
+                };
+                super::backward(gradients, d_g, d_beta, &inputs)
+            },
+        )
+    }
+
+    fn backward_frozen(shape: [usize; 2], types: [DType; 3]) -> Example {
+        let example = example("delta_gate/backward", shape)
+            .out("d_a, frozen", &shape, types[1])
+            .out("d_b, frozen", &shape, types[1])
+            .input("d_g", &shape, F32)
+            .input("d_beta", &shape, F32);
+        inputs(example, shape, types).run(
+            |[d_a_th, d_b_th], [d_g, d_beta, a_th, b_th, a_log_h, dt_bias_h]| {
+                let gradients = Gradients {
+                    d_a_th,
+                    d_b_th,
+                    d_params: None,
+                };
+                let inputs = Inputs {
+                    a_th,
+                    b_th,
+                    a_log_h,
+                    dt_bias_h,
+                };
+                super::backward(gradients, d_g, d_beta, &inputs)
+            },
+        )
     }
 }
 
@@ -333,6 +436,15 @@ mod tests {
         ]
     }
 
+    fn as_inputs([a_th, b_th, a_log_h, dt_bias_h]: &[Tensor; 4]) -> Inputs<'_> {
+        Inputs {
+            a_th,
+            b_th,
+            a_log_h,
+            dt_bias_h,
+        }
+    }
+
     #[test]
     fn forward_agrees_with_definition() {
         for (dtype, _) in STORAGES {
@@ -342,7 +454,7 @@ mod tests {
                     Tensor::poison(&[t, h], DType::F32),
                     Tensor::poison(&[t, h], DType::F32),
                 );
-                forward(&mut g, &mut beta, &x[0], &x[1], &x[2], &x[3]).unwrap();
+                forward(&mut g, &mut beta, &as_inputs(&x)).unwrap();
                 let (g_want, beta_want) = define(&x.each_ref().map(f64s));
                 assert_close("g", &g, &g_want, 1e-6);
                 assert_close("beta", &beta, &beta_want, 1e-6);
@@ -365,11 +477,12 @@ mod tests {
             );
             let before = [7, 8].map(|seed| tensor(&[h], seed, DType::F32));
             let [mut d_a_log, mut d_dt_bias] = before.clone();
-            let d_params = Some((&mut d_a_log, &mut d_dt_bias));
-            backward(
-                &mut d_a, &mut d_b, d_params, &d_g, &d_beta, &x[0], &x[1], &x[2], &x[3],
-            )
-            .unwrap();
+            let gradients = Gradients {
+                d_a_th: &mut d_a,
+                d_b_th: &mut d_b,
+                d_params: Some((&mut d_a_log, &mut d_dt_bias)),
+            };
+            backward(gradients, &d_g, &d_beta, &as_inputs(&x)).unwrap();
 
             let at = x.each_ref().map(f64s);
             let loss = |x: &[Vec<f64>]| {
@@ -395,18 +508,12 @@ mod tests {
                 Tensor::poison(&[t, h], dtype),
                 Tensor::poison(&[t, h], dtype),
             );
-            backward(
-                &mut frozen_a,
-                &mut frozen_b,
-                None,
-                &d_g,
-                &d_beta,
-                &x[0],
-                &x[1],
-                &x[2],
-                &x[3],
-            )
-            .unwrap();
+            let gradients = Gradients {
+                d_a_th: &mut frozen_a,
+                d_b_th: &mut frozen_b,
+                d_params: None,
+            };
+            backward(gradients, &d_g, &d_beta, &as_inputs(&x)).unwrap();
             assert_eq!((frozen_a, frozen_b), (d_a, d_b));
         }
     }
@@ -415,7 +522,7 @@ mod tests {
     fn gates_must_be_f32() {
         let x = inputs(2, 3, DType::F32);
         let mut out = Tensor::zeros(&[2, 3], DType::Bf16);
-        let got = forward(&mut out.clone(), &mut out, &x[0], &x[1], &x[2], &x[3]);
+        let got = forward(&mut out.clone(), &mut out, &as_inputs(&x));
         assert!(matches!(got, Err(Error::DType { arg: "g_th", .. })));
     }
 }

@@ -238,6 +238,73 @@ pub(super) mod cuda {
     }
 }
 
+pub(crate) mod examples {
+    use crate::DType::{self, Bf16, F32};
+    use crate::example::{Example, Sizes, Tolerance};
+
+    /// Rows of the released embedding.
+    const VOCABULARY: usize = 248_320;
+
+    /// Shape of the table, and ids: at the ends of the released vocabulary, repeated, often and once; widths that are and are no
+    /// multiple of 8.
+    fn tables() -> [([usize; 2], Vec<u32>); 7] {
+        let last = VOCABULARY as u32 - 1;
+        let spread = |t: u32, c: u32| t.wrapping_mul(2_654_435_761) % c;
+        let often = |t: u32, c: u32| if t.is_multiple_of(3) { spread(t, c) } else { 5 };
+        [
+            ([10, 40], vec![9]),
+            ([4000, 64], (0..300).map(|t| spread(t, 4000)).collect()),
+            ([50, 33], (0..700).map(|t| spread(t, 50)).collect()),
+            ([7, 72], vec![6; 5000]),
+            ([900, 2560], (0..600).map(|t| often(t, 900)).collect()),
+            ([90, 129], (0..601).map(|t| often(t, 90)).collect()),
+            ([VOCABULARY, 16], vec![last, 0, last, 5, last - 1]),
+        ]
+    }
+
+    pub(crate) fn compared() -> Vec<Example> {
+        let mut all = Vec::new();
+        for (shape, tokens) in tables() {
+            for (from, to) in [(F32, F32), (Bf16, Bf16), (F32, Bf16), (Bf16, F32)] {
+                let example = forward(shape, tokens.clone(), [from, to]);
+                all.push(example.tolerance(Tolerance::EXACT));
+            }
+            for dtype in [F32, Bf16] {
+                all.push(backward(shape, tokens.clone(), dtype));
+            }
+        }
+        all
+    }
+
+    pub(crate) fn timed(sizes: &Sizes) -> Vec<Example> {
+        let shape = [sizes.vocabulary, sizes.hidden];
+        let tokens: Vec<u32> = sizes.spread().map(|id| id as u32).collect();
+        // A row of the table for each token.
+        let rows = (sizes.n_tokens * sizes.hidden) as f64;
+        let forward = forward(shape, tokens.clone(), [sizes.dtype; 2])
+            .bytes_at_least(2.0 * rows * sizes.dtype.size() as f64);
+        // As many rows of the table's gradient as there are tokens; these are f32 like what is added to them.
+        let backward = backward(shape, tokens, F32).bytes_at_least(3.0 * rows * 4.0);
+        vec![forward, backward]
+    }
+
+    fn forward([c, d]: [usize; 2], tokens: Vec<u32>, [from, to]: [DType; 2]) -> Example {
+        let t = tokens.len();
+        Example::new("embedding/forward", format!("t{t}_d{d}_c{c}"))
+            .out("out", &[t, d], to)
+            .input("table", &[c, d], from)
+            .run(move |[out], [table]| super::forward(out, table, &tokens))
+    }
+
+    fn backward([c, d]: [usize; 2], tokens: Vec<u32>, dtype: DType) -> Example {
+        let t = tokens.len();
+        Example::new("embedding/backward", format!("t{t}_d{d}_c{c}"))
+            .updated("d_table", &[c, d], F32)
+            .input("d_out", &[t, d], dtype)
+            .run(move |[d_table], [d_out]| super::backward(d_table, d_out, &tokens))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,71 +3,38 @@
 //! S ← exp(g) S + k dᵀ with d = beta (v - exp(g) Sᵀk), out = Sᵀq with the new S, for each sequence and value head.
 //! Source: arXiv 2412.06464; agrees with [`super::gated_delta_rule`] up to f32 rounding.
 
-// B sequences (one token each), H value heads, G key heads (H a multiple of G), K key dim, V value dim.
+// T sequences (one token each), H value heads, G key heads (H a multiple of G), K key dim, V value dim.
 
 use super::check;
+use super::gated_delta_rule::{Dims, Inputs};
 use crate::{Device, Result, Tensor};
 
-/// `out` assigned, the states updated. Value head h reads key head h·G/H.
-///
-/// Shapes: out_bhv, v_bhv [B,H,V]; q_bgk, k_bgk [B,G,K], normalised, q scaled; g_bh, beta_bh [B,H] f32;
-/// states_hkv: B tensors [H,K,V] f32.
+/// `out` [T,H,V] assigned, the states, T tensors [H,K,V] f32, updated: one for each token of `inputs`.
 ///
 /// # Errors
 /// [`crate::Error::Shape`] where shapes disagree or H is no multiple of G; [`crate::Error::DType`] where g, beta or a state
 /// is not f32. Nothing is written then.
 pub fn forward(
-    out_bhv: &mut Tensor,
+    out_thv: &mut Tensor,
     states_hkv: &mut [&mut Tensor],
-    q_bgk: &Tensor,
-    k_bgk: &Tensor,
-    v_bhv: &Tensor,
-    g_bh: &Tensor,
-    beta_bh: &Tensor,
+    inputs: &Inputs,
 ) -> Result<()> {
     const OP: &str = "gated_delta_step::forward";
-    let [b, h, v] = check::dims(OP, "v_bhv", v_bhv, "[B,H,V]")?;
-    let [_, g, k] = check::dims(OP, "q_bgk", q_bgk, "[B,G,K]")?;
-    if h * g * k * v == 0 || h % g != 0 {
-        let expected = format!("[B,H,V] with H, V > 0 and H a multiple of {g} key heads");
-        return Err(check::shape_error(OP, "v_bhv", v_bhv, expected));
-    }
-    check::shape(OP, "out_bhv", out_bhv, &[b, h, v])?;
-    check::shape(OP, "q_bgk", q_bgk, &[b, g, k])?;
-    check::shape(OP, "k_bgk", k_bgk, &[b, g, k])?;
-    check::shape(OP, "g_bh", g_bh, &[b, h])?;
-    check::shape(OP, "beta_bh", beta_bh, &[b, h])?;
-    check::f32(OP, "g_bh", g_bh)?;
-    check::f32(OP, "beta_bh", beta_bh)?;
-    check::len(OP, "states_hkv", states_hkv.len(), b)?;
+    let dims = inputs.check(OP)?;
+    let Dims { t, h, k, v, .. } = dims;
+    check::shape(OP, "out_thv", out_thv, &[t, h, v])?;
+    check::len(OP, "states_hkv", states_hkv.len(), t)?;
     for state in states_hkv.iter() {
         check::shape(OP, "states_hkv", state, &[h, k, v])?;
         check::f32(OP, "states_hkv", state)?;
     }
-    let inputs = [
-        ("q_bgk", q_bgk),
-        ("k_bgk", k_bgk),
-        ("v_bhv", v_bhv),
-        ("g_bh", g_bh),
-        ("beta_bh", beta_bh),
-    ];
-    let device = check::device(OP, out_bhv, &inputs)?;
+    let device = inputs.device(OP, out_thv, &[])?;
     for state in states_hkv.iter() {
-        check::device(OP, out_bhv, &[("states_hkv", state)])?;
+        check::device(OP, out_thv, &[("states_hkv", state)])?;
     }
     match device {
-        Device::Cpu => cpu::forward(
-            out_bhv,
-            states_hkv,
-            q_bgk,
-            k_bgk,
-            v_bhv,
-            g_bh.f32s(),
-            beta_bh.f32s(),
-        ),
-        Device::Cuda(cuda) => cuda::forward(
-            cuda, out_bhv, states_hkv, q_bgk, k_bgk, v_bhv, g_bh, beta_bh,
-        )?,
+        Device::Cpu => cpu::forward(out_thv, states_hkv, inputs),
+        Device::Cuda(cuda) => cuda::forward(cuda, out_thv, states_hkv, inputs)?,
     }
     Ok(())
 }
@@ -75,6 +42,7 @@ pub fn forward(
 mod cpu {
     use rayon::prelude::*;
 
+    use super::{Dims, Inputs};
     use crate::Tensor;
     use crate::cpu::{View, ViewMut, math, simd};
 
@@ -82,27 +50,20 @@ mod cpu {
     const TASK_ELEMENTS: usize = 1 << 15;
 
     struct Head<'a> {
-        /// Row of [B,H].
+        /// Row of [T,H].
         row: usize,
         out_v: ViewMut<'a>,
         state_kv: &'a mut [f32],
     }
 
-    pub(super) fn forward(
-        out_bhv: &mut Tensor,
-        states_hkv: &mut [&mut Tensor],
-        q_bgk: &Tensor,
-        k_bgk: &Tensor,
-        v_bhv: &Tensor,
-        g_bh: &[f32],
-        beta_bh: &[f32],
-    ) {
-        let (g, k) = (q_bgk.shape()[1], q_bgk.shape()[2]);
-        let (h, v) = (v_bhv.shape()[1], v_bhv.shape()[2]);
+    pub(super) fn forward(out_thv: &mut Tensor, states_hkv: &mut [&mut Tensor], inputs: &Inputs) {
+        let Dims { h, g, k, v, .. } = inputs.dims();
+        let (g_th, beta_th) = (inputs.g_th.f32s(), inputs.beta_th.f32s());
+        let [queries, keys, values] = [inputs.q_tgk, inputs.k_tgk, inputs.v_thv].map(View::of);
         let states = states_hkv
             .iter_mut()
             .flat_map(|state| state.f32s_mut().chunks_exact_mut(k * v));
-        let heads: Vec<Head> = ViewMut::of(out_bhv)
+        let heads: Vec<Head> = ViewMut::of(out_thv)
             .chunks(v)
             .into_iter()
             .zip(states)
@@ -120,24 +81,16 @@ mod cpu {
                 || [vec![0.0; k], vec![0.0; k], vec![0.0; v], vec![0.0; v]],
                 |[query, key, delta, out], mut head| {
                     let (sequence, value_head) = (head.row / h, head.row % h);
-                    let keys = (sequence * g + value_head * g / h) * k;
+                    let key_head = (sequence * g + value_head * g / h) * k;
                     simd(
                         #[inline(always)]
                         || {
-                            View::of(q_bgk).slice(keys..keys + k).read_into(query);
-                            View::of(k_bgk).slice(keys..keys + k).read_into(key);
-                            let values = head.row * v..(head.row + 1) * v;
-                            View::of(v_bhv).slice(values).read_into(delta);
-                            let decay = math::exp(g_bh[head.row]);
-                            step(
-                                head.state_kv,
-                                delta,
-                                out,
-                                query,
-                                key,
-                                decay,
-                                beta_bh[head.row],
-                            );
+                            queries.slice(key_head..key_head + k).read_into(query);
+                            keys.slice(key_head..key_head + k).read_into(key);
+                            let row = head.row * v..(head.row + 1) * v;
+                            values.slice(row).read_into(delta);
+                            let gates = [math::exp(g_th[head.row]), beta_th[head.row]];
+                            step(head.state_kv, delta, out, query, key, gates);
                             head.out_v.store(out);
                         },
                     );
@@ -153,8 +106,7 @@ mod cpu {
         out_v: &mut [f32],
         query_k: &[f32],
         key_k: &[f32],
-        decay: f32,
-        beta: f32,
+        [decay, beta]: [f32; 2],
     ) {
         let v = out_v.len();
         // 1. d = beta (v - decayed Sᵀk), and decayed Sᵀq in the same walk over S
@@ -179,6 +131,7 @@ mod cpu {
 }
 
 mod cuda {
+    use super::{Dims, Inputs};
     use crate::cuda::sources::GATED_DELTA_STEP;
     use crate::cuda::{Args, Cuda, Grid};
     use crate::{Error, Result, Tensor};
@@ -188,21 +141,14 @@ mod cuda {
 
     pub(super) fn forward(
         cuda: Cuda,
-        out_bhv: &mut Tensor,
+        out_thv: &mut Tensor,
         states_hkv: &mut [&mut Tensor],
-        q_bgk: &Tensor,
-        k_bgk: &Tensor,
-        v_bhv: &Tensor,
-        g_bh: &Tensor,
-        beta_bh: &Tensor,
+        inputs: &Inputs,
     ) -> Result<()> {
-        let [b, h, v] = *v_bhv.shape() else {
-            unreachable!("the shape was checked")
-        };
-        if b == 0 {
+        let Dims { t, h, g, k, v } = inputs.dims();
+        if t == 0 {
             return Ok(());
         }
-        let (g, k) = (q_bgk.shape()[1], q_bgk.shape()[2]);
         let kernel = match k {
             0..=32 => "gated_delta_step_32",
             33..=64 => "gated_delta_step_64",
@@ -222,19 +168,64 @@ mod cuda {
             .flat_map(|pointer| [pointer as u32, (pointer >> 32) as u32])
             .collect();
         let args = Args::new()
-            .view_mut(out_bhv)
+            .view_mut(out_thv)
             .pointer(cuda.upload(&addresses)?)
-            .view(q_bgk)
-            .view(k_bgk)
-            .view(v_bhv)
-            .tensor(g_bh)
-            .tensor(beta_bh)
+            .view(inputs.q_tgk)
+            .view(inputs.k_tgk)
+            .view(inputs.v_thv)
+            .tensor(inputs.g_th)
+            .tensor(inputs.beta_th)
             .u32(h)
             .u32(g)
             .u32(k)
             .u32(v);
-        let grid = Grid::line(b * h * v.div_ceil(COLUMNS), 256);
+        let grid = Grid::line(t * h * v.div_ceil(COLUMNS), 256);
         cuda.launch(&GATED_DELTA_STEP, kernel, grid, args)
+    }
+}
+
+pub(crate) mod examples {
+    use super::Inputs;
+    use crate::DType::{Bf16, F32};
+    use crate::example::Example;
+    use crate::ops::gated_delta_rule::examples::{heads, inputs};
+
+    pub(crate) fn compared() -> Vec<Example> {
+        let mut all = Vec::new();
+        for dtype in [F32, Bf16] {
+            for (n, dims) in [
+                (1, [32, 16, 128, 128]),
+                (3, [3, 1, 128, 128]),
+                (2, [4, 2, 32, 32]),
+                (2, [2, 1, 64, 40]),
+                (2, [2, 2, 5, 7]),
+                (1, [1, 1, 256, 33]),
+            ] {
+                let [h, _, k, v] = dims;
+                let name = "gated_delta_step/forward";
+                let example = Example::new(name, format!("{n} sequences, {}", heads(dims)));
+                let example = example.out("out", &[n, h, v], dtype);
+                let states = (0..n).fold(example, |example, _| {
+                    example.updated("state", &[h, k, v], F32)
+                });
+                let example = inputs(states, n, dims, [-20.0, 0.0], dtype);
+                all.push(example.run_all(|outs, ins| {
+                    let ([out, states @ ..], [q, k, v, g, beta]) = (outs, ins) else {
+                        unreachable!("one output, states, and five inputs")
+                    };
+                    let mut states: Vec<&mut _> = states.iter_mut().collect();
+                    let inputs = Inputs {
+                        q_tgk: q,
+                        k_tgk: k,
+                        v_thv: v,
+                        g_th: g,
+                        beta_th: beta,
+                    };
+                    super::forward(out, &mut states, &inputs)
+                }));
+            }
+        }
+        all
     }
 }
 
@@ -286,7 +277,14 @@ mod tests {
             let beta = random.tensor(&[b, h], 0.0, 1.0);
             let mut out = Tensor::poison(&[b, h, v], dtype);
             let mut refs: Vec<&mut Tensor> = states.iter_mut().collect();
-            forward(&mut out, &mut refs, &q, &key, &value, &gate, &beta).unwrap();
+            let inputs = Inputs {
+                q_tgk: &q,
+                k_tgk: &key,
+                v_thv: &value,
+                g_th: &gate,
+                beta_th: &beta,
+            };
+            forward(&mut out, &mut refs, &inputs).unwrap();
 
             let [q, key, value, gate, beta] = [&q, &key, &value, &gate, &beta].map(f64s);
             let mut want = Vec::new();
@@ -302,6 +300,17 @@ mod tests {
         }
         for (state, want) in states.iter().zip(&want_states) {
             assert_close("state", state, want, 1e-6);
+        }
+    }
+
+    /// Keys like the queries, beta like the gate.
+    fn same<'a>(q: &'a Tensor, v: &'a Tensor, gate: &'a Tensor) -> Inputs<'a> {
+        Inputs {
+            q_tgk: q,
+            k_tgk: q,
+            v_thv: v,
+            g_th: gate,
+            beta_th: gate,
         }
     }
 
@@ -341,29 +350,12 @@ mod tests {
             Tensor::from_f32(&shape, data)
         };
         let mut alone = (Tensor::poison(&[1, h, v], DType::F32), start.clone());
-        forward(
-            &mut alone.0,
-            &mut [&mut alone.1],
-            &q,
-            &q,
-            &value,
-            &gate,
-            &gate,
-        )
-        .unwrap();
+        forward(&mut alone.0, &mut [&mut alone.1], &same(&q, &value, &gate)).unwrap();
         let mut out = Tensor::poison(&[2, h, v], DType::F32);
         let (mut other, mut state) = (Tensor::zeros(&[h, k, v], DType::F32), start);
         let [q, value, gate] = [&q, &value, &gate].map(twice);
-        forward(
-            &mut out,
-            &mut [&mut other, &mut state],
-            &q,
-            &q,
-            &value,
-            &gate,
-            &gate,
-        )
-        .unwrap();
+        let states = &mut [&mut other, &mut state];
+        forward(&mut out, states, &same(&q, &value, &gate)).unwrap();
         assert_eq!(out.f32s()[h * v..], *alone.0.f32s());
         assert_eq!(state, alone.1);
     }
@@ -374,7 +366,7 @@ mod tests {
         let gate = Tensor::zeros(&[2, 1], DType::F32);
         let mut state = Tensor::zeros(&[1, 4, 4], DType::F32);
         let mut out = x.clone();
-        let refused = forward(&mut out, &mut [&mut state], &x, &x, &x, &gate, &gate);
+        let refused = forward(&mut out, &mut [&mut state], &same(&x, &x, &gate));
         assert!(matches!(
             refused,
             Err(crate::Error::Shape {

@@ -5,117 +5,127 @@
 //! Source: `Qwen3_5RMSNormGated` of transformers 5.17.
 
 use super::check;
-use crate::cuda::Card;
+use crate::cuda::DeviceProperties;
 use crate::{Device, Result, Tensor};
 
-/// `out` and `rstd` assigned. Shapes: out_thv, x_thv, z_thv [T,H,V]; w_v [V]; rstd_th [T,H] f32. `eps` is added to mean(x²).
+/// What both passes read.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    /// [T,H,V]
+    pub x_thv: &'a Tensor,
+    /// [T,H,V]
+    pub z_thv: &'a Tensor,
+    /// [V]
+    pub w_v: &'a Tensor,
+}
+
+/// The gradients of [`Inputs`].
+#[derive(Debug)]
+pub struct Gradients<'a> {
+    /// [T,H,V], assigned.
+    pub d_x_thv: &'a mut Tensor,
+    /// [T,H,V], assigned.
+    pub d_z_thv: &'a mut Tensor,
+    /// [V] f32, added to; None: frozen.
+    pub d_w_v: Option<&'a mut Tensor>,
+}
+
+/// `out` [T,H,V] and `rstd` [T,H] f32 assigned. `eps` is added to mean(x²).
 ///
 /// # Errors
 /// [`crate::Error::Shape`] where shapes disagree, [`crate::Error::DType`] where rstd is not f32.
 pub fn forward(
     out_thv: &mut Tensor,
     rstd_th: &mut Tensor,
-    x_thv: &Tensor,
-    z_thv: &Tensor,
-    w_v: &Tensor,
+    inputs: &Inputs,
     eps: f32,
 ) -> Result<()> {
     const OP: &str = "gated_rms_norm::forward";
-    check::shape(OP, "out_thv", out_thv, x_thv.shape())?;
-    check_inputs(OP, x_thv, z_thv, w_v, rstd_th)?;
-    let others = [
-        ("rstd_th", &*rstd_th),
-        ("x_thv", x_thv),
-        ("z_thv", z_thv),
-        ("w_v", w_v),
-    ];
-    match check::device(OP, out_thv, &others)? {
-        Device::Cpu => cpu::forward(out_thv, rstd_th, x_thv, z_thv, w_v, eps),
-        Device::Cuda(cuda) => cuda::forward(cuda, out_thv, rstd_th, x_thv, z_thv, w_v, eps)?,
+    check::shape(OP, "out_thv", out_thv, inputs.x_thv.shape())?;
+    inputs.check(OP, rstd_th)?;
+    match inputs.device(OP, out_thv, &[("rstd_th", &*rstd_th)])? {
+        Device::Cpu => cpu::forward(out_thv, rstd_th, inputs, eps),
+        Device::Cuda(cuda) => cuda::forward(cuda, out_thv, rstd_th, inputs, eps)?,
     }
     Ok(())
 }
 
-/// d_x, d_z assigned; d_w_v [V] f32 added to (None: frozen). Shapes as in [`forward`].
+/// d_x, d_z assigned, d_w added to, from d_out [T,H,V] and what [`forward`] gave as rstd.
 ///
 /// # Errors
-/// [`crate::Error::Shape`] where shapes disagree, [`crate::Error::DType`] where rstd or d_w_v is not f32.
+/// [`crate::Error::Shape`] where shapes disagree, [`crate::Error::DType`] where rstd or d_w is not f32.
 pub fn backward(
-    d_x_thv: &mut Tensor,
-    d_z_thv: &mut Tensor,
-    d_w_v: Option<&mut Tensor>,
+    gradients: Gradients,
     d_out_thv: &Tensor,
-    x_thv: &Tensor,
-    z_thv: &Tensor,
-    w_v: &Tensor,
+    inputs: &Inputs,
     rstd_th: &Tensor,
 ) -> Result<()> {
     const OP: &str = "gated_rms_norm::backward";
-    check::shape(OP, "d_x_thv", d_x_thv, x_thv.shape())?;
-    check::shape(OP, "d_z_thv", d_z_thv, x_thv.shape())?;
-    check::shape(OP, "d_out_thv", d_out_thv, x_thv.shape())?;
     let mut others = vec![
-        ("d_z_thv", &*d_z_thv),
+        ("d_x_thv", &*gradients.d_x_thv),
+        ("d_z_thv", &*gradients.d_z_thv),
         ("d_out_thv", d_out_thv),
-        ("x_thv", x_thv),
-        ("z_thv", z_thv),
-        ("w_v", w_v),
-        ("rstd_th", rstd_th),
     ];
-    if let Some(d_w_v) = d_w_v.as_deref() {
-        check::shape(OP, "d_w_v", d_w_v, w_v.shape())?;
+    for (arg, tensor) in &others {
+        check::shape(OP, arg, tensor, inputs.x_thv.shape())?;
+    }
+    if let Some(d_w_v) = gradients.d_w_v.as_deref() {
+        check::shape(OP, "d_w_v", d_w_v, inputs.w_v.shape())?;
         check::f32(OP, "d_w_v", d_w_v)?;
         others.push(("d_w_v", d_w_v));
     }
-    check_inputs(OP, x_thv, z_thv, w_v, rstd_th)?;
-    match check::device(OP, d_x_thv, &others)? {
-        Device::Cpu => cpu::backward(
-            d_x_thv, d_z_thv, d_w_v, d_out_thv, x_thv, z_thv, w_v, rstd_th,
-        ),
-        Device::Cuda(cuda) => cuda::backward(
-            cuda, d_x_thv, d_z_thv, d_w_v, d_out_thv, x_thv, z_thv, w_v, rstd_th,
-        )?,
+    others.push(("rstd_th", rstd_th));
+    inputs.check(OP, rstd_th)?;
+    match inputs.device(OP, gradients.d_x_thv, &others)? {
+        Device::Cpu => cpu::backward(gradients, d_out_thv, inputs, rstd_th),
+        Device::Cuda(cuda) => cuda::backward(cuda, gradients, d_out_thv, inputs, rstd_th)?,
     }
     Ok(())
 }
 
-fn check_inputs(
-    op: &'static str,
-    x_thv: &Tensor,
-    z_thv: &Tensor,
-    w_v: &Tensor,
-    rstd_th: &Tensor,
-) -> Result<()> {
-    let [t, h, v] = check::dims(op, "x_thv", x_thv, "[T,H,V]")?;
-    check::shape(op, "z_thv", z_thv, &[t, h, v])?;
-    check::shape(op, "w_v", w_v, &[v])?;
-    check::shape(op, "rstd_th", rstd_th, &[t, h])?;
-    check::f32(op, "rstd_th", rstd_th)
+impl Inputs<'_> {
+    fn check(&self, op: &'static str, rstd_th: &Tensor) -> Result<()> {
+        let [t, h, v] = check::dims(op, "x_thv", self.x_thv, "[T,H,V]")?;
+        check::shape(op, "z_thv", self.z_thv, &[t, h, v])?;
+        check::shape(op, "w_v", self.w_v, &[v])?;
+        check::shape(op, "rstd_th", rstd_th, &[t, h])?;
+        check::f32(op, "rstd_th", rstd_th)
+    }
+
+    /// Where `first`, the inputs and `others` all lie.
+    fn device(
+        &self,
+        op: &'static str,
+        first: &Tensor,
+        others: &[(&'static str, &Tensor)],
+    ) -> Result<Device> {
+        check::device(op, first, others)?;
+        let inputs = [
+            ("x_thv", self.x_thv),
+            ("z_thv", self.z_thv),
+            ("w_v", self.w_v),
+        ];
+        check::device(op, first, &inputs)
+    }
 }
 
 /// Bytes of scratch that [`backward`] takes on a GPU for `n_rows` rows of `width`.
-pub fn backward_scratch_bytes(card: Card, n_rows: usize, width: usize) -> usize {
-    cuda::scratch_bytes(card, n_rows, width)
+pub fn backward_scratch_bytes(gpu: DeviceProperties, n_rows: usize, width: usize) -> usize {
+    cuda::scratch_bytes(gpu, n_rows, width)
 }
 
 mod cpu {
+    use super::{Gradients, Inputs};
     use crate::Tensor;
     use crate::cpu::math::{add, dot, sigmoid, silu, sum_squares};
     use crate::cpu::{In, Out, for_rows, for_rows_summing};
 
-    pub(super) fn forward(
-        out: &mut Tensor,
-        rstd: &mut Tensor,
-        x: &Tensor,
-        z: &Tensor,
-        w_v: &Tensor,
-        eps: f32,
-    ) {
-        let v = w_v.numel();
-        let w_v = w_v.to_f32_vec();
+    pub(super) fn forward(out: &mut Tensor, rstd: &mut Tensor, inputs: &Inputs, eps: f32) {
+        let v = inputs.w_v.numel();
+        let w_v = inputs.w_v.to_f32_vec();
         for_rows(
             [Out::assign(out, v), Out::assign(rstd, 1)],
-            [In::new(x, v), In::new(z, v)],
+            [In::new(inputs.x_thv, v), In::new(inputs.z_thv, v)],
             #[inline(always)]
             |_, [out, rstd], [x, z]| {
                 let ins = x.chunks_exact(v).zip(z.chunks_exact(v));
@@ -130,25 +140,20 @@ mod cpu {
         );
     }
 
-    pub(super) fn backward(
-        d_x: &mut Tensor,
-        d_z: &mut Tensor,
-        d_w_v: Option<&mut Tensor>,
-        d_out: &Tensor,
-        x: &Tensor,
-        z: &Tensor,
-        w_v: &Tensor,
-        rstd: &Tensor,
-    ) {
-        let v = w_v.numel();
-        let w_v = w_v.to_f32_vec();
+    pub(super) fn backward(gradients: Gradients, d_out: &Tensor, inputs: &Inputs, rstd: &Tensor) {
+        let v = inputs.w_v.numel();
+        let w_v = inputs.w_v.to_f32_vec();
+        let d_w_v = gradients.d_w_v;
         let n_sums = if d_w_v.is_some() { v } else { 0 };
         let sums = for_rows_summing(
-            [Out::assign(d_x, v), Out::assign(d_z, v)],
+            [
+                Out::assign(gradients.d_x_thv, v),
+                Out::assign(gradients.d_z_thv, v),
+            ],
             [
                 In::new(d_out, v),
-                In::new(x, v),
-                In::new(z, v),
+                In::new(inputs.x_thv, v),
+                In::new(inputs.z_thv, v),
                 In::new(rstd, 1),
             ],
             n_sums,
@@ -194,8 +199,9 @@ mod cpu {
 }
 
 mod cuda {
+    use super::{Gradients, Inputs};
     use crate::cuda::sources::GATED_RMS_NORM;
-    use crate::cuda::{Args, Card, Cuda};
+    use crate::cuda::{Args, Cuda, DeviceProperties};
     use crate::ops::rows::{self, Partials, Rows};
     use crate::{Result, Tensor};
 
@@ -203,11 +209,14 @@ mod cuda {
         cuda: Cuda,
         out: &mut Tensor,
         rstd: &mut Tensor,
-        x: &Tensor,
-        z: &Tensor,
-        w_v: &Tensor,
+        inputs: &Inputs,
         eps: f32,
     ) -> Result<()> {
+        let Inputs {
+            x_thv: x,
+            z_thv: z,
+            w_v,
+        } = *inputs;
         let (n_rows, v) = (rstd.numel(), w_v.numel());
         let rows = Rows::new("gated_rms_norm::forward", n_rows, v)?;
         let names = ["gated_rms_norm_forward_bf16", "gated_rms_norm_forward_any"];
@@ -225,26 +234,32 @@ mod cuda {
         cuda.launch(&GATED_RMS_NORM, kernel, rows.grid(), args)
     }
 
-    pub(super) fn scratch_bytes(card: Card, n_rows: usize, width: usize) -> usize {
+    pub(super) fn scratch_bytes(gpu: DeviceProperties, n_rows: usize, width: usize) -> usize {
         let rows = Rows::new("gated_rms_norm::backward", n_rows, width);
-        let n = rows.map_or(0, |rows| rows.walking_grid(card).blocks[0] as usize);
+        let n = rows.map_or(0, |rows| rows.walking_grid(gpu).blocks[0] as usize);
         Partials::bytes(n, width)
     }
 
     pub(super) fn backward(
         cuda: Cuda,
-        d_x: &mut Tensor,
-        d_z: &mut Tensor,
-        d_w_v: Option<&mut Tensor>,
+        gradients: Gradients,
         d_out: &Tensor,
-        x: &Tensor,
-        z: &Tensor,
-        w_v: &Tensor,
+        inputs: &Inputs,
         rstd: &Tensor,
     ) -> Result<()> {
+        let Inputs {
+            x_thv: x,
+            z_thv: z,
+            w_v,
+        } = *inputs;
+        let Gradients {
+            d_x_thv: d_x,
+            d_z_thv: d_z,
+            d_w_v,
+        } = gradients;
         let (n_rows, v) = (rstd.numel(), w_v.numel());
         let rows = Rows::new("gated_rms_norm::backward", n_rows, v)?;
-        let grid = rows.walking_grid(cuda.card());
+        let grid = rows.walking_grid(cuda.properties());
         let partials = Partials::new(cuda, d_w_v.is_some(), grid.blocks[0] as usize, v)?;
         let names = [
             "gated_rms_norm_backward_bf16",
@@ -271,6 +286,105 @@ mod cuda {
     }
 }
 
+pub(crate) mod examples {
+    use super::{Gradients, Inputs};
+    use crate::DType::{self, F32};
+    use crate::example::{Example, Sizes, TYPES, zeros_like};
+
+    const EPS: f32 = 1e-6;
+
+    pub(crate) fn compared() -> Vec<Example> {
+        let mut all = Vec::new();
+        for types in TYPES {
+            for shape in [
+                [1, 16, 128],
+                [150, 32, 128],
+                [13, 3, 64],
+                [5, 2, 256],
+                [6, 1, 300],
+                [9, 5, 20],
+            ] {
+                all.push(forward(shape, types));
+                all.push(backward(shape, types));
+                all.push(backward_frozen(shape, types));
+            }
+        }
+        all
+    }
+
+    pub(crate) fn timed(sizes: &Sizes) -> Vec<Example> {
+        let [_, h, _, v] = sizes.delta;
+        let (shape, types) = ([sizes.n_tokens, h, v], [sizes.dtype, sizes.dtype, F32]);
+        vec![forward(shape, types), backward(shape, types)]
+    }
+
+    fn example(name: &'static str, [t, h, v]: [usize; 3]) -> Example {
+        Example::new(name, format!("t{t}_h{h}_v{v}"))
+    }
+
+    fn forward(shape: [usize; 3], [x_type, out_type, w_type]: [DType; 3]) -> Example {
+        example("gated_rms_norm/forward", shape)
+            .out("out", &shape, out_type)
+            .out("rstd", &shape[..2], F32)
+            .input("x", &shape, x_type)
+            .input_in("z", &shape, x_type, [-6.0, 6.0])
+            .input("w", &shape[2..], w_type)
+            .run(|[out_thv, rstd_th], [x_thv, z_thv, w_v]| {
+                super::forward(out_thv, rstd_th, &Inputs { x_thv, z_thv, w_v }, EPS)
+            })
+    }
+
+    fn backward_inputs(
+        example: Example,
+        shape: [usize; 3],
+        [x_type, d_type, w_type]: [DType; 3],
+    ) -> Example {
+        example
+            .input("d_out", &shape, d_type)
+            .input("x", &shape, x_type)
+            .input_in("z", &shape, x_type, [-6.0, 6.0])
+            .input("w", &shape[2..], w_type)
+            .saved("rstd", &shape[..2], F32)
+            .prepared(|[_, x_thv, z_thv, w_v, rstd_th]| {
+                let mut out_thv = zeros_like(x_thv)?;
+                super::forward(&mut out_thv, rstd_th, &Inputs { x_thv, z_thv, w_v }, EPS)
+            })
+    }
+
+    fn backward(shape: [usize; 3], types: [DType; 3]) -> Example {
+        let example = example("gated_rms_norm/backward", shape)
+            .out("d_x", &shape, types[1])
+            .out("d_z", &shape, types[1])
+            .updated("d_w", &shape[2..], F32);
+        backward_inputs(example, shape, types).run(
+            |[d_x_thv, d_z_thv, d_w_v], [d_out, x_thv, z_thv, w_v, rstd]| {
+                let gradients = Gradients {
+                    d_x_thv,
+                    d_z_thv,
+                    d_w_v: Some(d_w_v),
+                };
+                super::backward(gradients, d_out, &Inputs { x_thv, z_thv, w_v }, rstd)
+            },
+        )
+    }
+
+    fn backward_frozen(shape: [usize; 3], types: [DType; 3]) -> Example {
+        let example = example("gated_rms_norm/backward", shape)
+            .out("d_x, frozen", &shape, types[1])
+            .out("d_z, frozen", &shape, types[1]);
+        backward_inputs(example, shape, types).run(
+            |[d_x_thv, d_z_thv], [d_out, x_thv, z_thv, w_v, rstd]| {
+                let gradients = Gradients {
+                    d_x_thv,
+                    d_z_thv,
+                    d_w_v: None,
+                };
+                super::backward(gradients, d_out, &Inputs { x_thv, z_thv, w_v }, rstd)
+            },
+        )
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -290,6 +404,10 @@ mod tests {
             .collect()
     }
 
+    fn inputs<'a>(x_thv: &'a Tensor, z_thv: &'a Tensor, w_v: &'a Tensor) -> Inputs<'a> {
+        Inputs { x_thv, z_thv, w_v }
+    }
+
     #[test]
     fn forward_agrees_with_definition() {
         for (dtype, tolerance) in STORAGES {
@@ -298,7 +416,7 @@ mod tests {
                 let w = tensor(&shape[2..], 3, DType::F32);
                 let mut out = Tensor::poison(&shape, dtype);
                 let mut rstd = Tensor::poison(&shape[..2], DType::F32);
-                forward(&mut out, &mut rstd, &x, &z, &w, EPS).unwrap();
+                forward(&mut out, &mut rstd, &inputs(&x, &z, &w), EPS).unwrap();
                 let want = define(&f64s(&x), &f64s(&z), &f64s(&w));
                 assert_close("out", &out, &want, tolerance);
             }
@@ -313,21 +431,16 @@ mod tests {
             let w = tensor(&shape[2..], 3, dtype);
             let d_out = tensor(&shape, 4, dtype);
             let mut rstd = Tensor::poison(&shape[..2], DType::F32);
-            forward(&mut x.clone(), &mut rstd, &x, &z, &w, EPS).unwrap();
+            forward(&mut x.clone(), &mut rstd, &inputs(&x, &z, &w), EPS).unwrap();
             let (mut d_x, mut d_z) = (Tensor::poison(&shape, dtype), Tensor::poison(&shape, dtype));
             let before = tensor(&shape[2..], 5, DType::F32);
             let mut d_w = before.clone();
-            backward(
-                &mut d_x,
-                &mut d_z,
-                Some(&mut d_w),
-                &d_out,
-                &x,
-                &z,
-                &w,
-                &rstd,
-            )
-            .unwrap();
+            let gradients = Gradients {
+                d_x_thv: &mut d_x,
+                d_z_thv: &mut d_z,
+                d_w_v: Some(&mut d_w),
+            };
+            backward(gradients, &d_out, &inputs(&x, &z, &w), &rstd).unwrap();
             let at = [f64s(&x), f64s(&z), f64s(&w)];
             let loss = |x: &[Vec<f64>]| dot(&f64s(&d_out), &define(&x[0], &x[1], &x[2]));
             assert_close("d_x", &d_x, &gradient(&at, 0, loss), tolerance);
@@ -341,17 +454,12 @@ mod tests {
 
             let (mut frozen_x, mut frozen_z) =
                 (Tensor::poison(&shape, dtype), Tensor::poison(&shape, dtype));
-            backward(
-                &mut frozen_x,
-                &mut frozen_z,
-                None,
-                &d_out,
-                &x,
-                &z,
-                &w,
-                &rstd,
-            )
-            .unwrap();
+            let gradients = Gradients {
+                d_x_thv: &mut frozen_x,
+                d_z_thv: &mut frozen_z,
+                d_w_v: None,
+            };
+            backward(gradients, &d_out, &inputs(&x, &z, &w), &rstd).unwrap();
             assert_eq!((frozen_x, frozen_z), (d_x, d_z));
         }
     }
@@ -361,10 +469,10 @@ mod tests {
         let x = tensor(&[2, 3, 4], 1, DType::F32);
         let w = tensor(&[4], 2, DType::F32);
         let mut rstd = Tensor::zeros(&[2, 4], DType::F32);
-        let got = forward(&mut x.clone(), &mut rstd, &x, &x, &w, EPS);
+        let got = forward(&mut x.clone(), &mut rstd, &inputs(&x, &x, &w), EPS);
         assert!(matches!(got, Err(Error::Shape { arg: "rstd_th", .. })));
         let flat = tensor(&[6, 4], 1, DType::F32);
-        let got = forward(&mut flat.clone(), &mut rstd, &flat, &flat, &w, EPS);
+        let got = forward(&mut flat.clone(), &mut rstd, &inputs(&flat, &flat, &w), EPS);
         assert!(matches!(got, Err(Error::Shape { arg: "x_thv", .. })));
     }
 }

@@ -103,6 +103,44 @@ mod cuda {
     }
 }
 
+pub(crate) mod examples {
+    use crate::DType::{Bf16, F32};
+    use crate::Tensor;
+    use crate::example::{Example, Sizes};
+
+    pub(crate) fn compared() -> Vec<Example> {
+        let mut all = Vec::new();
+        for dtype in [F32, Bf16] {
+            let sizes: [&[usize]; 4] = [
+                &[1],
+                &[16_384, 0, 16_385],
+                &[8, 3, 100_003, 7],
+                &[2_000_000],
+            ];
+            for sizes in sizes {
+                let example = Example::new("grad_norm/forward", format!("{sizes:?}"));
+                let example = example.out("norm", &[1], F32);
+                let example = sizes
+                    .iter()
+                    .fold(example, |example, n| example.input("grad", &[*n], dtype));
+                all.push(example.run_all(|outs, ins| {
+                    let norm = super::forward(&ins.iter().collect::<Vec<_>>())?;
+                    outs[0].copy_from(&Tensor::from_f32(&[1], vec![norm]))
+                }));
+            }
+        }
+        all
+    }
+
+    pub(crate) fn timed(sizes: &Sizes) -> Vec<Example> {
+        let (d, f) = (sizes.hidden, sizes.feed_forward);
+        let example = Example::new("grad_norm/forward", format!("f{f}_d{d}"))
+            .input("grad", &[f, d], F32)
+            .run(|[], [grad]| super::forward(&[grad]).map(drop));
+        vec![example]
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

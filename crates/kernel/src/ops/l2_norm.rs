@@ -93,6 +93,27 @@ mod cuda {
     }
 }
 
+pub(crate) mod examples {
+    use crate::DType::F32;
+    use crate::example::{Example, ROWS, TYPES};
+
+    pub(crate) fn compared() -> Vec<Example> {
+        let mut all = Vec::new();
+        for [x_type, out_type, _] in TYPES {
+            for [t, k] in ROWS {
+                let scale = 1.0 / (k as f32).sqrt();
+                let example = Example::new("l2_norm/forward", format!("t{t}_k{k}"))
+                    .out("out", &[t, k], out_type)
+                    .out("rstd", &[t], F32)
+                    .input("x", &[t, k], x_type)
+                    .run(move |[out, rstd], [x]| super::forward(out, rstd, x, scale, 1e-6));
+                all.push(example);
+            }
+        }
+        all
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,7 +7,7 @@
 //! Source: the chunking is that of arXiv 2410.10989 (Liger) and 2411.09009 (Cut Cross-Entropy); the loss PyTorch's `cross_entropy`.
 
 use super::check;
-use crate::cuda::Card;
+use crate::cuda::DeviceProperties;
 use crate::{DType, Device, Error, Result, Tensor};
 
 /// Rows of logits that exist at a time, at most; fewer where the vocabulary is large (see [`LOGIT_BYTES`]).
@@ -17,7 +17,7 @@ pub const LOGIT_BYTES: usize = 256 << 20;
 /// As [`ROW_CHUNK`], on a GPU: every chunk reads the whole head twice and its f32 gradient once and writes that, which 4,096 rows
 /// of products outweigh.
 pub const GPU_ROW_CHUNK: usize = 4096;
-/// As [`LOGIT_BYTES`], on a GPU: room for 4,096 rows of 248,320 bf16 logits (2.03 GB). A card gives no more than its
+/// As [`LOGIT_BYTES`], on a GPU: room for 4,096 rows of 248,320 bf16 logits (2.03 GB). A GPU gives no more than its
 /// [`GPU_LOGIT_SHARE`]th part.
 pub const GPU_LOGIT_BYTES: usize = 2 << 30;
 /// See [`GPU_LOGIT_BYTES`].
@@ -49,8 +49,13 @@ pub fn forward(
 
 /// Most bytes of scratch that [`forward`] and [`forward_backward`] take on a GPU for the shape [T,D,C] of x and head, whatever rows
 /// carry a target. `d_x_dtype` is that of the gradient of x.
-pub fn scratch_bytes(card: Card, [t, d, c]: [usize; 3], dtype: DType, d_x_dtype: DType) -> usize {
-    cuda::scratch_bytes(card, t, Dims { d, c }, dtype, d_x_dtype)
+pub fn scratch_bytes(
+    gpu: DeviceProperties,
+    [t, d, c]: [usize; 3],
+    dtype: DType,
+    d_x_dtype: DType,
+) -> usize {
+    cuda::scratch_bytes(gpu, t, Dims { d, c }, dtype, d_x_dtype)
 }
 
 /// As [`forward`], and gradients of d_nll · Σ nll: d_x_td [T,D] assigned (0 in rows without a target), d_head_cd [C,D] f32
@@ -144,7 +149,8 @@ mod cpu {
     use crate::cpu::gemm_bf16;
     use crate::cpu::math::{exp_in_place, max, scale, sum_exp};
     use crate::cpu::{View, ViewMut, simd, with_scratch};
-    use crate::ops::matmul::{self, Write, cpu as product};
+    use crate::ops::Write;
+    use crate::ops::matmul::{self, cpu as product};
 
     /// Elements that a task rounds.
     const NARROW_PIECE: usize = 1 << 16;
@@ -211,7 +217,7 @@ mod cpu {
                 });
                 // 3. to the head
                 if let Some(d_head_cd) = &mut d_head_cd {
-                    let write = Write::Add;
+                    let write = Write::Accumulate;
                     product::backward_weight(d_head_cd, d_logits, x_rd, product_dims, 1.0, write);
                 }
             });
@@ -339,7 +345,7 @@ mod cpu {
 mod cuda {
     use super::{Dims, GPU_LOGIT_BYTES, GPU_LOGIT_SHARE, GPU_ROW_CHUNK, Gradients, NO_TARGET};
     use crate::cuda::sources::LINEAR_CROSS_ENTROPY;
-    use crate::cuda::{Args, Card, Cuda, Gemm, Grid, Operand};
+    use crate::cuda::{Args, Cuda, DeviceProperties, Gemm, Grid, Operand, Pieces};
     use crate::ops::embedding::cuda::{NO_ROW, gather, scatter};
     use crate::{DType, Result, Tensor};
 
@@ -371,19 +377,19 @@ mod cuda {
             None => dtype,
         };
         let n_with_target = targets_t.iter().filter(|t| **t != NO_TARGET).count();
-        let chunk = rows_per_chunk(n_with_target, dims.c, dtype, cuda.card());
-        let parts = Parts::new(chunk, dims, dtype, d_x_dtype, gradients.is_some());
-        let scratch = cuda.scratch(parts.bytes)?;
+        let chunk = rows_per_chunk(n_with_target, dims.c, dtype, cuda.properties());
+        let n_d_x = if gradients.is_some() { chunk } else { 0 };
+        let [logits, x, d_x] = pieces([chunk, n_d_x], dims, dtype, d_x_dtype).take(cuda)?;
         let table = cuda.upload(&table)?;
         for first in (0..n_rows).step_by(chunk) {
             let chunk = Chunk {
                 n_rows: chunk.min(n_rows - first),
                 rows: table + 4 * first as u64,
                 targets: table + 4 * (n_rows + first) as u64,
-                logits: scratch,
-                stride: parts.stride,
-                x: scratch + parts.x as u64,
-                d_x: scratch + parts.d_x as u64,
+                logits,
+                stride: stride(dims.c),
+                x,
+                d_x,
             };
             // 1. gather  2. project  3. losses, and logits become their gradient
             gather(cuda, (chunk.x, dtype), x_td, chunk.rows, chunk.n_rows)?;
@@ -422,20 +428,20 @@ mod cuda {
     }
 
     pub(super) fn scratch_bytes(
-        card: Card,
+        gpu: DeviceProperties,
         n_tokens: usize,
         dims: Dims,
         dtype: DType,
         d_x_dtype: DType,
     ) -> usize {
         let most = n_tokens.next_multiple_of(ROW_GROUP);
-        let chunk = most.min(most_rows(dims.c, dtype, card));
-        Parts::new(chunk, dims, dtype, d_x_of_chunk(dtype, d_x_dtype), true).bytes
+        let chunk = most.min(most_rows(dims.c, dtype, gpu));
+        pieces([chunk; 2], dims, dtype, d_x_of_chunk(dtype, d_x_dtype)).bytes()
     }
 
     #[cfg(test)]
     pub(super) fn chunk_bytes(n: usize, dims: Dims, dtype: DType, d_x_dtype: DType) -> usize {
-        Parts::new(n, dims, dtype, d_x_of_chunk(dtype, d_x_dtype), true).bytes
+        pieces([n; 2], dims, dtype, d_x_of_chunk(dtype, d_x_dtype)).bytes()
     }
 
     /// Rows with a target, filled up to whole groups by [`NO_ROW`], then their targets; None without any.
@@ -453,15 +459,15 @@ mod cuda {
         (n > 0).then_some(table)
     }
 
-    /// Rows of a chunk, a multiple of [`ROW_GROUP`]: as few chunks of nearly one size as the card allows.
-    pub(super) fn rows_per_chunk(n: usize, c: usize, dtype: DType, card: Card) -> usize {
-        let most = most_rows(c, dtype, card);
+    /// Rows of a chunk, a multiple of [`ROW_GROUP`]: as few chunks of nearly one size as the GPU allows.
+    pub(super) fn rows_per_chunk(n: usize, c: usize, dtype: DType, gpu: DeviceProperties) -> usize {
+        let most = most_rows(c, dtype, gpu);
         n.div_ceil(n.div_ceil(most).max(1))
             .next_multiple_of(ROW_GROUP)
     }
 
-    fn most_rows(c: usize, dtype: DType, card: Card) -> usize {
-        let bytes = GPU_LOGIT_BYTES.min(card.memory_bytes / GPU_LOGIT_SHARE);
+    fn most_rows(c: usize, dtype: DType, gpu: DeviceProperties) -> usize {
+        let bytes = GPU_LOGIT_BYTES.min(gpu.memory_bytes / GPU_LOGIT_SHARE);
         let fitting = bytes / (stride(c) * dtype.size());
         (fitting / ROW_GROUP * ROW_GROUP).clamp(ROW_GROUP, GPU_ROW_CHUNK)
     }
@@ -471,30 +477,13 @@ mod cuda {
         c.next_multiple_of(8)
     }
 
-    /// The scratch of a chunk: logits at the start, then rows of x and of its gradient.
-    struct Parts {
-        stride: usize,
-        x: usize,
-        d_x: usize,
-        bytes: usize,
-    }
-
-    impl Parts {
-        fn new(n: usize, dims: Dims, dtype: DType, d_x_dtype: DType, gradients: bool) -> Parts {
-            let after = |start: usize, n: usize, dtype: DType| {
-                (start + n * dtype.size()).next_multiple_of(256)
-            };
-            let stride = stride(dims.c);
-            let x = after(0, n * stride, dtype);
-            let d_x = after(x, n * dims.d, dtype);
-            let n_d_x = if gradients { n * dims.d } else { 0 };
-            Parts {
-                stride,
-                x,
-                d_x,
-                bytes: after(d_x, n_d_x, d_x_dtype),
-            }
-        }
+    /// The scratch of a chunk of `n` rows: logits, rows of x, and of its gradient `n_d_x`.
+    fn pieces([n, n_d_x]: [usize; 2], dims: Dims, dtype: DType, d_x_dtype: DType) -> Pieces<3> {
+        Pieces::new([
+            n * stride(dims.c) * dtype.size(),
+            n * dims.d * dtype.size(),
+            n_d_x * dims.d * d_x_dtype.size(),
+        ])
     }
 
     /// Addresses of one chunk.
@@ -597,6 +586,114 @@ mod cuda {
             transposed: true,
             ..operand(pointer, stride)
         }
+    }
+}
+
+pub(crate) mod examples {
+    use super::NO_TARGET;
+    use crate::DType::{self, Bf16, F32};
+    use crate::example::{Example, Sizes, Tolerance};
+
+    /// Rows of the released head.
+    const VOCABULARY: usize = 248_320;
+
+    /// Shape of the head, and targets: one, none, few, some, one class for all, several chunks, the ends of the vocabulary.
+    fn heads() -> [([usize; 2], Vec<i32>); 8] {
+        let some = |t: usize, c: usize| -> Vec<i32> {
+            let target = |t: usize| match t % 3 {
+                1 => NO_TARGET,
+                _ => (t * 31 % c) as i32,
+            };
+            (0..t).map(target).collect()
+        };
+        let last = VOCABULARY as i32 - 1;
+        [
+            ([96, 64], vec![95]),
+            ([96, 64], vec![NO_TARGET; 9]),
+            ([136, 40], [vec![NO_TARGET; 8], vec![3]].concat()),
+            ([131, 36], some(77, 131)),
+            ([520, 128], vec![519; 200]),
+            ([72, 24], some(6300, 72)),
+            ([1000, 2560], some(150, 1000)),
+            ([VOCABULARY, 32], vec![last, NO_TARGET, 0, last - 1, 7]),
+        ]
+    }
+
+    pub(crate) fn compared() -> Vec<Example> {
+        let mut all = Vec::new();
+        for (shape, targets) in heads() {
+            // x, head
+            for types in [[F32, F32], [Bf16, Bf16], [F32, Bf16], [Bf16, F32]] {
+                all.push(forward(shape, targets.clone(), types));
+                all.push(forward_backward(shape, targets.clone(), types, 0.125));
+                if shape == [131, 36] {
+                    all.push(frozen(shape, targets.clone(), types));
+                }
+            }
+        }
+        all
+    }
+
+    pub(crate) fn timed(sizes: &Sizes) -> Vec<Example> {
+        let (t, d, c) = (sizes.n_tokens, sizes.hidden, sizes.vocabulary);
+        let targets = sizes.spread().map(|id| id as i32).collect();
+        let example = forward_backward([c, d], targets, [sizes.dtype; 2], 1.0 / t as f32);
+        vec![example.operations_at_least(3.0 * 2.0 * (t * d) as f64 * c as f64)]
+    }
+
+    fn example(name: &'static str, [c, d]: [usize; 2], t: usize, head_type: DType) -> Example {
+        // With a bf16 head the GPU rounds x, the logits and their gradient to 8 bits; the CPU none of them.
+        let f32 = if head_type == F32 { 1e-5 } else { 5e-3 };
+        Example::new(name, format!("t{t}_d{d}_c{c}")).tolerance(Tolerance { f32, bf16: 1e-2 })
+    }
+
+    fn inputs(
+        example: Example,
+        [c, d]: [usize; 2],
+        t: usize,
+        [x_type, head_type]: [DType; 2],
+    ) -> Example {
+        // Logits of some units, as a model's are.
+        let width = 6.0 / (d as f32).sqrt();
+        example
+            .input("x", &[t, d], x_type)
+            .input_in("head", &[c, d], head_type, [-width, width])
+    }
+
+    fn forward(shape: [usize; 2], targets: Vec<i32>, types: [DType; 2]) -> Example {
+        let t = targets.len();
+        let example = example("linear_cross_entropy/forward", shape, t, types[1]);
+        inputs(example.out("nll", &[t], F32), shape, t, types)
+            .run(move |[nll], [x, head]| super::forward(nll, x, head, &targets))
+    }
+
+    fn forward_backward(
+        shape: [usize; 2],
+        targets: Vec<i32>,
+        types: [DType; 2],
+        d_nll: f32,
+    ) -> Example {
+        let t = targets.len();
+        let name = "linear_cross_entropy/forward_backward";
+        let example = example(name, shape, t, types[1])
+            .out("nll", &[t], F32)
+            .out("d_x", &[t, shape[1]], types[0])
+            // Small before, so that what is added shows.
+            .updated_in("d_head", &shape, F32, [-1e-3, 1e-3]);
+        inputs(example, shape, t, types).run(move |[nll, d_x, d_head], [x, head]| {
+            super::forward_backward(nll, d_x, Some(d_head), x, head, &targets, d_nll)
+        })
+    }
+
+    fn frozen(shape: [usize; 2], targets: Vec<i32>, types: [DType; 2]) -> Example {
+        let t = targets.len();
+        let name = "linear_cross_entropy/forward_backward";
+        let example = example(name, shape, t, types[1])
+            .out("nll, frozen", &[t], F32)
+            .out("d_x, frozen", &[t, shape[1]], types[0]);
+        inputs(example, shape, t, types).run(move |[nll, d_x], [x, head]| {
+            super::forward_backward(nll, d_x, None, x, head, &targets, 1.0)
+        })
     }
 }
 
@@ -809,7 +906,7 @@ mod tests {
     #[test]
     fn gpu_chunks_fit_the_budget_and_balance() {
         let rows = |n, c, dtype, gib: usize| {
-            cuda::rows_per_chunk(n, c, dtype, Card::with_memory(gib << 30))
+            cuda::rows_per_chunk(n, c, dtype, DeviceProperties::with_memory(gib << 30))
         };
         assert_eq!(rows(15_360, 248_320, DType::Bf16, 80), 3840);
         assert_eq!(rows(4096, 248_320, DType::Bf16, 80), 4096);
@@ -824,14 +921,14 @@ mod tests {
     fn no_share_of_targets_takes_more_scratch_than_is_said() {
         for dtype in [DType::F32, DType::Bf16] {
             for memory_bytes in [4 << 30, 30 << 30, 80 << 30] {
-                let card = Card::with_memory(memory_bytes);
+                let gpu = DeviceProperties::with_memory(memory_bytes);
                 let dims = Dims {
                     c: 248_320,
                     d: 2560,
                 };
-                let said = scratch_bytes(card, [5120, dims.d, dims.c], dtype, DType::F32);
+                let said = scratch_bytes(gpu, [5120, dims.d, dims.c], dtype, DType::F32);
                 for n_targets in (1..=5120).step_by(13) {
-                    let rows = cuda::rows_per_chunk(n_targets, dims.c, dtype, card);
+                    let rows = cuda::rows_per_chunk(n_targets, dims.c, dtype, gpu);
                     let taken = cuda::chunk_bytes(rows, dims, dtype, DType::F32);
                     assert!(taken <= said, "{taken} of {said}, {n_targets} targets");
                 }

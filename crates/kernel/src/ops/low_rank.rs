@@ -6,9 +6,9 @@
 //! (features a multiple of 8, an even rank); A and B are rounded to bf16 then, and products are summed in f32.
 // T tokens, I in features, O out features, R rank.
 
-use super::check;
 use super::dropout::Dropout;
-use crate::cuda::Card;
+use super::{Write, check};
+use crate::cuda::DeviceProperties;
 use crate::{DType, Device, Result, Tensor};
 
 /// u_tr = dropout(x_ti) a_riᵀ, assigned. Shapes: u_tr [T,R], x_ti [..., I], leading dimensions flattened to T; a_ri [R,I] f32.
@@ -22,34 +22,32 @@ pub fn down_forward(
     dropout: Option<&Dropout>,
 ) -> Result<()> {
     const OP: &str = "low_rank::down_forward";
-    let dims = Dims::new(OP, ("u_tr", u_tr), ("x_ti", x_ti), ("a_ri", a_ri))?;
+    let down = Down::new(OP, ("u_tr", u_tr), x_ti, a_ri, dropout)?;
     match check::device(OP, u_tr, &[("x_ti", x_ti), ("a_ri", a_ri)])? {
-        Device::Cpu => cpu::down_forward(u_tr, x_ti, a_ri, dims, dropout),
-        Device::Cuda(cuda) => cuda::down_forward(cuda, u_tr, x_ti, a_ri, dims, dropout)?,
+        Device::Cpu => cpu::down_forward(u_tr, &down),
+        Device::Cuda(cuda) => cuda::down_forward(cuda, u_tr, &down)?,
     }
     Ok(())
 }
 
-/// y_to = scale · u_tr b_orᵀ, assigned. Shapes: y_to [..., O], u_tr [T,R], b_or [O,R] f32.
+/// y_to = or += scale · u_tr b_orᵀ. Shapes: y_to [..., O], u_tr [T,R], b_or [O,R] f32.
 ///
 /// # Errors
 /// As [`down_forward`].
-pub fn up_forward(y_to: &mut Tensor, u_tr: &Tensor, b_or: &Tensor, scale: f32) -> Result<()> {
-    up_forward_as("low_rank::up_forward", y_to, u_tr, b_or, scale, false)
-}
-
-/// y_to += scale · u_tr b_orᵀ. Shapes as in [`up_forward`].
-///
-/// # Errors
-/// As [`down_forward`].
-pub fn up_forward_residual(
+pub fn up_forward(
     y_to: &mut Tensor,
     u_tr: &Tensor,
     b_or: &Tensor,
     scale: f32,
+    write: Write,
 ) -> Result<()> {
-    const OP: &str = "low_rank::up_forward_residual";
-    up_forward_as(OP, y_to, u_tr, b_or, scale, true)
+    const OP: &str = "low_rank::up_forward";
+    let up = Up::new(OP, ("y_to", y_to), u_tr, b_or, scale)?;
+    match check::device(OP, y_to, &[("u_tr", u_tr), ("b_or", b_or)])? {
+        Device::Cpu => cpu::up_forward(y_to, &up, write),
+        Device::Cuda(cuda) => cuda::up_forward(cuda, y_to, &up, write)?,
+    }
+    Ok(())
 }
 
 /// d_u_tr = scale · d_y_to b_or, assigned; d_b_or += scale · d_y_toᵀ u_tr. Shapes as in [`up_forward`], d_b_or f32.
@@ -65,7 +63,7 @@ pub fn up_backward(
     scale: f32,
 ) -> Result<()> {
     const OP: &str = "low_rank::up_backward";
-    let dims = Dims::new_up(OP, ("d_y_to", d_y_to), ("u_tr", u_tr), b_or)?;
+    let up = Up::new(OP, ("d_y_to", d_y_to), u_tr, b_or, scale)?;
     check::shape(OP, "d_u_tr", d_u_tr, u_tr.shape())?;
     let mut others = vec![("d_y_to", d_y_to), ("u_tr", u_tr), ("b_or", b_or)];
     if let Some(d_b_or) = &d_b_or {
@@ -74,15 +72,13 @@ pub fn up_backward(
         others.push(("d_b_or", d_b_or));
     }
     match check::device(OP, d_u_tr, &others)? {
-        Device::Cpu => cpu::up_backward(d_u_tr, d_b_or, d_y_to, u_tr, b_or, dims, scale),
-        Device::Cuda(cuda) => {
-            cuda::up_backward(cuda, d_u_tr, d_b_or, d_y_to, u_tr, b_or, dims, scale)?;
-        }
+        Device::Cpu => cpu::up_backward(d_u_tr, d_b_or, d_y_to, &up),
+        Device::Cuda(cuda) => cuda::up_backward(cuda, d_u_tr, d_b_or, d_y_to, &up)?,
     }
     Ok(())
 }
 
-/// d_x_ti = dropout(d_u_tr a_ri), assigned; d_a_ri += d_u_trᵀ dropout(x_ti). Shapes as in [`down_forward`], d_a_ri f32; the same
+/// d_x_ti = or += dropout(d_u_tr a_ri); d_a_ri += d_u_trᵀ dropout(x_ti). Shapes as in [`down_forward`], d_a_ri f32; the same
 /// `dropout` drops the same elements.
 ///
 /// # Errors
@@ -94,76 +90,32 @@ pub fn down_backward(
     x_ti: &Tensor,
     a_ri: &Tensor,
     dropout: Option<&Dropout>,
+    write: Write,
 ) -> Result<()> {
     const OP: &str = "low_rank::down_backward";
-    down_backward_as(OP, d_x_ti, d_a_ri, d_u_tr, x_ti, a_ri, dropout, false)
-}
-
-/// As [`down_backward`], with d_x_ti added to.
-///
-/// # Errors
-/// As [`down_forward`].
-pub fn down_backward_residual(
-    d_x_ti: &mut Tensor,
-    d_a_ri: Option<&mut Tensor>,
-    d_u_tr: &Tensor,
-    x_ti: &Tensor,
-    a_ri: &Tensor,
-    dropout: Option<&Dropout>,
-) -> Result<()> {
-    const OP: &str = "low_rank::down_backward_residual";
-    down_backward_as(OP, d_x_ti, d_a_ri, d_u_tr, x_ti, a_ri, dropout, true)
+    let down = Down::new(OP, ("d_u_tr", d_u_tr), x_ti, a_ri, dropout)?;
+    check::numel(OP, "d_x_ti", d_x_ti, x_ti.numel())?;
+    let mut others = vec![("d_u_tr", d_u_tr), ("x_ti", x_ti), ("a_ri", a_ri)];
+    if let Some(d_a_ri) = &d_a_ri {
+        check::shape(OP, "d_a_ri", d_a_ri, a_ri.shape())?;
+        check::f32(OP, "d_a_ri", d_a_ri)?;
+        others.push(("d_a_ri", d_a_ri));
+    }
+    match check::device(OP, d_x_ti, &others)? {
+        Device::Cpu => cpu::down_backward(d_x_ti, d_a_ri, d_u_tr, &down, write),
+        Device::Cuda(cuda) => cuda::down_backward(cuda, d_x_ti, d_a_ri, d_u_tr, &down, write)?,
+    }
+    Ok(())
 }
 
 /// Most bytes of scratch that [`up_backward`] and [`down_backward`] take on a GPU for `t` rows between `rank` and a side of `wide`
 /// features, where u is of type `dtype`.
-pub fn backward_scratch_bytes(card: Card, [t, wide, rank]: [usize; 3], dtype: DType) -> usize {
-    cuda::scratch_bytes(card, Dims { t, wide, rank }, dtype)
-}
-
-fn up_forward_as(
-    op: &'static str,
-    y_to: &mut Tensor,
-    u_tr: &Tensor,
-    b_or: &Tensor,
-    scale: f32,
-    adds: bool,
-) -> Result<()> {
-    let dims = Dims::new_up(op, ("y_to", y_to), ("u_tr", u_tr), b_or)?;
-    match check::device(op, y_to, &[("u_tr", u_tr), ("b_or", b_or)])? {
-        Device::Cpu => cpu::up_forward(y_to, u_tr, b_or, dims, scale, adds),
-        Device::Cuda(cuda) => cuda::up_forward(cuda, y_to, u_tr, b_or, dims, scale, adds)?,
-    }
-    Ok(())
-}
-
-fn down_backward_as(
-    op: &'static str,
-    d_x_ti: &mut Tensor,
-    d_a_ri: Option<&mut Tensor>,
-    d_u_tr: &Tensor,
-    x_ti: &Tensor,
-    a_ri: &Tensor,
-    dropout: Option<&Dropout>,
-    adds: bool,
-) -> Result<()> {
-    let dims = Dims::new(op, ("d_u_tr", d_u_tr), ("x_ti", x_ti), ("a_ri", a_ri))?;
-    check::numel(op, "d_x_ti", d_x_ti, x_ti.numel())?;
-    let mut others = vec![("d_u_tr", d_u_tr), ("x_ti", x_ti), ("a_ri", a_ri)];
-    if let Some(d_a_ri) = &d_a_ri {
-        check::shape(op, "d_a_ri", d_a_ri, a_ri.shape())?;
-        check::f32(op, "d_a_ri", d_a_ri)?;
-        others.push(("d_a_ri", d_a_ri));
-    }
-    match check::device(op, d_x_ti, &others)? {
-        Device::Cpu => cpu::down_backward(d_x_ti, d_a_ri, d_u_tr, x_ti, a_ri, dims, dropout, adds),
-        Device::Cuda(cuda) => {
-            cuda::down_backward(
-                cuda, d_x_ti, d_a_ri, d_u_tr, x_ti, a_ri, dims, dropout, adds,
-            )?;
-        }
-    }
-    Ok(())
+pub fn backward_scratch_bytes(
+    gpu: DeviceProperties,
+    [t, wide, rank]: [usize; 3],
+    dtype: DType,
+) -> usize {
+    cuda::scratch_bytes(gpu, Dims { t, wide, rank }, dtype)
 }
 
 /// T rows between a wide side (I or O features) and a narrow one of rank R.
@@ -174,33 +126,63 @@ struct Dims {
     rank: usize,
 }
 
-impl Dims {
-    /// From tensors (with their argument names) that lie as u_tr, x_ti and a_ri do.
+/// What the step from the features to the rank reads, checked.
+struct Down<'a> {
+    x_ti: &'a Tensor,
+    a_ri: &'a Tensor,
+    dropout: Option<&'a Dropout>,
+    dims: Dims,
+}
+
+impl<'a> Down<'a> {
+    /// `u_tr`: the output, or its gradient, with its argument's name.
     fn new(
         op: &'static str,
         (u_arg, u_tr): (&'static str, &Tensor),
-        (x_arg, x_ti): (&'static str, &Tensor),
-        (a_arg, a_ri): (&'static str, &Tensor),
-    ) -> Result<Dims> {
-        let [rank, wide] = check::dims(op, a_arg, a_ri, "[R,I]")?;
-        check::f32(op, a_arg, a_ri)?;
-        let t = check::rows(op, x_arg, x_ti, wide)?;
+        x_ti: &'a Tensor,
+        a_ri: &'a Tensor,
+        dropout: Option<&'a Dropout>,
+    ) -> Result<Self> {
+        let [rank, wide] = check::dims(op, "a_ri", a_ri, "[R,I]")?;
+        check::f32(op, "a_ri", a_ri)?;
+        let t = check::rows(op, "x_ti", x_ti, wide)?;
         check::shape(op, u_arg, u_tr, &[t, rank])?;
-        Ok(Dims { t, wide, rank })
+        Ok(Down {
+            x_ti,
+            a_ri,
+            dropout,
+            dims: Dims { t, wide, rank },
+        })
     }
+}
 
-    /// From tensors that lie as y_to, u_tr and b_or do.
-    fn new_up(
+/// What the step from the rank to the features reads, checked.
+struct Up<'a> {
+    u_tr: &'a Tensor,
+    b_or: &'a Tensor,
+    scale: f32,
+    dims: Dims,
+}
+
+impl<'a> Up<'a> {
+    /// `y_to`: the output, or its gradient, with its argument's name.
+    fn new(
         op: &'static str,
         (y_arg, y_to): (&'static str, &Tensor),
-        (u_arg, u_tr): (&'static str, &Tensor),
-        b_or: &Tensor,
-    ) -> Result<Dims> {
+        u_tr: &'a Tensor,
+        b_or: &'a Tensor,
+        scale: f32,
+    ) -> Result<Self> {
         let [wide, rank] = check::dims(op, "b_or", b_or, "[O,R]")?;
         check::f32(op, "b_or", b_or)?;
         let t = check::rows(op, y_arg, y_to, wide)?;
-        check::shape(op, u_arg, u_tr, &[t, rank])?;
-        Ok(Dims { t, wide, rank })
+        check::shape(op, "u_tr", u_tr, &[t, rank])?;
+        Ok(Up {
+            u_tr,
+            b_or,
+            scale,
+            dims: Dims { t, wide, rank },
+        })
     }
 }
 
@@ -208,84 +190,61 @@ impl Dims {
 mod cpu {
     use rayon::prelude::*;
 
-    use super::{Dims, Dropout};
+    use super::{Down, Up, Write};
     use crate::Tensor;
     use crate::cpu::{View, ViewMut, simd, with_scratch};
-    use crate::ops::dropout;
-    use crate::ops::matmul::{self, Write, cpu as products};
+    use crate::ops::matmul::{self, cpu as products};
 
     /// Rows whose dropped inputs are held together; few in tests, so that small shapes cross a border.
     const ROW_BLOCK: usize = if cfg!(test) { 16 } else { 256 };
 
-    pub(super) fn down_forward(
-        u: &mut Tensor,
-        x: &Tensor,
-        a: &Tensor,
-        dims: Dims,
-        dropout: Option<&Dropout>,
-    ) {
-        let (mut u, x, a) = (ViewMut::of(u), View::of(x), View::of(a));
-        let Dims { wide, rank, .. } = dims;
-        for_dropped(x, dims, dropout, |rows, x| {
+    pub(super) fn down_forward(u: &mut Tensor, down: &Down) {
+        let (mut u, a) = (ViewMut::of(u), View::of(down.a_ri));
+        let (wide, rank) = (down.dims.wide, down.dims.rank);
+        down.for_dropped(|rows, x| {
             let u = u.slice(rows.start * rank..rows.end * rank);
             let dims = product(rows.len(), wide, rank);
             products::forward(u, x, a, dims, 1.0, Write::Assign);
         });
     }
 
-    pub(super) fn up_forward(
-        y: &mut Tensor,
-        u: &Tensor,
-        b: &Tensor,
-        dims: Dims,
-        scale: f32,
-        adds: bool,
-    ) {
-        let (y, u, b) = (ViewMut::of(y), View::of(u), View::of(b));
-        let dims = product(dims.t, dims.rank, dims.wide);
-        products::forward(y, u, b, dims, scale, write(adds));
+    pub(super) fn up_forward(y: &mut Tensor, up: &Up, write: Write) {
+        let (y, u, b) = (ViewMut::of(y), View::of(up.u_tr), View::of(up.b_or));
+        let dims = product(up.dims.t, up.dims.rank, up.dims.wide);
+        products::forward(y, u, b, dims, up.scale, write);
     }
 
-    pub(super) fn up_backward(
-        d_u: &mut Tensor,
-        d_b: Option<&mut Tensor>,
-        d_y: &Tensor,
-        u: &Tensor,
-        b: &Tensor,
-        dims: Dims,
-        scale: f32,
-    ) {
-        let (d_y, b) = (View::of(d_y), View::of(b));
-        let dims = product(dims.t, dims.rank, dims.wide);
+    pub(super) fn up_backward(d_u: &mut Tensor, d_b: Option<&mut Tensor>, d_y: &Tensor, up: &Up) {
+        let (d_y, u, b) = (View::of(d_y), View::of(up.u_tr), View::of(up.b_or));
+        let dims = product(up.dims.t, up.dims.rank, up.dims.wide);
         if let Some(d_b) = d_b {
-            products::backward_weight(d_b.f32s_mut(), d_y, View::of(u), dims, scale, Write::Add);
+            let write = Write::Accumulate;
+            products::backward_weight(d_b.f32s_mut(), d_y, u, dims, up.scale, write);
         }
         let d_u = ViewMut::of(d_u);
-        products::backward_input(d_u, d_y, b, dims, scale, Write::Assign);
+        products::backward_input(d_u, d_y, b, dims, up.scale, Write::Assign);
     }
 
     pub(super) fn down_backward(
         d_x: &mut Tensor,
         d_a: Option<&mut Tensor>,
         d_u: &Tensor,
-        x: &Tensor,
-        a: &Tensor,
-        dims: Dims,
-        dropout: Option<&Dropout>,
-        adds: bool,
+        down: &Down,
+        write: Write,
     ) {
-        let (mut d_x, d_u, a) = (ViewMut::of(d_x), View::of(d_u), View::of(a));
-        let Dims { t, wide, rank } = dims;
+        let (mut d_x, d_u, a) = (ViewMut::of(d_x), View::of(d_u), View::of(down.a_ri));
+        let (t, wide, rank) = (down.dims.t, down.dims.wide, down.dims.rank);
         if let Some(d_a) = d_a {
-            for_dropped(View::of(x), dims, dropout, |rows, x| {
+            down.for_dropped(|rows, x| {
                 let d_u = d_u.slice(rows.start * rank..rows.end * rank);
                 let dims = product(rows.len(), wide, rank);
-                products::backward_weight(d_a.f32s_mut(), d_u, x, dims, 1.0, Write::Add);
+                let write = Write::Accumulate;
+                products::backward_weight(d_a.f32s_mut(), d_u, x, dims, 1.0, write);
             });
         }
-        let Some(dropout) = dropout else {
+        let Some(dropout) = down.dropout else {
             let dims = product(t, wide, rank);
-            return products::backward_input(d_x, d_u, a, dims, 1.0, write(adds));
+            return products::backward_input(d_x, d_u, a, dims, 1.0, write);
         };
         for start in (0..t).step_by(ROW_BLOCK) {
             let rows = start..(start + ROW_BLOCK).min(t);
@@ -307,9 +266,9 @@ mod cpu {
                             || {
                                 let first = (first + row * wide) as u64;
                                 dropout.apply(d_dropped, first);
-                                match adds {
-                                    true => d_x.add(d_dropped),
-                                    false => d_x.store(d_dropped),
+                                match write {
+                                    Write::Accumulate => d_x.add(d_dropped),
+                                    Write::Assign => d_x.store(d_dropped),
                                 }
                             },
                         );
@@ -318,52 +277,42 @@ mod cpu {
         }
     }
 
-    /// Blocks of rows of dropout(x), all of x at once where nothing is dropped.
-    fn for_dropped(
-        x: View,
-        dims: Dims,
-        dropout: Option<&Dropout>,
-        mut body: impl FnMut(std::ops::Range<usize>, View),
-    ) {
-        let Dims { t, wide, .. } = dims;
-        let Some(dropout) = dropout else {
-            return body(0..t, x);
-        };
-        for start in (0..t).step_by(ROW_BLOCK) {
-            let rows = start..(start + ROW_BLOCK).min(t);
-            with_scratch(rows.len() * wide, |dropped| {
-                let chunks = dropped.par_chunks_mut(wide).zip(rows.clone());
-                chunks.for_each(|(dropped, row)| {
-                    let row = row * wide..(row + 1) * wide;
-                    simd(
-                        #[inline(always)]
-                        || {
-                            x.slice(row.clone()).read_into(dropped);
-                            dropout.apply(dropped, row.start as u64);
-                        },
-                    );
+    impl Down<'_> {
+        /// Blocks of rows of dropout(x), all of x at once where nothing is dropped.
+        fn for_dropped(&self, mut body: impl FnMut(std::ops::Range<usize>, View)) {
+            let (t, wide, x) = (self.dims.t, self.dims.wide, View::of(self.x_ti));
+            let Some(dropout) = self.dropout else {
+                return body(0..t, x);
+            };
+            for start in (0..t).step_by(ROW_BLOCK) {
+                let rows = start..(start + ROW_BLOCK).min(t);
+                with_scratch(rows.len() * wide, |dropped| {
+                    let chunks = dropped.par_chunks_mut(wide).zip(rows.clone());
+                    chunks.for_each(|(dropped, row)| {
+                        let row = row * wide..(row + 1) * wide;
+                        simd(
+                            #[inline(always)]
+                            || {
+                                x.slice(row.clone()).read_into(dropped);
+                                dropout.apply(dropped, row.start as u64);
+                            },
+                        );
+                    });
+                    body(rows, View::F32(dropped));
                 });
-                body(rows, View::F32(dropped));
-            });
+            }
         }
     }
 
     fn product(t: usize, i: usize, o: usize) -> matmul::Dims {
         matmul::Dims { t, i, o }
     }
-
-    fn write(adds: bool) -> Write {
-        match adds {
-            true => Write::Add,
-            false => Write::Assign,
-        }
-    }
 }
 
 mod cuda {
-    use super::{Dims, Dropout};
+    use super::{Dims, Down, Dropout, Up, Write};
     use crate::cuda::sources::LOW_RANK;
-    use crate::cuda::{Args, Card, Cuda, Grid};
+    use crate::cuda::{Args, Cuda, DeviceProperties, Grid, Pieces};
     use crate::{DType, Result, Tensor};
 
     const THREADS: u32 = 256;
@@ -374,24 +323,18 @@ mod cuda {
     /// Blocks that a multiprocessor holds at once, by registers.
     const BLOCKS_EACH: usize = 2;
 
-    pub(super) fn down_forward(
-        cuda: Cuda,
-        u: &mut Tensor,
-        x: &Tensor,
-        a: &Tensor,
-        dims: Dims,
-        dropout: Option<&Dropout>,
-    ) -> Result<()> {
+    pub(super) fn down_forward(cuda: Cuda, u: &mut Tensor, down: &Down) -> Result<()> {
         const KERNELS: [&str; 4] = [
             "low_rank_down_forward_1",
             "low_rank_down_forward_2",
             "low_rank_down_forward_3",
             "low_rank_down_forward_4",
         ];
+        let (x, a, dims) = (down.x_ti, down.a_ri, down.dims);
         let Dims { t, wide, rank } = dims;
-        let drops = Drops::of(dropout);
+        let drops = Drops::of(down.dropout);
         if !(fits(dims, u.dtype()) && x.dtype() == DType::Bf16) {
-            return narrow(cuda, u, x, a, dims, [wide, 1], 1.0, drops);
+            return narrow(cuda, u, x, Weights::down(down), dims, drops);
         }
         for slice in slices(rank) {
             let args = Args::new()
@@ -411,15 +354,7 @@ mod cuda {
         Ok(())
     }
 
-    pub(super) fn up_forward(
-        cuda: Cuda,
-        y: &mut Tensor,
-        u: &Tensor,
-        b: &Tensor,
-        dims: Dims,
-        scale: f32,
-        adds: bool,
-    ) -> Result<()> {
+    pub(super) fn up_forward(cuda: Cuda, y: &mut Tensor, up: &Up, write: Write) -> Result<()> {
         const ASSIGNING: [&str; 4] = [
             "low_rank_up_forward_1",
             "low_rank_up_forward_2",
@@ -433,18 +368,18 @@ mod cuda {
             "low_rank_up_forward_residual_4",
         ];
         const ROWS: usize = 128;
+        let (u, b, dims) = (up.u_tr, up.b_or, up.dims);
         let Dims { t, wide, rank } = dims;
         if !fits(dims, u.dtype()) {
-            let at = [1, rank];
-            return broad(cuda, y, u, b, dims, at, adds, scale, Drops::of(None));
+            return broad(cuda, y, u, Weights::up(up), dims, Drops::of(None), write);
         }
         for slice in slices(rank) {
-            let kernel = slice.kernel([ASSIGNING, ADDING], adds);
+            let kernel = slice.kernel([ASSIGNING, ADDING], write);
             let args = Args::new()
                 .view_mut(y)
                 .pointer(slice.of_columns(u))
                 .pointer(slice.of_columns(b));
-            let args = slice.sizes(args, dims).f32(scale);
+            let args = slice.sizes(args, dims).f32(up.scale);
             let grid = grid(wide.div_ceil(64 * WARPS), t.div_ceil(ROWS));
             cuda.launch(&LOW_RANK, kernel, grid, args)?;
         }
@@ -456,10 +391,7 @@ mod cuda {
         d_u: &mut Tensor,
         d_b: Option<&mut Tensor>,
         d_y: &Tensor,
-        u: &Tensor,
-        b: &Tensor,
-        dims: Dims,
-        scale: f32,
+        up: &Up,
     ) -> Result<()> {
         const FROM_BF16: [&str; 4] = [
             "low_rank_up_backward_bf16_1",
@@ -473,23 +405,22 @@ mod cuda {
             "low_rank_up_backward_f32_3",
             "low_rank_up_backward_f32_4",
         ];
+        let (u, b, dims, scale) = (up.u_tr, up.b_or, up.dims, up.scale);
         let Dims { t, wide, rank } = dims;
         if !(fits(dims, u.dtype()) && d_u.dtype() == DType::Bf16) {
             let none = Drops::of(None);
             if let Some(d_b) = d_b {
                 weight(cuda, d_b, d_y, u, [t, wide, rank], scale, none)?;
             }
-            return narrow(cuda, d_u, d_y, b, dims, [1, rank], scale, none);
+            return narrow(cuda, d_u, d_y, Weights::up(up), dims, none);
         }
         let kernels = match d_y.dtype() {
             DType::Bf16 => FROM_BF16,
             DType::F32 => FROM_F32,
         };
         for slice in slices(rank) {
-            let parts = Parts::new(cuda.card(), dims, slice);
-            let [u_bytes, b_bytes] = parts.bytes(dims, slice);
-            let partial_u = cuda.scratch(u_bytes + b_bytes)?;
-            let partial_b = partial_u + u_bytes as u64;
+            let parts = Parts::new(cuda.properties(), dims, slice);
+            let [partial_u, partial_b] = parts.pieces(dims, slice).take(cuda)?;
             let args = Args::new()
                 .pointer(partial_u)
                 .pointer(partial_b)
@@ -530,11 +461,8 @@ mod cuda {
         d_x: &mut Tensor,
         d_a: Option<&mut Tensor>,
         d_u: &Tensor,
-        x: &Tensor,
-        a: &Tensor,
-        dims: Dims,
-        dropout: Option<&Dropout>,
-        adds: bool,
+        down: &Down,
+        write: Write,
     ) -> Result<()> {
         const ASSIGNING: [&str; 4] = [
             "low_rank_down_backward_1",
@@ -548,19 +476,19 @@ mod cuda {
             "low_rank_down_backward_residual_3",
             "low_rank_down_backward_residual_4",
         ];
+        let (x, a, dims) = (down.x_ti, down.a_ri, down.dims);
         let Dims { t, wide, rank } = dims;
-        let drops = Drops::of(dropout);
+        let drops = Drops::of(down.dropout);
         if !(fits(dims, d_u.dtype()) && x.dtype() == DType::Bf16) {
             if let Some(d_a) = d_a {
                 weight(cuda, d_a, d_u, x, [t, rank, wide], 1.0, drops)?;
             }
-            return broad(cuda, d_x, d_u, a, dims, [wide, 1], adds, 1.0, drops);
+            return broad(cuda, d_x, d_u, Weights::down(down), dims, drops, write);
         }
         for slice in slices(rank) {
-            let parts = Parts::new(cuda.card(), dims, slice);
-            let [_, a_bytes] = parts.bytes(dims, slice);
-            let partials = cuda.scratch(a_bytes)?;
-            let kernel = slice.kernel([ASSIGNING, ADDING], adds);
+            let parts = Parts::new(cuda.properties(), dims, slice);
+            let partials = cuda.scratch(parts.over_rows(dims, slice))?;
+            let kernel = slice.kernel([ASSIGNING, ADDING], write);
             let args = Args::new()
                 .view_mut(d_x)
                 .pointer(partials)
@@ -591,14 +519,12 @@ mod cuda {
     }
 
     /// See [`super::backward_scratch_bytes`]: up_backward's, which has the sums of d_u besides. The other kernels take none.
-    pub(super) fn scratch_bytes(card: Card, dims: Dims, dtype: DType) -> usize {
+    pub(super) fn scratch_bytes(gpu: DeviceProperties, dims: Dims, dtype: DType) -> usize {
         if !fits(dims, dtype) {
             return 0;
         }
-        let bytes = slices(dims.rank).map(|slice| {
-            let bytes = Parts::new(card, dims, slice).bytes(dims, slice);
-            bytes.iter().sum()
-        });
+        let bytes =
+            slices(dims.rank).map(|slice| Parts::new(gpu, dims, slice).pieces(dims, slice).bytes());
         bytes.max().unwrap_or(0)
     }
 
@@ -632,8 +558,8 @@ mod cuda {
         }
 
         /// Of kernels by tiles, assigning and adding ones: only the first slice assigns, the others add to it.
-        fn kernel(self, [assigning, adding]: [[&'static str; 4]; 2], adds: bool) -> &'static str {
-            let kernels = if adds || self.start > 0 {
+        fn kernel(self, [assigning, adding]: [[&'static str; 4]; 2], write: Write) -> &'static str {
+            let kernels = if write == Write::Accumulate || self.start > 0 {
                 adding
             } else {
                 assigning
@@ -665,11 +591,11 @@ mod cuda {
     }
 
     impl Parts {
-        fn new(card: Card, dims: Dims, slice: Slice) -> Parts {
+        fn new(gpu: DeviceProperties, dims: Dims, slice: Slice) -> Parts {
             // A warp has 64 columns, or 32 where ranks take the registers.
             let columns = if slice.tiles() == 1 { 64 } else { 32 };
             let across = dims.wide.div_ceil(columns * WARPS);
-            let at_once = card.n_multiprocessors as usize * BLOCKS_EACH;
+            let at_once = gpu.n_multiprocessors as usize * BLOCKS_EACH;
             let down = (at_once / across).max(1);
             let rows_each = dims.t.div_ceil(down).next_multiple_of(16).max(16);
             Parts {
@@ -679,11 +605,15 @@ mod cuda {
             }
         }
 
-        /// Of the partial sums over the wide dimension [across, T, width], and over rows [down, width, wide].
-        fn bytes(&self, dims: Dims, slice: Slice) -> [usize; 2] {
-            let of_wide = size_of::<f32>() * self.across * dims.t * slice.width();
-            let of_rows = size_of::<f32>() * self.down * slice.width() * dims.wide;
-            [of_wide.next_multiple_of(256), of_rows]
+        /// Of the partial sums over the wide dimension [across, T, width], and over rows.
+        fn pieces(&self, dims: Dims, slice: Slice) -> Pieces<2> {
+            let over_wide = size_of::<f32>() * self.across * dims.t * slice.width();
+            Pieces::new([over_wide, self.over_rows(dims, slice)])
+        }
+
+        /// Bytes of the partial sums over rows [down, width, wide].
+        fn over_rows(&self, dims: Dims, slice: Slice) -> usize {
+            size_of::<f32>() * self.down * slice.width() * dims.wide
         }
 
         fn grid(&self) -> Grid {
@@ -730,50 +660,75 @@ mod cuda {
         }
     }
 
-    /// out [T,R] = alpha dropout(x) wᵀ, with w's element (r, c) at r · by_row + c · by_column.
+    /// A or B for the kernels of any type: the element of rank r and feature c lies at r · by_rank + c · by_feature; `alpha` is
+    /// what its products are multiplied by.
+    struct Weights<'a> {
+        w: &'a Tensor,
+        by_rank: usize,
+        by_feature: usize,
+        alpha: f32,
+    }
+
+    impl<'a> Weights<'a> {
+        fn down(down: &Down<'a>) -> Self {
+            Weights {
+                w: down.a_ri,
+                by_rank: down.dims.wide,
+                by_feature: 1,
+                alpha: 1.0,
+            }
+        }
+
+        fn up(up: &Up<'a>) -> Self {
+            Weights {
+                w: up.b_or,
+                by_rank: 1,
+                by_feature: up.dims.rank,
+                alpha: up.scale,
+            }
+        }
+    }
+
+    /// out [T,R] = alpha dropout(x) wᵀ.
     fn narrow(
         cuda: Cuda,
         out: &mut Tensor,
         x: &Tensor,
-        w: &Tensor,
+        weights: Weights,
         dims: Dims,
-        [by_row, by_column]: [usize; 2],
-        alpha: f32,
         drops: Drops,
     ) -> Result<()> {
-        let args = Args::new().view_mut(out).view(x).view(w);
+        let args = Args::new().view_mut(out).view(x).view(weights.w);
         let args = args
             .u32(dims.rank)
             .u32(dims.wide)
-            .u32(by_row)
-            .u32(by_column)
-            .f32(alpha);
+            .u32(weights.by_rank)
+            .u32(weights.by_feature)
+            .f32(weights.alpha);
         let grid = grid(dims.t, dims.rank.div_ceil(8));
         cuda.launch(&LOW_RANK, "low_rank_any_narrow", grid, drops.args(args))
     }
 
-    /// out [T,wide] = or += dropout(alpha u w), with w's element (r, c) at r · by_row + c · by_column.
+    /// out [T,wide] = or += dropout(alpha u w).
     fn broad(
         cuda: Cuda,
         out: &mut Tensor,
         u: &Tensor,
-        w: &Tensor,
+        weights: Weights,
         dims: Dims,
-        [by_row, by_column]: [usize; 2],
-        adds: bool,
-        alpha: f32,
         drops: Drops,
+        write: Write,
     ) -> Result<()> {
         let n = dims.t * dims.wide;
-        let args = Args::new().view_mut(out).view(u).view(w);
+        let args = Args::new().view_mut(out).view(u).view(weights.w);
         let args = args
             .u64(n as u64)
             .u32(dims.rank)
             .u32(dims.wide)
-            .u32(by_row)
-            .u32(by_column)
-            .u32(usize::from(adds))
-            .f32(alpha);
+            .u32(weights.by_rank)
+            .u32(weights.by_feature)
+            .u32(usize::from(write == Write::Accumulate))
+            .f32(weights.alpha);
         let grid = Grid::each(n, THREADS);
         cuda.launch(&LOW_RANK, "low_rank_any_wide", grid, drops.args(args))
     }
@@ -792,6 +747,155 @@ mod cuda {
         let args = args.u32(t).u32(p_width).u32(q_width).f32(alpha);
         let grid = Grid::each(p_width * q_width, THREADS);
         cuda.launch(&LOW_RANK, "low_rank_any_weight", grid, drops.args(args))
+    }
+}
+
+pub(crate) mod examples {
+    use super::{Dropout, Write};
+    use crate::DType::{self, Bf16, F32};
+    use crate::example::{Example, Sizes, Tolerance};
+
+    /// T, I, O, R: ranks and widths of the fast kernels, in slices too, and odd ones.
+    const SHAPES: [[usize; 4]; 10] = [
+        [70, 128, 96, 16],
+        [37, 72, 40, 8],
+        [1, 256, 128, 64],
+        [129, 520, 1032, 32],
+        [200, 64, 136, 48],
+        [16, 32, 32, 4],
+        [600, 1208, 1096, 16],
+        [90, 104, 80, 130],
+        [33, 40, 24, 3],
+        [50, 33, 47, 16],
+    ];
+
+    /// Of x, u and y; of d_y; of d_x.
+    const KINDS: [[DType; 3]; 4] = [
+        [F32, F32, F32],
+        [Bf16, Bf16, Bf16],
+        // Gradients of the residual stream are f32.
+        [Bf16, F32, Bf16],
+        [Bf16, Bf16, F32],
+    ];
+
+    const SCALE: f32 = 2.5;
+
+    pub(crate) fn compared() -> Vec<Example> {
+        let mut all = Vec::new();
+        for kind in KINDS {
+            for shape in SHAPES {
+                for rate in [0.0, 0.1] {
+                    all.push(down_forward(shape, kind, rate));
+                    all.push(up_backward(shape, kind));
+                    for write in [Write::Assign, Write::Accumulate] {
+                        all.push(up_forward(shape, kind, write));
+                        all.push(down_backward(shape, kind, rate, write));
+                    }
+                    all.push(down_backward_frozen(shape, kind, rate));
+                }
+            }
+        }
+        all
+    }
+
+    pub(crate) fn timed(sizes: &Sizes) -> Vec<Example> {
+        let (d, f) = (sizes.hidden, sizes.feed_forward);
+        let shape = [sizes.n_tokens, d, f, sizes.rank];
+        let kind = [sizes.dtype; 3];
+        let rate = 0.01;
+        vec![
+            down_forward(shape, kind, rate),
+            up_forward(shape, kind, Write::Assign),
+            up_backward(shape, kind),
+            down_backward(shape, kind, rate, Write::Assign),
+        ]
+    }
+
+    fn example(name: &'static str, [t, i, o, r]: [usize; 4], kind: [DType; 3]) -> Example {
+        // Beside bf16 a GPU rounds A, B and d_y to bf16.
+        let f32 = if kind[0] == F32 { 1e-5 } else { 6e-3 };
+        Example::new(name, format!("t{t}_i{i}_o{o}_r{r}")).tolerance(Tolerance { f32, bf16: 6e-3 })
+    }
+
+    fn product(t: usize, wide: usize, rank: usize) -> f64 {
+        2.0 * (t * wide * rank) as f64
+    }
+
+    fn dropout(rate: f32) -> Option<Dropout> {
+        (rate > 0.0).then_some(Dropout {
+            rate,
+            seed: 77,
+            stream: 3,
+        })
+    }
+
+    fn down_forward(shape: [usize; 4], kind: [DType; 3], rate: f32) -> Example {
+        let [t, i, _, r] = shape;
+        let drops = dropout(rate);
+        example("low_rank/down_forward", shape, kind)
+            .out("u", &[t, r], kind[0])
+            .input("x", &[t, i], kind[0])
+            .input("a", &[r, i], F32)
+            .operations_at_least(product(t, i, r))
+            .run(move |[u], [x, a]| super::down_forward(u, x, a, drops.as_ref()))
+    }
+
+    fn up_forward(shape: [usize; 4], kind: [DType; 3], write: Write) -> Example {
+        let [t, _, o, r] = shape;
+        let example = example("low_rank/up_forward", shape, kind);
+        let example = match write {
+            Write::Assign => example.out("y", &[t, o], kind[0]),
+            Write::Accumulate => example.updated("y", &[t, o], kind[0]),
+        };
+        example
+            .input("u", &[t, r], kind[0])
+            .input("b", &[o, r], F32)
+            .operations_at_least(product(t, o, r))
+            .run(move |[y], [u, b]| super::up_forward(y, u, b, SCALE, write))
+    }
+
+    fn up_backward(shape: [usize; 4], kind: [DType; 3]) -> Example {
+        let [t, _, o, r] = shape;
+        example("low_rank/up_backward", shape, kind)
+            .out("d_u", &[t, r], kind[0])
+            .updated("d_b", &[o, r], F32)
+            .input("d_y", &[t, o], kind[1])
+            .input("u", &[t, r], kind[0])
+            .input("b", &[o, r], F32)
+            .operations_at_least(2.0 * product(t, o, r))
+            .run(|[d_u, d_b], [d_y, u, b]| super::up_backward(d_u, Some(d_b), d_y, u, b, SCALE))
+    }
+
+    fn down_backward(shape: [usize; 4], kind: [DType; 3], rate: f32, write: Write) -> Example {
+        let [t, i, _, r] = shape;
+        let drops = dropout(rate);
+        let example = example("low_rank/down_backward", shape, kind);
+        let example = match write {
+            Write::Assign => example.out("d_x", &[t, i], kind[2]),
+            Write::Accumulate => example.updated("d_x", &[t, i], kind[2]),
+        };
+        example
+            .updated("d_a", &[r, i], F32)
+            .input("d_u", &[t, r], kind[0])
+            .input("x", &[t, i], kind[0])
+            .input("a", &[r, i], F32)
+            .operations_at_least(2.0 * product(t, i, r))
+            .run(move |[d_x, d_a], [d_u, x, a]| {
+                super::down_backward(d_x, Some(d_a), d_u, x, a, drops.as_ref(), write)
+            })
+    }
+
+    fn down_backward_frozen(shape: [usize; 4], kind: [DType; 3], rate: f32) -> Example {
+        let [t, i, _, r] = shape;
+        let drops = dropout(rate);
+        example("low_rank/down_backward", shape, kind)
+            .updated("d_x, frozen", &[t, i], kind[2])
+            .input("d_u", &[t, r], kind[0])
+            .input("x", &[t, i], kind[0])
+            .input("a", &[r, i], F32)
+            .run(move |[d_x], [d_u, x, a]| {
+                super::down_backward(d_x, None, d_u, x, a, drops.as_ref(), Write::Accumulate)
+            })
     }
 }
 
@@ -843,13 +947,13 @@ mod tests {
                     assert_close("u", &u, &f64s(&want), tolerance);
 
                     let mut want = zeros(&[t, o]);
-                    matmul::forward_residual(&mut want, &u, &b, SCALE).unwrap();
+                    matmul::forward_accumulate(&mut want, &u, &b, SCALE).unwrap();
                     let mut y = Tensor::poison(&[t, o], dtype);
-                    up_forward(&mut y, &u, &b, SCALE).unwrap();
+                    up_forward(&mut y, &u, &b, SCALE, Write::Assign).unwrap();
                     assert_close("y", &y, &f64s(&want), tolerance);
                     let before = tensor(&[t, o], 4, dtype);
                     let mut y = before.clone();
-                    up_forward_residual(&mut y, &u, &b, SCALE).unwrap();
+                    up_forward(&mut y, &u, &b, SCALE, Write::Accumulate).unwrap();
                     assert_close("y added to", &y, &plus(&f64s(&want), &before), tolerance);
                 }
             }
@@ -869,28 +973,32 @@ mod tests {
                     let d_y = tensor(&[t, o], 5, dtype);
 
                     let mut want_u = zeros(&[t, r]);
-                    matmul::backward_input(&mut want_u, &d_y, &b, SCALE).unwrap();
+                    matmul::backward_input(&mut want_u, &d_y, &b, SCALE, Write::Assign).unwrap();
                     let before = tensor(&[o, r], 6, DType::F32);
                     let mut want_b = before.clone();
-                    matmul::backward_weight(&mut want_b, &d_y, &u, SCALE).unwrap();
+                    matmul::backward_weight(&mut want_b, &d_y, &u, SCALE, Write::Accumulate)
+                        .unwrap();
                     let (mut d_u, mut d_b) = (Tensor::poison(&[t, r], dtype), before.clone());
                     up_backward(&mut d_u, Some(&mut d_b), &d_y, &u, &b, SCALE).unwrap();
                     assert_close("d_u", &d_u, &f64s(&want_u), tolerance);
                     assert_close("d_b", &d_b, &f64s(&want_b), 1e-5);
 
                     let mut product = zeros(&[t, i]);
-                    matmul::backward_input(&mut product, &d_u, &a, 1.0).unwrap();
+                    matmul::backward_input(&mut product, &d_u, &a, 1.0, Write::Assign).unwrap();
                     let want_x = f64s(&dropped(&product, drops));
                     let before = tensor(&[r, i], 7, DType::F32);
                     let mut want_a = before.clone();
-                    matmul::backward_weight(&mut want_a, &d_u, &dropped(&x, drops), 1.0).unwrap();
+                    let x_dropped = dropped(&x, drops);
+                    matmul::backward_weight(&mut want_a, &d_u, &x_dropped, 1.0, Write::Accumulate)
+                        .unwrap();
                     let (mut d_x, mut d_a) = (Tensor::poison(&[t, i], dtype), before.clone());
-                    down_backward(&mut d_x, Some(&mut d_a), &d_u, &x, &a, drops).unwrap();
+                    down_backward(&mut d_x, Some(&mut d_a), &d_u, &x, &a, drops, Write::Assign)
+                        .unwrap();
                     assert_close("d_x", &d_x, &want_x, tolerance);
                     assert_close("d_a", &d_a, &f64s(&want_a), 1e-5);
                     let before = tensor(&[t, i], 8, dtype);
                     let mut d_x = before.clone();
-                    down_backward_residual(&mut d_x, None, &d_u, &x, &a, drops).unwrap();
+                    down_backward(&mut d_x, None, &d_u, &x, &a, drops, Write::Accumulate).unwrap();
                     assert_close("d_x added to", &d_x, &plus(&want_x, &before), tolerance);
                 }
             }
@@ -900,12 +1008,12 @@ mod tests {
     /// As the kernels lay out what blocks add up apart, an H100's at the shapes of a released size.
     #[test]
     fn scratch_holds_the_partial_sums_of_every_slice() {
-        let card = Card {
+        let gpu = DeviceProperties {
             compute: 90,
             n_multiprocessors: 132,
             memory_bytes: 80 << 30,
         };
-        let bytes = |dims, dtype| backward_scratch_bytes(card, dims, dtype);
+        let bytes = |dims, dtype| backward_scratch_bytes(gpu, dims, dtype);
         // 18 blocks across, so 14 of 592 rows each down.
         let want = 4 * 16 * (18 * 8192 + 14 * 9216);
         assert_eq!(bytes([8192, 9216, 16], DType::Bf16), want);

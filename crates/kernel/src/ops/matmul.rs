@@ -4,7 +4,7 @@
 //! two of them are not widened at all. Up to 32 rows (decoding) go past gemm: each weight is read once
 //! from memory and each result is one dot product, the same bytes for a row whether it comes alone or with others.
 
-use super::{check, copy};
+use super::{Write, check, copy};
 use crate::cpu::{View, ViewMut};
 use crate::{Device, Error, Result, Tensor};
 
@@ -21,9 +21,14 @@ pub fn forward(y_to: &mut Tensor, x_ti: &Tensor, w_oi: &Tensor) -> Result<()> {
 ///
 /// # Errors
 /// As [`forward`].
-pub fn forward_residual(y_to: &mut Tensor, x_ti: &Tensor, w_oi: &Tensor, alpha: f32) -> Result<()> {
-    const OP: &str = "matmul::forward_residual";
-    forward_as(OP, y_to, x_ti, w_oi, alpha, Write::Add)
+pub fn forward_accumulate(
+    y_to: &mut Tensor,
+    x_ti: &Tensor,
+    w_oi: &Tensor,
+    alpha: f32,
+) -> Result<()> {
+    const OP: &str = "matmul::forward_accumulate";
+    forward_as(OP, y_to, x_ti, w_oi, alpha, Write::Accumulate)
 }
 
 /// y_to = base_to + x_ti w_oiᵀ. Shapes as in [`forward`], base_to as y_to and of its type.
@@ -52,7 +57,7 @@ pub fn forward_onto(
         Device::Cpu => {
             copy::forward(y_to, 0, base_to, 0, base_to.numel())?;
             let (x, w) = (View::of(x_ti), View::of(w_oi));
-            cpu::forward(ViewMut::of(y_to), x, w, dims, 1.0, Write::Add);
+            cpu::forward(ViewMut::of(y_to), x, w, dims, 1.0, Write::Accumulate);
         }
         Device::Cuda(cuda) => {
             let base = Some(base_to.device_pointer());
@@ -62,7 +67,7 @@ pub fn forward_onto(
     Ok(())
 }
 
-/// d_x_ti = alpha · d_y_to w_oi. Shapes as in [`forward`].
+/// d_x_ti = or += alpha · d_y_to w_oi. Shapes as in [`forward`].
 ///
 /// # Errors
 /// As [`forward`].
@@ -71,26 +76,25 @@ pub fn backward_input(
     d_y_to: &Tensor,
     w_oi: &Tensor,
     alpha: f32,
+    write: Write,
 ) -> Result<()> {
     const OP: &str = "matmul::backward_input";
-    backward_input_as(OP, d_x_ti, d_y_to, w_oi, alpha, Write::Assign)
+    let dims = Dims::new(OP, ("d_y_to", d_y_to), ("d_x_ti", d_x_ti), ("w_oi", w_oi))?;
+    match check::device(OP, d_x_ti, &[("d_y_to", d_y_to), ("w_oi", w_oi)])? {
+        Device::Cpu => {
+            let (d_x, d_y) = (ViewMut::of(d_x_ti), View::of(d_y_to));
+            cpu::backward_input(d_x, d_y, View::of(w_oi), dims, alpha, write);
+        }
+        Device::Cuda(cuda) => {
+            let base = (write == Write::Accumulate).then(|| d_x_ti.device_pointer());
+            cuda::backward_input(cuda, d_x_ti, d_y_to, w_oi, dims, alpha, base)?;
+        }
+    }
+    Ok(())
 }
 
-/// d_x_ti += alpha · d_y_to w_oi. Shapes as in [`forward`].
-///
-/// # Errors
-/// As [`forward`].
-pub fn backward_input_residual(
-    d_x_ti: &mut Tensor,
-    d_y_to: &Tensor,
-    w_oi: &Tensor,
-    alpha: f32,
-) -> Result<()> {
-    const OP: &str = "matmul::backward_input_residual";
-    backward_input_as(OP, d_x_ti, d_y_to, w_oi, alpha, Write::Add)
-}
-
-/// d_w_oi += alpha · d_y_toᵀ x_ti. Shapes as in [`forward`], d_w_oi f32.
+/// d_w_oi = or += alpha · d_y_toᵀ x_ti; assigned by the first product of a sum, which need not read what was there.
+/// Shapes as in [`forward`], d_w_oi f32.
 ///
 /// # Errors
 /// As [`forward`], and [`crate::Error::DType`] where d_w_oi is not f32.
@@ -99,36 +103,12 @@ pub fn backward_weight(
     d_y_to: &Tensor,
     x_ti: &Tensor,
     alpha: f32,
-) -> Result<()> {
-    const OP: &str = "matmul::backward_weight";
-    backward_weight_as(OP, d_w_oi, d_y_to, x_ti, alpha, Write::Add)
-}
-
-/// d_w_oi = alpha · d_y_toᵀ x_ti: [`backward_weight`] for the first product of a sum, which need not read what was there.
-///
-/// # Errors
-/// As [`backward_weight`].
-pub fn backward_weight_assign(
-    d_w_oi: &mut Tensor,
-    d_y_to: &Tensor,
-    x_ti: &Tensor,
-    alpha: f32,
-) -> Result<()> {
-    const OP: &str = "matmul::backward_weight_assign";
-    backward_weight_as(OP, d_w_oi, d_y_to, x_ti, alpha, Write::Assign)
-}
-
-fn backward_weight_as(
-    op: &'static str,
-    d_w_oi: &mut Tensor,
-    d_y_to: &Tensor,
-    x_ti: &Tensor,
-    alpha: f32,
     write: Write,
 ) -> Result<()> {
-    let dims = Dims::new(op, ("d_y_to", d_y_to), ("x_ti", x_ti), ("d_w_oi", d_w_oi))?;
-    check::f32(op, "d_w_oi", d_w_oi)?;
-    let device = check::device(op, d_w_oi, &[("d_y_to", d_y_to), ("x_ti", x_ti)])?;
+    const OP: &str = "matmul::backward_weight";
+    let dims = Dims::new(OP, ("d_y_to", d_y_to), ("x_ti", x_ti), ("d_w_oi", d_w_oi))?;
+    check::f32(OP, "d_w_oi", d_w_oi)?;
+    let device = check::device(OP, d_w_oi, &[("d_y_to", d_y_to), ("x_ti", x_ti)])?;
     match device {
         Device::Cpu => {
             let (d_y, x) = (View::of(d_y_to), View::of(x_ti));
@@ -139,7 +119,8 @@ fn backward_weight_as(
             if write == Write::Assign && dims.t == 0 {
                 d_w_oi.fill_zero()?;
             }
-            let base = (write == Write::Add || dims.t == 0).then(|| d_w_oi.device_pointer());
+            let accumulates = write == Write::Accumulate || dims.t == 0;
+            let base = accumulates.then(|| d_w_oi.device_pointer());
             cuda::backward_weight(cuda, d_w_oi, d_y_to, x_ti, dims, alpha, base)?;
         }
     }
@@ -161,30 +142,8 @@ fn forward_as(
             cpu::forward(ViewMut::of(y_to), x, w, dims, alpha, write);
         }
         Device::Cuda(cuda) => {
-            let base = (write == Write::Add).then(|| y_to.device_pointer());
+            let base = (write == Write::Accumulate).then(|| y_to.device_pointer());
             cuda::forward(cuda, y_to, x_ti, w_oi, dims, alpha, base)?;
-        }
-    }
-    Ok(())
-}
-
-fn backward_input_as(
-    op: &'static str,
-    d_x_ti: &mut Tensor,
-    d_y_to: &Tensor,
-    w_oi: &Tensor,
-    alpha: f32,
-    write: Write,
-) -> Result<()> {
-    let dims = Dims::new(op, ("d_y_to", d_y_to), ("d_x_ti", d_x_ti), ("w_oi", w_oi))?;
-    match check::device(op, d_x_ti, &[("d_y_to", d_y_to), ("w_oi", w_oi)])? {
-        Device::Cpu => {
-            let (d_x, d_y) = (ViewMut::of(d_x_ti), View::of(d_y_to));
-            cpu::backward_input(d_x, d_y, View::of(w_oi), dims, alpha, write);
-        }
-        Device::Cuda(cuda) => {
-            let base = (write == Write::Add).then(|| d_x_ti.device_pointer());
-            cuda::backward_input(cuda, d_x_ti, d_y_to, w_oi, dims, alpha, base)?;
         }
     }
     Ok(())
@@ -220,20 +179,13 @@ impl Dims {
     }
 }
 
-/// What a product does to its output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Write {
-    Assign,
-    Add,
-}
-
 pub(super) mod cpu {
     use pulp::{Simd, WithSimd};
     use rayon::prelude::*;
 
     use super::{Dims, Write};
     use crate::cpu::gemm::{Mat, MatMut, Threads, gemm};
-    use crate::cpu::gemm_bf16::{self, Factor};
+    use crate::cpu::gemm_bf16::{self, Operand};
     use crate::cpu::{View, ViewMut, par_read_into, simd, with_scratch};
 
     /// Rows up to which a product is done as dot products: there the weights' way from memory is what costs, and gemm would
@@ -254,9 +206,9 @@ pub(super) mod cpu {
         if t <= FEW_ROWS || i == 0 {
             return forward_few_rows(y, x, w, dims, alpha, write);
         }
-        if let (View::Bf16(x), View::Bf16(w), Some(dots)) = (x, w, gemm_bf16::native()) {
-            let (x, w) = (Factor::lines(x, t, i), Factor::lines(w, o, i));
-            return dots.product(y, alpha, x, w, beta(write));
+        if let (View::Bf16(x), View::Bf16(w), Some(native)) = (x, w, gemm_bf16::native()) {
+            let (x, w) = (Operand::row_major(x, t, i), Operand::row_major(w, o, i));
+            return native.product(y, alpha, x, w, beta(write));
         }
         for_row_blocks(t, &[x, w], y.is_f32(), |rows| {
             let t = rows.len();
@@ -294,9 +246,12 @@ pub(super) mod cpu {
         write: Write,
     ) {
         let Dims { t, i, o } = dims;
-        if let (View::Bf16(d_y), View::Bf16(w), Some(dots)) = (d_y, w, gemm_bf16::native()) {
-            let (d_y, w) = (Factor::lines(d_y, t, o), Factor::columns(w, o, i));
-            return dots.product(d_x, alpha, d_y, w, beta(write));
+        if let (View::Bf16(d_y), View::Bf16(w), Some(native)) = (d_y, w, gemm_bf16::native()) {
+            let (d_y, w) = (
+                Operand::row_major(d_y, t, o),
+                Operand::column_major(w, o, i),
+            );
+            return native.product(d_x, alpha, d_y, w, beta(write));
         }
         for_row_blocks(t, &[d_y, w], d_x.is_f32(), |rows| {
             let t = rows.len();
@@ -338,9 +293,12 @@ pub(super) mod cpu {
         if t == 0 && beta == 0.0 {
             d_w.fill(0.0);
         }
-        if let (View::Bf16(d_y), View::Bf16(x), Some(dots)) = (d_y, x, gemm_bf16::native()) {
-            let (d_y, x) = (Factor::columns(d_y, t, o), Factor::columns(x, t, i));
-            return dots.product(ViewMut::F32(d_w), alpha, d_y, x, beta);
+        if let (View::Bf16(d_y), View::Bf16(x), Some(native)) = (d_y, x, gemm_bf16::native()) {
+            let (d_y, x) = (
+                Operand::column_major(d_y, t, o),
+                Operand::column_major(x, t, i),
+            );
+            return native.product(ViewMut::F32(d_w), alpha, d_y, x, beta);
         }
         for_row_blocks(t, &[d_y, x], true, |rows| {
             let t = rows.len();
@@ -577,7 +535,7 @@ pub(super) mod cpu {
             #[inline(always)]
             || match write {
                 Write::Assign => y.store(values),
-                Write::Add => y.add(values),
+                Write::Accumulate => y.add(values),
             },
         );
     }
@@ -585,7 +543,7 @@ pub(super) mod cpu {
     fn beta(write: Write) -> f32 {
         match write {
             Write::Assign => 0.0,
-            Write::Add => 1.0,
+            Write::Accumulate => 1.0,
         }
     }
 }
@@ -593,7 +551,7 @@ pub(super) mod cpu {
 /// Through cuBLASLt. Two f32 operands are multiplied in f32; where one is bf16, or the result is, all are rounded to bf16 first.
 mod cuda {
     use super::Dims;
-    use crate::cuda::{Cuda, Gemm, Operand};
+    use crate::cuda::{Cuda, Gemm, Operand, Pieces};
     use crate::ops::copy;
     use crate::{DType, Result, Tensor};
 
@@ -706,39 +664,140 @@ mod cuda {
         dtypes.map(|dtype| dtype == DType::F32 && !all_f32)
     }
 
-    /// Scratch of a rounded operand.
-    fn rounded_bytes(numel: usize) -> usize {
-        (numel * DType::Bf16.size()).next_multiple_of(256)
-    }
-
     /// Addresses of both operands in one dtype.
     fn operands(cuda: Cuda, a: &Tensor, b: &Tensor, out_dtype: DType) -> Result<(u64, u64, DType)> {
         let both = [a, b];
         let rounded = rounded(both.map(Tensor::dtype), out_dtype);
-        let sizes = [0, 1].map(|i| match rounded[i] {
-            true => rounded_bytes(both[i].numel()),
-            false => 0,
-        });
         let mut pointers = both.map(Tensor::device_pointer);
         if rounded == [false; 2] {
             return Ok((pointers[0], pointers[1], a.dtype()));
         }
-        let mut at = cuda.scratch(sizes.iter().sum())?;
+        let numels = [0, 1].map(|i| if rounded[i] { both[i].numel() } else { 0 });
+        let places = Pieces::new(numels.map(|numel| numel * DType::Bf16.size())).take(cuda)?;
         for i in 0..2 {
             if rounded[i] {
-                copy::cuda::to_bf16(cuda, at, both[i])?;
-                pointers[i] = at;
-                at += sizes[i] as u64;
+                copy::cuda::to_bf16(cuda, places[i], both[i])?;
+                pointers[i] = places[i];
             }
         }
         Ok((pointers[0], pointers[1], DType::Bf16))
     }
 }
 
+pub(crate) mod examples {
+    use super::Write;
+    use crate::DType::{self, Bf16, F32};
+    use crate::example::{Example, Sizes, Tolerance};
+
+    /// Of x, w and y.
+    const KINDS: [[DType; 3]; 6] = [
+        [F32, F32, F32],
+        [Bf16, Bf16, Bf16],
+        [Bf16, Bf16, F32],
+        // A gradient in f32 against bf16 weights; an f32 adapter under bf16 activations.
+        [F32, Bf16, Bf16],
+        [Bf16, F32, Bf16],
+        // An adapter's gradient from the f32 residual stream.
+        [F32, F32, Bf16],
+    ];
+
+    pub(crate) fn compared() -> Vec<Example> {
+        let mut all = Vec::new();
+        for kind in KINDS {
+            for shape in [[64, 128, 96], [37, 72, 40], [1, 256, 128], [129, 16, 520]] {
+                all.push(forward(shape, kind));
+                all.push(forward_accumulate(shape, kind));
+                all.push(forward_onto(shape, kind));
+                for write in [Write::Assign, Write::Accumulate] {
+                    all.push(backward_input(shape, kind, 2.0, write));
+                    all.push(backward_weight(shape, kind, write));
+                }
+            }
+        }
+        all
+    }
+
+    pub(crate) fn timed(sizes: &Sizes) -> Vec<Example> {
+        let shape = [sizes.n_tokens, sizes.hidden, sizes.feed_forward];
+        let kind = [sizes.dtype; 3];
+        vec![
+            forward(shape, kind),
+            backward_input(shape, kind, 1.0, Write::Assign),
+            backward_weight(shape, kind, Write::Accumulate),
+        ]
+    }
+
+    fn example(name: &'static str, [t, i, o]: [usize; 3], kind: [DType; 3]) -> Example {
+        let [x_type, w_type, y_type] = kind;
+        // Where one operand is bf16 the GPU rounds the other to bf16 as well.
+        let mixed = x_type != w_type || (x_type == F32 && y_type == Bf16);
+        Example::new(name, format!("t{t}_i{i}_o{o}"))
+            .tolerance(Tolerance {
+                f32: if mixed { 5e-3 } else { 2e-6 },
+                bf16: 5e-3,
+            })
+            .operations_at_least(2.0 * (t * i) as f64 * o as f64)
+    }
+
+    fn forward(shape: [usize; 3], kind: [DType; 3]) -> Example {
+        let ([t, i, o], [x_type, w_type, y_type]) = (shape, kind);
+        example("matmul/forward", shape, kind)
+            .out("y", &[t, o], y_type)
+            .input("x", &[t, i], x_type)
+            .input("w", &[o, i], w_type)
+            .run(|[y], [x, w]| super::forward(y, x, w))
+    }
+
+    fn forward_accumulate(shape: [usize; 3], kind: [DType; 3]) -> Example {
+        let ([t, i, o], [x_type, w_type, y_type]) = (shape, kind);
+        example("matmul/forward_accumulate", shape, kind)
+            .updated("y", &[t, o], y_type)
+            .input("x", &[t, i], x_type)
+            .input("w", &[o, i], w_type)
+            .run(|[y], [x, w]| super::forward_accumulate(y, x, w, 0.5))
+    }
+
+    fn forward_onto(shape: [usize; 3], kind: [DType; 3]) -> Example {
+        let ([t, i, o], [x_type, w_type, y_type]) = (shape, kind);
+        example("matmul/forward_onto", shape, kind)
+            .out("y", &[t, o], y_type)
+            .input("base", &[t, o], y_type)
+            .input("x", &[t, i], x_type)
+            .input("w", &[o, i], w_type)
+            .run(|[y], [base, x, w]| super::forward_onto(y, base, x, w))
+    }
+
+    fn backward_input(shape: [usize; 3], kind: [DType; 3], alpha: f32, write: Write) -> Example {
+        let ([t, i, o], [d_y_type, w_type, d_x_type]) = (shape, kind);
+        let example = example("matmul/backward_input", shape, kind);
+        let example = match write {
+            Write::Assign => example.out("d_x", &[t, i], d_x_type),
+            Write::Accumulate => example.updated("d_x", &[t, i], d_x_type),
+        };
+        example
+            .input("d_y", &[t, o], d_y_type)
+            .input("w", &[o, i], w_type)
+            .run(move |[d_x], [d_y, w]| super::backward_input(d_x, d_y, w, alpha, write))
+    }
+
+    fn backward_weight(shape: [usize; 3], kind: [DType; 3], write: Write) -> Example {
+        let ([t, i, o], [x_type, ..]) = (shape, kind);
+        let example = example("matmul/backward_weight", shape, kind);
+        let example = match write {
+            Write::Assign => example.out("d_w", &[o, i], F32),
+            Write::Accumulate => example.updated("d_w", &[o, i], F32),
+        };
+        example
+            .input("d_y", &[t, o], x_type)
+            .input("x", &[t, i], x_type)
+            .run(move |[d_w], [d_y, x]| super::backward_weight(d_w, d_y, x, 1.0, write))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{STORAGES, assert_close, f64s, plus, rows, tensor};
+    use crate::ops::testing::{STORAGES, assert_close, f64s, plus, pool, rows, tensor};
     use crate::{DType, Error};
 
     /// Few rows in even and odd number, many rows, several panels of weights and blocks of rows; nothing a multiple of a vector.
@@ -793,7 +852,7 @@ mod tests {
                 let mut onto = Tensor::poison(&[t, o], y_dtype);
                 forward_onto(&mut onto, &before, &x, &w).unwrap();
                 assert_close("y onto a base", &onto, &plus(&want, &before), tolerance);
-                forward_residual(&mut y, &x, &w, -0.5).unwrap();
+                forward_accumulate(&mut y, &x, &w, -0.5).unwrap();
                 let want: Vec<f64> = want.iter().map(|y| -0.5 * y).collect();
                 assert_close("y added to", &y, &plus(&want, &before), tolerance);
             }
@@ -812,19 +871,19 @@ mod tests {
                     |l, i_idx| 0.25 * w_64[l * i + i_idx],
                 );
                 let mut d_x = Tensor::poison(&[t, i], x_dtype);
-                backward_input(&mut d_x, &d_y, &w, 0.25).unwrap();
+                backward_input(&mut d_x, &d_y, &w, 0.25, Write::Assign).unwrap();
                 assert_close("d_x", &d_x, &want, tolerance);
 
                 let before = tensor(&[t, i], 3, x_dtype);
                 let mut d_x = before.clone();
-                backward_input_residual(&mut d_x, &d_y, &w, 0.25).unwrap();
+                backward_input(&mut d_x, &d_y, &w, 0.25, Write::Accumulate).unwrap();
                 assert_close("d_x added to", &d_x, &plus(&want, &before), tolerance);
             }
         }
     }
 
     #[test]
-    fn backward_weight_adds_to_what_was_there() {
+    fn backward_weight_assigns_or_adds_to_what_was_there() {
         for (t, i, o) in SHAPES {
             for (_, x_dtype, y_dtype, _) in storages().take(4) {
                 let (d_y, x) = (tensor(&[t, o], 1, y_dtype), tensor(&[t, i], 2, x_dtype));
@@ -836,10 +895,10 @@ mod tests {
                 );
                 let before = tensor(&[o, i], 3, DType::F32);
                 let mut d_w = before.clone();
-                backward_weight(&mut d_w, &d_y, &x, 2.0).unwrap();
+                backward_weight(&mut d_w, &d_y, &x, 2.0, Write::Accumulate).unwrap();
                 assert_close("d_w", &d_w, &plus(&want, &before), 1e-5);
                 let mut d_w = Tensor::poison(&[o, i], DType::F32);
-                backward_weight_assign(&mut d_w, &d_y, &x, 2.0).unwrap();
+                backward_weight(&mut d_w, &d_y, &x, 2.0, Write::Assign).unwrap();
                 assert_close("d_w assigned", &d_w, &want, 1e-5);
             }
         }
@@ -867,17 +926,13 @@ mod tests {
                 tensor(&[o, i], 2, DType::F32),
             );
             let run = |n_threads: usize| {
-                let pool = rayon::ThreadPoolBuilder::new()
-                    .num_threads(n_threads)
-                    .build()
-                    .unwrap();
-                pool.install(|| {
+                pool(n_threads).install(|| {
                     let mut y = Tensor::poison(&[t, o], DType::F32);
                     let mut d_x = Tensor::poison(&[t, i], DType::F32);
                     let mut d_w = Tensor::zeros(&[o, i], DType::F32);
                     forward(&mut y, &x, &w).unwrap();
-                    backward_input(&mut d_x, &y, &w, 1.0).unwrap();
-                    backward_weight(&mut d_w, &y, &x, 1.0).unwrap();
+                    backward_input(&mut d_x, &y, &w, 1.0, Write::Assign).unwrap();
+                    backward_weight(&mut d_w, &y, &x, 1.0, Write::Accumulate).unwrap();
                     [y, d_x, d_w]
                 })
             };
@@ -910,13 +965,15 @@ mod tests {
             forward(&mut y, &zeros(&[t, 0]), &zeros(&[3, 0])).unwrap();
             assert_eq!(y, zeros(&[t, 3]));
             let mut d_x = Tensor::poison(&[t, 3], DType::F32);
-            backward_input(&mut d_x, &zeros(&[t, 0]), &zeros(&[0, 3]), 1.0).unwrap();
+            let (d_y, w) = (zeros(&[t, 0]), zeros(&[0, 3]));
+            backward_input(&mut d_x, &d_y, &w, 1.0, Write::Assign).unwrap();
             assert_eq!(d_x, zeros(&[t, 3]));
         }
         forward(&mut zeros(&[0, 3]), &zeros(&[0, 4]), &zeros(&[3, 4])).unwrap();
         let mut d_w = tensor(&[3, 4], 1, DType::F32);
         let before = d_w.clone();
-        backward_weight(&mut d_w, &zeros(&[0, 3]), &zeros(&[0, 4]), 1.0).unwrap();
+        let (d_y, x) = (zeros(&[0, 3]), zeros(&[0, 4]));
+        backward_weight(&mut d_w, &d_y, &x, 1.0, Write::Accumulate).unwrap();
         assert_eq!(d_w, before);
     }
 
@@ -970,7 +1027,8 @@ mod tests {
         );
         assert!(matches!(got, Err(Error::Shape { arg: "x_ti", .. })));
         let d_y = tensor(&[6, 4], 3, DType::F32);
-        let got = backward_weight(&mut Tensor::zeros(&[4, 5], DType::Bf16), &d_y, &x, 1.0);
+        let mut d_w = Tensor::zeros(&[4, 5], DType::Bf16);
+        let got = backward_weight(&mut d_w, &d_y, &x, 1.0, Write::Accumulate);
         assert!(matches!(got, Err(Error::DType { arg: "d_w_oi", .. })));
     }
 }

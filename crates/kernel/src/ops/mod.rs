@@ -2,7 +2,7 @@
 //!
 //! The contract, for every op:
 //! - outputs first, inputs next, scalars last;
-//! - activation gradients are assigned, weight gradients are added to (`+=`), unless the name says `residual` (then the activation is added to);
+//! - activation gradients are assigned, weight gradients are added to (`+=`), unless the name says `accumulate` or a [`Write`] is given;
 //! - storage is f32 or bf16, freely mixed between arguments unless a doc line fixes it; every sum is f32; weight gradients are f32
 //!   (a product on a GPU rounds an f32 operand to bf16 where the other operand or the result is bf16);
 //! - every element of an assigned output is written (tests hand in NaN);
@@ -13,6 +13,8 @@
 //!
 //! Legend of shape suffixes: T tokens (packed), D hidden, H query or value heads, G key (and key:value) heads, K key dim,
 //! V value dim, N attention head dim, F feed-forward, C vocabulary or channels, O out features, I in features, S cached positions.
+
+use crate::example::Examples;
 
 pub mod adamw;
 pub mod adamw_host;
@@ -41,3 +43,55 @@ pub mod split;
 pub mod swiglu;
 #[cfg(test)]
 mod testing;
+
+/// What an op does to an output that it can also add to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Write {
+    /// `=`: what was there is not read.
+    Assign,
+    /// `+=`
+    Accumulate,
+}
+
+/// [`Examples`] of these ops, of which the second are not part of a training step.
+macro_rules! examples {
+    ($($op:ident),*; $($not_timed:ident),*) => {
+        &[
+            $(Examples {
+                op: stringify!($op),
+                compared: $op::examples::compared,
+                timed: $op::examples::timed,
+            },)*
+            $(Examples {
+                op: stringify!($not_timed),
+                compared: $not_timed::examples::compared,
+                timed: |_| Vec::new(),
+            },)*
+        ]
+    };
+}
+
+/// Every op that has kernels.
+pub const EXAMPLES: &[Examples] = examples!(
+    matmul,
+    low_rank,
+    rms_norm,
+    swiglu,
+    attention,
+    rope,
+    sigmoid_gate,
+    split,
+    gated_delta_rule,
+    delta_inputs,
+    delta_gate,
+    gated_rms_norm,
+    linear_cross_entropy,
+    embedding,
+    grad_norm,
+    adamw;
+    adamw_host,
+    causal_conv1d,
+    copy,
+    gated_delta_step,
+    l2_norm
+);

@@ -25,7 +25,9 @@ pub enum Division {
 /// A block-quantized matrix.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fp8Blocks {
+    /// O
     pub rows: usize,
+    /// I
     pub cols: usize,
     /// [rows, cols] E4M3 bytes.
     pub bytes: Vec<u8>,

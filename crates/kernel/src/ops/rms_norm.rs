@@ -4,7 +4,7 @@
 //! Source: arXiv 1910.07467; `Qwen3_5RMSNorm` of transformers 5.17 (the stored weight is the multiplier less 1).
 
 use super::{check, copy};
-use crate::cuda::Card;
+use crate::cuda::DeviceProperties;
 use crate::{Device, Result, Tensor};
 
 /// `out` and `rstd` assigned. Shapes: out, x [..., D]; w_d [D]; rstd one f32 a row, in any shape. `eps` is added to mean(x²).
@@ -55,7 +55,13 @@ pub fn backward(
                 |d_x, share| *d_x = share,
             );
         }
-        Device::Cuda(cuda) => cuda::backward(cuda, d_x, d_w_d, d_out, x, w_d, rstd)?,
+        Device::Cuda(cuda) => {
+            let written = cuda::Written {
+                d_x,
+                d_branch: None,
+            };
+            cuda::backward(cuda, written, d_w_d, d_out, x, w_d, rstd)?;
+        }
     }
     Ok(())
 }
@@ -65,7 +71,7 @@ pub fn backward(
 ///
 /// # Errors
 /// As [`backward`].
-pub fn backward_residual(
+pub fn backward_accumulate(
     d_x: &mut Tensor,
     d_branch: &mut Tensor,
     d_w_d: Option<&mut Tensor>,
@@ -74,7 +80,7 @@ pub fn backward_residual(
     w_d: &Tensor,
     rstd: &Tensor,
 ) -> Result<()> {
-    const OP: &str = "rms_norm::backward_residual";
+    const OP: &str = "rms_norm::backward_accumulate";
     check::shape(OP, "d_branch", d_branch, x.shape())?;
     check::device(OP, d_x, &[("d_branch", &*d_branch)])?;
     match check_backward(OP, d_x, d_w_d.as_deref(), d_out, x, w_d, rstd)? {
@@ -92,7 +98,11 @@ pub fn backward_residual(
             copy::forward(d_branch, 0, d_x, 0, d_x.numel())?;
         }
         Device::Cuda(cuda) => {
-            cuda::backward_residual(cuda, d_x, d_branch, d_w_d, d_out, x, w_d, rstd)?;
+            let written = cuda::Written {
+                d_x,
+                d_branch: Some(d_branch),
+            };
+            cuda::backward(cuda, written, d_w_d, d_out, x, w_d, rstd)?;
         }
     }
     Ok(())
@@ -126,9 +136,9 @@ fn check_rows(op: &'static str, x: &Tensor, w_d: &Tensor, rstd: &Tensor) -> Resu
     check::f32(op, "rstd", rstd)
 }
 
-/// Bytes of scratch that [`backward`] and [`backward_residual`] take on a GPU for `n_rows` rows of `width`.
-pub fn backward_scratch_bytes(card: Card, n_rows: usize, width: usize) -> usize {
-    cuda::scratch_bytes(card, n_rows, width)
+/// Bytes of scratch that [`backward`] and [`backward_accumulate`] take on a GPU for `n_rows` rows of `width`.
+pub fn backward_scratch_bytes(gpu: DeviceProperties, n_rows: usize, width: usize) -> usize {
+    cuda::scratch_bytes(gpu, n_rows, width)
 }
 
 mod cpu {
@@ -200,7 +210,7 @@ mod cpu {
 
 mod cuda {
     use crate::cuda::sources::RMS_NORM;
-    use crate::cuda::{Args, Card, Cuda};
+    use crate::cuda::{Args, Cuda, DeviceProperties};
     use crate::ops::rows::{self, Partials, Rows};
     use crate::{Result, Tensor};
 
@@ -228,60 +238,48 @@ mod cuda {
         cuda.launch(&RMS_NORM, kernel, rows.grid(), args)
     }
 
-    pub(super) fn scratch_bytes(card: Card, n_rows: usize, width: usize) -> usize {
+    pub(super) fn scratch_bytes(gpu: DeviceProperties, n_rows: usize, width: usize) -> usize {
         let rows = Rows::new("rms_norm::backward", n_rows, width);
-        let n = rows.map_or(0, |rows| rows.walking_grid(card).blocks[0] as usize);
+        let n = rows.map_or(0, |rows| rows.walking_grid(gpu).blocks[0] as usize);
         Partials::bytes(n, width)
+    }
+
+    /// What backward writes: d_x assigned, or with a branch added to.
+    pub(super) struct Written<'a> {
+        pub d_x: &'a mut Tensor,
+        pub d_branch: Option<&'a mut Tensor>,
     }
 
     pub(super) fn backward(
         cuda: Cuda,
-        d_x: &mut Tensor,
+        written: Written,
         d_w_d: Option<&mut Tensor>,
         d_out: &Tensor,
         x: &Tensor,
         w_d: &Tensor,
         rstd: &Tensor,
     ) -> Result<()> {
-        let names = ["rms_norm_backward_bf16", "rms_norm_backward_any"];
-        let kernel = rows::instance(names, &[d_x, d_out, x], &[w_d.numel()]);
-        let outputs = Args::new().view_mut(d_x);
-        backward_as(cuda, kernel, outputs, d_w_d, d_out, x, w_d, rstd)
-    }
-
-    pub(super) fn backward_residual(
-        cuda: Cuda,
-        d_x: &mut Tensor,
-        d_branch: &mut Tensor,
-        d_w_d: Option<&mut Tensor>,
-        d_out: &Tensor,
-        x: &Tensor,
-        w_d: &Tensor,
-        rstd: &Tensor,
-    ) -> Result<()> {
-        let names = [
+        const ASSIGNING: [&str; 2] = ["rms_norm_backward_bf16", "rms_norm_backward_any"];
+        const ADDING: [&str; 2] = [
             "rms_norm_backward_residual_bf16",
             "rms_norm_backward_residual_any",
         ];
-        let kernel = rows::instance(names, &[d_x, d_branch, d_out, x], &[w_d.numel()]);
-        let outputs = Args::new().view_mut(d_x).view_mut(d_branch);
-        backward_as(cuda, kernel, outputs, d_w_d, d_out, x, w_d, rstd)
-    }
-
-    /// `outputs` holds the first arguments.
-    fn backward_as(
-        cuda: Cuda,
-        kernel: &'static str,
-        outputs: Args,
-        d_w_d: Option<&mut Tensor>,
-        d_out: &Tensor,
-        x: &Tensor,
-        w_d: &Tensor,
-        rstd: &Tensor,
-    ) -> Result<()> {
         let (n_rows, d) = (rstd.numel(), w_d.numel());
+        let (kernel, outputs) = match written {
+            Written {
+                d_x,
+                d_branch: Some(d_branch),
+            } => (
+                rows::instance(ADDING, &[d_x, d_branch, d_out, x], &[d]),
+                Args::new().view_mut(d_x).view_mut(d_branch),
+            ),
+            Written { d_x, .. } => (
+                rows::instance(ASSIGNING, &[d_x, d_out, x], &[d]),
+                Args::new().view_mut(d_x),
+            ),
+        };
         let rows = Rows::new("rms_norm::backward", n_rows, d)?;
-        let grid = rows.walking_grid(cuda.card());
+        let grid = rows.walking_grid(cuda.properties());
         let partials = Partials::new(cuda, d_w_d.is_some(), grid.blocks[0] as usize, d)?;
         let args = outputs
             .pointer(partials.pointer)
@@ -297,6 +295,88 @@ mod cuda {
             Some(d_w_d) => partials.add_to(cuda, d_w_d, 0),
             None => Ok(()),
         }
+    }
+}
+
+pub(crate) mod examples {
+    use crate::DType::{self, F32};
+    use crate::example::{Example, ROWS, Sizes, TYPES, zeros_like};
+
+    const EPS: f32 = 1e-6;
+
+    pub(crate) fn compared() -> Vec<Example> {
+        let mut all = Vec::new();
+        for types in TYPES {
+            for shape in ROWS {
+                all.push(forward(shape, types));
+                all.push(backward(shape, types));
+                let [x_type, d_type, _] = types;
+                all.push(backward_accumulate(shape, types, [d_type, x_type]));
+                all.push(backward_frozen(shape, types));
+            }
+        }
+        all
+    }
+
+    pub(crate) fn timed(sizes: &Sizes) -> Vec<Example> {
+        let (shape, types) = ([sizes.n_tokens, sizes.hidden], [sizes.dtype; 3]);
+        // As between two branches: the residual stream's gradient is f32.
+        let residual = backward_accumulate(shape, types, [F32, sizes.dtype]);
+        vec![forward(shape, types), residual]
+    }
+
+    fn forward([t, d]: [usize; 2], [x_type, out_type, w_type]: [DType; 3]) -> Example {
+        Example::new("rms_norm/forward", format!("t{t}_d{d}"))
+            .out("out", &[t, d], out_type)
+            .out("rstd", &[t], F32)
+            .input("x", &[t, d], x_type)
+            .input("w", &[d], w_type)
+            .run(|[out, rstd], [x, w]| super::forward(out, rstd, x, w, EPS))
+    }
+
+    fn backward_inputs(
+        example: Example,
+        [t, d]: [usize; 2],
+        [x_type, d_type, w_type]: [DType; 3],
+    ) -> Example {
+        example
+            .input("d_out", &[t, d], d_type)
+            .input("x", &[t, d], x_type)
+            .input("w", &[d], w_type)
+            .saved("rstd", &[t], F32)
+            .prepared(|[_, x, w, rstd]| super::forward(&mut zeros_like(x)?, rstd, x, w, EPS))
+    }
+
+    fn backward([t, d]: [usize; 2], types: [DType; 3]) -> Example {
+        let example = Example::new("rms_norm/backward", format!("t{t}_d{d}"))
+            .out("d_x", &[t, d], types[1])
+            .updated("d_w", &[d], F32);
+        backward_inputs(example, [t, d], types).run(|[d_x, d_w], [d_out, x, w, rstd]| {
+            super::backward(d_x, Some(d_w), d_out, x, w, rstd)
+        })
+    }
+
+    fn backward_accumulate(
+        [t, d]: [usize; 2],
+        types: [DType; 3],
+        [d_x_type, branch_type]: [DType; 2],
+    ) -> Example {
+        let example = Example::new("rms_norm/backward_accumulate", format!("t{t}_d{d}"))
+            .updated("d_x", &[t, d], d_x_type)
+            .out("d_branch", &[t, d], branch_type)
+            .updated("d_w", &[d], F32);
+        backward_inputs(example, [t, d], types).run(|[d_x, d_branch, d_w], [d_out, x, w, rstd]| {
+            super::backward_accumulate(d_x, d_branch, Some(d_w), d_out, x, w, rstd)
+        })
+    }
+
+    fn backward_frozen([t, d]: [usize; 2], types: [DType; 3]) -> Example {
+        let example = Example::new("rms_norm/backward_accumulate", format!("t{t}_d{d}"))
+            .updated("d_x, frozen", &[t, d], types[1])
+            .out("d_branch, frozen", &[t, d], types[1]);
+        backward_inputs(example, [t, d], types).run(|[d_x, d_branch], [d_out, x, w, rstd]| {
+            super::backward_accumulate(d_x, d_branch, None, d_out, x, w, rstd)
+        })
     }
 }
 
@@ -368,7 +448,7 @@ mod tests {
                 for (branch_dtype, _) in STORAGES {
                     let mut d_x = before_x.clone();
                     let mut d_branch = Tensor::poison(&[rows, d], branch_dtype);
-                    backward_residual(&mut d_x, &mut d_branch, None, &d_out, &x, &w, &rstd)
+                    backward_accumulate(&mut d_x, &mut d_branch, None, &d_out, &x, &w, &rstd)
                         .unwrap();
                     assert_close("d_x added to", &d_x, &plus(&want_x, &before_x), tolerance);
                     let entering = d_x.to_dtype(branch_dtype).to_f32_vec();
@@ -425,7 +505,7 @@ mod tests {
         let mut rstd = Tensor::zeros(&[4], DType::F32);
         let mut narrow = Tensor::zeros(&[4, 5], DType::F32);
         assert!(matches!(
-            backward_residual(&mut out, &mut narrow, None, &x, &x, &w, &rstd),
+            backward_accumulate(&mut out, &mut narrow, None, &x, &x, &w, &rstd),
             Err(Error::Shape {
                 arg: "d_branch",
                 ..

@@ -172,6 +172,61 @@ mod cuda {
     }
 }
 
+pub(crate) mod examples {
+    use super::Rotation;
+    use crate::DType::{self, Bf16, F32};
+    use crate::Tensor;
+    use crate::example::{Example, Sizes};
+
+    pub(crate) fn compared() -> Vec<Example> {
+        let mut all = Vec::new();
+        for dtype in [F32, Bf16] {
+            for (shape, rotary_dims) in [
+                ([1, 16, 256], 64),
+                ([70, 4, 256], 64),
+                ([33, 24, 256], 64),
+                ([9, 2, 128], 128),
+                ([7, 3, 64], 16),
+                ([5, 1, 10], 6),
+                ([4, 5, 24], 10),
+            ] {
+                // Two documents, the second far into its text.
+                let position = |t: u32| if t < 3 { t } else { 977 * (t - 3) };
+                let positions: Vec<u32> = (0..shape[0] as u32).map(position).collect();
+                let rotation = Rotation::new(1e7, rotary_dims);
+                for (name, pass) in PASSES {
+                    let (rotation, positions) = (rotation.clone(), positions.clone());
+                    let example = example(name, shape, rotary_dims, dtype);
+                    all.push(example.run(move |[x], []| pass(x, &rotation, &positions)));
+                }
+            }
+        }
+        all
+    }
+
+    pub(crate) fn timed(sizes: &Sizes) -> Vec<Example> {
+        let (t, [h, _, n], r) = (sizes.n_tokens, sizes.attention, sizes.rotary_dims);
+        let rotation = Rotation::new(sizes.rope_theta, r);
+        let positions: Vec<u32> = (0..t as u32).collect();
+        let example = example("rope/forward", [t, h, n], r, sizes.dtype);
+        // Only the dims that turn are touched.
+        let bytes = example.bytes() * r as f64 / n as f64;
+        let example = example.bytes_at_least(bytes);
+        vec![example.run(move |[x], []| super::forward(x, &rotation, &positions))]
+    }
+
+    type Pass = fn(&mut Tensor, &Rotation, &[u32]) -> crate::Result<()>;
+    const PASSES: [(&str, Pass); 2] = [
+        ("rope/forward", super::forward),
+        ("rope/backward", super::backward),
+    ];
+
+    fn example(name: &'static str, [t, h, n]: [usize; 3], r: usize, dtype: DType) -> Example {
+        let example = Example::new(name, format!("t{t}_h{h}_n{n}_r{r}"));
+        example.updated("x", &[t, h, n], dtype)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

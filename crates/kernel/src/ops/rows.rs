@@ -1,7 +1,7 @@
 //! What the kernels over rows share: which instance to launch, how threads share a row, and the second stage of sums over rows.
 
 use crate::cuda::sources::ROWS;
-use crate::cuda::{Args, Card, Cuda, Grid};
+use crate::cuda::{Args, Cuda, DeviceProperties, Grid};
 use crate::{DType, Error, Result, Tensor};
 
 /// Threads of a block whose rows are shorter than its warps' reach.
@@ -70,9 +70,9 @@ impl Rows {
     }
 
     /// As many blocks as the GPU holds at a time (of kernels with 64 registers), each walking many rows.
-    pub fn walking_grid(self, card: Card) -> Grid {
+    pub fn walking_grid(self, gpu: DeviceProperties) -> Grid {
         let mut grid = self.grid();
-        let at_a_time = card.n_multiprocessors * (1024 / grid.threads);
+        let at_a_time = gpu.n_multiprocessors * (1024 / grid.threads);
         grid.blocks[0] = grid.blocks[0].min(at_a_time);
         grid
     }

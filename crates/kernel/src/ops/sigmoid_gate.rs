@@ -128,6 +128,55 @@ mod cuda {
     }
 }
 
+pub(crate) mod examples {
+    use crate::DType;
+    use crate::example::{ELEMENTS, Example, Sizes, TYPES};
+
+    pub(crate) fn compared() -> Vec<Example> {
+        let mut all = Vec::new();
+        for [x_type, d_type, _] in TYPES {
+            for n in ELEMENTS {
+                all.push(forward(&[n], [x_type, d_type]));
+                all.push(backward(&[n], [x_type, d_type]));
+            }
+        }
+        all
+    }
+
+    pub(crate) fn timed(sizes: &Sizes) -> Vec<Example> {
+        let [h, _, n] = sizes.attention;
+        let shape = [sizes.n_tokens, h, n];
+        let types = [sizes.dtype; 2];
+        vec![forward(&shape, types), backward(&shape, types)]
+    }
+
+    fn example(name: &'static str, shape: &[usize]) -> Example {
+        let label = match shape {
+            [t, h, n] => format!("t{t}_h{h}_n{n}"),
+            _ => format!("n{}", shape.iter().product::<usize>()),
+        };
+        Example::new(name, label)
+    }
+
+    fn forward(shape: &[usize], [x_type, out_type]: [DType; 2]) -> Example {
+        example("sigmoid_gate/forward", shape)
+            .out("out", shape, out_type)
+            .input_in("x", shape, x_type, [-1.0, 1.0])
+            .input_in("gate", shape, x_type, [-4.0, 4.0])
+            .run(|[out], [x, gate]| super::forward(out, x, gate))
+    }
+
+    fn backward(shape: &[usize], [x_type, d_type]: [DType; 2]) -> Example {
+        example("sigmoid_gate/backward", shape)
+            .out("d_x", shape, d_type)
+            .out("d_gate", shape, d_type)
+            .input("d_out", shape, d_type)
+            .input_in("x", shape, x_type, [-1.0, 1.0])
+            .input_in("gate", shape, x_type, [-4.0, 4.0])
+            .run(|[d_x, d_gate], [d_out, x, gate]| super::backward(d_x, d_gate, d_out, x, gate))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -193,6 +193,60 @@ mod cuda {
     }
 }
 
+pub(crate) mod examples {
+    use crate::DType;
+    use crate::example::{Example, Sizes, TYPES, Tolerance};
+
+    pub(crate) fn compared() -> Vec<Example> {
+        let mut all = Vec::new();
+        for [whole_type, part_type, _] in TYPES {
+            for shape in [[1, 8, 256], [37, 24, 256], [9, 3, 20]] {
+                all.push(query_gate(shape, [whole_type, part_type]));
+                all.push(query_gate_backward(shape, [whole_type, part_type]));
+            }
+            for shape in [
+                [1, 16, 128, 16, 128],
+                [41, 16, 128, 48, 128],
+                [7, 2, 12, 6, 10],
+            ] {
+                all.push(qkv(shape, [whole_type, part_type]));
+            }
+        }
+        let exact = |example: Example| example.tolerance(Tolerance::EXACT);
+        all.into_iter().map(exact).collect()
+    }
+
+    pub(crate) fn timed(sizes: &Sizes) -> Vec<Example> {
+        let [h, _, n] = sizes.attention;
+        vec![query_gate([sizes.n_tokens, h, n], [sizes.dtype; 2])]
+    }
+
+    fn query_gate([t, h, n]: [usize; 3], [whole_type, part_type]: [DType; 2]) -> Example {
+        Example::new("split/query_gate", format!("t{t}_h{h}_n{n}"))
+            .out("q", &[t, h, n], part_type)
+            .out("gate", &[t, h, n], part_type)
+            .input("qg", &[t, h, 2 * n], whole_type)
+            .run(|[q, gate], [qg]| super::query_gate(q, gate, qg))
+    }
+
+    fn query_gate_backward([t, h, n]: [usize; 3], [whole_type, part_type]: [DType; 2]) -> Example {
+        Example::new("split/query_gate_backward", format!("t{t}_h{h}_n{n}"))
+            .out("d_qg", &[t, h, 2 * n], whole_type)
+            .input("d_q", &[t, h, n], part_type)
+            .input("d_gate", &[t, h, n], part_type)
+            .run(|[d_qg], [d_q, d_gate]| super::query_gate_backward(d_qg, d_q, d_gate))
+    }
+
+    fn qkv([t, g, k, h, v]: [usize; 5], [whole_type, part_type]: [DType; 2]) -> Example {
+        Example::new("split/qkv", format!("t{t}_g{g}_h{h}_k{k}_v{v}"))
+            .out("q", &[t, g, k], part_type)
+            .out("k", &[t, g, k], part_type)
+            .out("v", &[t, h, v], part_type)
+            .input("qkv", &[t, 2 * g * k + h * v], whole_type)
+            .run(|[q, k, v], [qkv]| super::qkv(q, k, v, qkv))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

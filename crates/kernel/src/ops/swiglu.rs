@@ -128,6 +128,54 @@ mod cuda {
     }
 }
 
+pub(crate) mod examples {
+    use crate::DType;
+    use crate::example::{ELEMENTS, Example, Sizes, TYPES};
+
+    pub(crate) fn compared() -> Vec<Example> {
+        let mut all = Vec::new();
+        for [x_type, d_type, _] in TYPES {
+            for n in ELEMENTS {
+                all.push(forward(&[n], [x_type, d_type]));
+                all.push(backward(&[n], [x_type, d_type]));
+            }
+        }
+        all
+    }
+
+    pub(crate) fn timed(sizes: &Sizes) -> Vec<Example> {
+        let shape = [sizes.n_tokens, sizes.feed_forward];
+        let types = [sizes.dtype; 2];
+        vec![forward(&shape, types), backward(&shape, types)]
+    }
+
+    fn example(name: &'static str, shape: &[usize]) -> Example {
+        let label = match shape {
+            [t, f] => format!("t{t}_f{f}"),
+            _ => format!("n{}", shape.iter().product::<usize>()),
+        };
+        Example::new(name, label)
+    }
+
+    fn forward(shape: &[usize], [x_type, out_type]: [DType; 2]) -> Example {
+        example("swiglu/forward", shape)
+            .out("out", shape, out_type)
+            .input_in("gate", shape, x_type, [-4.0, 4.0])
+            .input_in("up", shape, x_type, [-1.0, 1.0])
+            .run(|[out], [gate, up]| super::forward(out, gate, up))
+    }
+
+    fn backward(shape: &[usize], [x_type, d_type]: [DType; 2]) -> Example {
+        example("swiglu/backward", shape)
+            .out("d_gate", shape, d_type)
+            .out("d_up", shape, d_type)
+            .input("d_out", shape, d_type)
+            .input_in("gate", shape, x_type, [-4.0, 4.0])
+            .input_in("up", shape, x_type, [-1.0, 1.0])
+            .run(|[d_gate, d_up], [d_out, gate, up]| super::backward(d_gate, d_up, d_out, gate, up))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

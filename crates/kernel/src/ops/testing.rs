@@ -1,23 +1,25 @@
 //! What the tests of the sequence ops share: seeded tensors and comparison with f64 definitions.
 
-use crate::{DType, Tensor};
+pub(crate) use crate::example::offsets;
+use crate::{DType, Tensor, random};
 
 /// Relative error (of norms) that bf16 storage of an output may add.
 pub(crate) const BF16_REL: f64 = 1e-2;
 
-/// A seeded stream of numbers (splitmix64).
-pub(crate) struct Random(u64);
+/// A seeded stream of numbers: those of [`random`] in turn.
+pub(crate) struct Random {
+    seed: u64,
+    n_drawn: u64,
+}
 
 impl Random {
     pub(crate) fn new(seed: u64) -> Self {
-        Random(seed)
+        Random { seed, n_drawn: 0 }
     }
 
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
+        self.n_drawn += 1;
+        random::bits_of(self.seed, self.n_drawn - 1)
     }
 
     pub(crate) fn uniform(&mut self, low: f64, high: f64) -> f64 {
@@ -29,15 +31,6 @@ impl Random {
         let data = (0..n).map(|_| self.uniform(low, high) as f32).collect();
         Tensor::from_f32(shape, data)
     }
-}
-
-/// Offsets of documents of these lengths.
-pub(crate) fn offsets(lengths: &[usize]) -> Vec<u32> {
-    let mut cu_seqlens = vec![0];
-    for length in lengths {
-        cu_seqlens.push(cu_seqlens[cu_seqlens.len() - 1] + *length as u32);
-    }
-    cu_seqlens
 }
 
 pub(crate) fn f64s(tensor: &Tensor) -> Vec<f64> {
@@ -76,6 +69,12 @@ pub(crate) fn bits_from_row(tensors: &[Tensor], first: usize) -> Vec<Vec<u32>> {
 /// A poisoned tensor of the shape of `like`.
 pub(crate) fn poison_like(like: &Tensor, dtype: DType) -> Tensor {
     Tensor::poison(like.shape(), dtype)
+}
+
+/// A pool of so many threads, to see that their number changes nothing.
+pub(crate) fn pool(n_threads: usize) -> rayon::ThreadPool {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads);
+    pool.build().unwrap()
 }
 
 /// Rows `range` of the first dimension.

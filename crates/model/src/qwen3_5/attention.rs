@@ -168,15 +168,14 @@ impl Weights {
         // 2. normalise and rotate
         self.rotate(saved, scratch, place)?;
         // 3. attend
-        attention::forward(
-            &mut saved.mixed_thn,
-            &mut saved.lse_th,
-            &scratch.q_thn,
-            &scratch.k_tgn,
-            &saved.v_tgn,
+        let inputs = attention::Inputs {
+            q_thn: &scratch.q_thn,
+            k_tgn: &scratch.k_tgn,
+            v_tgn: &saved.v_tgn,
             cu_seqlens,
-            softmax_scale(&scratch.q_thn),
-        )?;
+            scale: softmax_scale(&scratch.q_thn),
+        };
+        attention::forward(&mut saved.mixed_thn, &mut saved.lse_th, &inputs)?;
         // 4. gate
         sigmoid_gate::forward(&mut scratch.gated_thn, &saved.mixed_thn, &saved.gate_thn)?;
         // 5. project back
@@ -223,17 +222,23 @@ impl Weights {
             self.rotate(saved, scratch, place)?;
         }
         attention::backward(
-            &mut gradient.d_q_thn,
-            &mut gradient.d_k_tgn,
-            &mut gradient.d_v_tgn,
-            &gradient.d_mixed_thn,
-            &saved.mixed_thn,
-            &saved.lse_th,
-            &scratch.q_thn,
-            &scratch.k_tgn,
-            &saved.v_tgn,
-            cu_seqlens,
-            softmax_scale(&scratch.q_thn),
+            attention::Gradients {
+                d_q_thn: &mut gradient.d_q_thn,
+                d_k_tgn: &mut gradient.d_k_tgn,
+                d_v_tgn: &mut gradient.d_v_tgn,
+            },
+            &attention::Saved {
+                d_out_thn: &gradient.d_mixed_thn,
+                out_thn: &saved.mixed_thn,
+                lse_th: &saved.lse_th,
+            },
+            &attention::Inputs {
+                q_thn: &scratch.q_thn,
+                k_tgn: &scratch.k_tgn,
+                v_tgn: &saved.v_tgn,
+                cu_seqlens,
+                scale: softmax_scale(&scratch.q_thn),
+            },
         )?;
         // 2. normalise and rotate
         self.rotate_backward(grads, gradient, saved, place)?;

@@ -345,7 +345,7 @@ impl Weights {
             lora,
         )?;
         // 3. normalise
-        rms_norm::backward_residual(
+        rms_norm::backward_accumulate(
             d_x_td,
             d_out_td,
             grads.of(&self.post_attention_layernorm),
@@ -388,7 +388,7 @@ impl Weights {
             _ => unreachable!("an arena is made from the same layer types as its model"),
         }
         // 1. normalise
-        rms_norm::backward_residual(
+        rms_norm::backward_accumulate(
             d_x_td,
             d_out_td,
             grads.of(&self.input_layernorm),

@@ -190,15 +190,8 @@ impl Weights {
         // 4. gates
         self.gates(saved)?;
         // 5. delta rule
-        gated_delta_rule::forward(
-            &mut saved.mixed_thv,
-            &scratch.q_tgk,
-            &scratch.k_tgk,
-            &scratch.v_thv,
-            &saved.g_th,
-            &saved.beta_th,
-            cu_seqlens,
-        )?;
+        let inputs = rule_inputs(&saved.g_th, &saved.beta_th, scratch);
+        gated_delta_rule::forward(&mut saved.mixed_thv, &inputs, cu_seqlens)?;
         // 6. normalise and gate
         self.gate(saved, scratch, eps)?;
         // 7. project back
@@ -234,13 +227,17 @@ impl Weights {
         )?;
         // 6. normalise and gate
         gated_rms_norm::backward(
-            &mut gradient.d_mixed_thv,
-            &mut gradient.d_z_thv,
-            grads.of(&self.norm),
+            gated_rms_norm::Gradients {
+                d_x_thv: &mut gradient.d_mixed_thv,
+                d_z_thv: &mut gradient.d_z_thv,
+                d_w_v: grads.of(&self.norm),
+            },
             &gradient.d_gated_thv,
-            &saved.mixed_thv,
-            &saved.z_thv,
-            &self.norm.tensor,
+            &gated_rms_norm::Inputs {
+                x_thv: &saved.mixed_thv,
+                z_thv: &saved.z_thv,
+                w_v: &self.norm.tensor,
+            },
             &saved.mixed_rstd_th,
         )?;
         // 5. delta rule
@@ -248,45 +245,51 @@ impl Weights {
             self.inputs(scratch, saved, cu_seqlens)?;
         }
         gated_delta_rule::backward(
-            &mut gradient.d_q_tgk,
-            &mut gradient.d_k_tgk,
-            &mut gradient.d_v_thv,
-            &mut gradient.d_g_th,
-            &mut gradient.d_beta_th,
+            gated_delta_rule::Gradients {
+                d_q_tgk: &mut gradient.d_q_tgk,
+                d_k_tgk: &mut gradient.d_k_tgk,
+                d_v_thv: &mut gradient.d_v_thv,
+                d_g_th: &mut gradient.d_g_th,
+                d_beta_th: &mut gradient.d_beta_th,
+            },
             &gradient.d_mixed_thv,
-            &scratch.q_tgk,
-            &scratch.k_tgk,
-            &scratch.v_thv,
-            &saved.g_th,
-            &saved.beta_th,
+            &rule_inputs(&saved.g_th, &saved.beta_th, scratch),
             cu_seqlens,
         )?;
         // 4. gates
         delta_gate::backward(
-            &mut gradient.d_a_th,
-            &mut gradient.d_b_th,
-            grads.of_pair(&self.a_log, &self.dt_bias),
+            delta_gate::Gradients {
+                d_a_th: &mut gradient.d_a_th,
+                d_b_th: &mut gradient.d_b_th,
+                d_params: grads.of_pair(&self.a_log, &self.dt_bias),
+            },
             &gradient.d_g_th,
             &gradient.d_beta_th,
-            &saved.a_th,
-            &saved.b_th,
-            &self.a_log.tensor,
-            &self.dt_bias.tensor,
+            &delta_gate::Inputs {
+                a_th: &saved.a_th,
+                b_th: &saved.b_th,
+                a_log_h: &self.a_log.tensor,
+                dt_bias_h: &self.dt_bias.tensor,
+            },
         )?;
         // 3. split and normalise
         // 2. convolve
         delta_inputs::backward(
             &mut gradient.d_qkv_tc,
             grads.of(&self.conv1d),
-            &gradient.d_q_tgk,
-            &gradient.d_k_tgk,
-            &gradient.d_v_thv,
-            &saved.qkv_tc,
-            &self.conv1d.tensor,
-            &scratch.q_rstd_tg,
-            &scratch.k_rstd_tg,
-            cu_seqlens,
-            query_scale(&scratch.q_tgk),
+            &delta_inputs::Saved {
+                d_q_tgk: &gradient.d_q_tgk,
+                d_k_tgk: &gradient.d_k_tgk,
+                d_v_thv: &gradient.d_v_thv,
+                q_rstd_tg: &scratch.q_rstd_tg,
+                k_rstd_tg: &scratch.k_rstd_tg,
+            },
+            &delta_inputs::Inputs {
+                qkv_tc: &saved.qkv_tc,
+                w: &self.conv1d.tensor,
+                cu_seqlens,
+                q_scale: query_scale(&scratch.q_tgk),
+            },
         )?;
         // 1. project
         self.in_proj_qkv
@@ -370,43 +373,42 @@ impl Weights {
 
     /// Queries, keys and values of the delta rule from the projected row.
     fn inputs(&self, scratch: &mut Scratch, saved: &Saved, cu_seqlens: &[u32]) -> Result<()> {
-        let q_scale = query_scale(&scratch.q_tgk);
-        delta_inputs::forward(
-            &mut scratch.q_tgk,
-            &mut scratch.k_tgk,
-            &mut scratch.v_thv,
-            &mut scratch.q_rstd_tg,
-            &mut scratch.k_rstd_tg,
-            &saved.qkv_tc,
-            &self.conv1d.tensor,
+        let inputs = delta_inputs::Inputs {
+            qkv_tc: &saved.qkv_tc,
+            w: &self.conv1d.tensor,
             cu_seqlens,
-            q_scale,
-            L2_EPS,
-        )?;
+            q_scale: query_scale(&scratch.q_tgk),
+        };
+        let outputs = delta_inputs::Outputs {
+            q_tgk: &mut scratch.q_tgk,
+            k_tgk: &mut scratch.k_tgk,
+            v_thv: &mut scratch.v_thv,
+            q_rstd_tg: &mut scratch.q_rstd_tg,
+            k_rstd_tg: &mut scratch.k_rstd_tg,
+        };
+        delta_inputs::forward(outputs, &inputs, L2_EPS)?;
         Ok(())
     }
 
     fn gates(&self, saved: &mut Saved) -> Result<()> {
-        delta_gate::forward(
-            &mut saved.g_th,
-            &mut saved.beta_th,
-            &saved.a_th,
-            &saved.b_th,
-            &self.a_log.tensor,
-            &self.dt_bias.tensor,
-        )?;
+        let inputs = delta_gate::Inputs {
+            a_th: &saved.a_th,
+            b_th: &saved.b_th,
+            a_log_h: &self.a_log.tensor,
+            dt_bias_h: &self.dt_bias.tensor,
+        };
+        delta_gate::forward(&mut saved.g_th, &mut saved.beta_th, &inputs)?;
         Ok(())
     }
 
     fn gate(&self, saved: &mut Saved, scratch: &mut Scratch, eps: f32) -> Result<()> {
-        gated_rms_norm::forward(
-            &mut scratch.gated_thv,
-            &mut saved.mixed_rstd_th,
-            &saved.mixed_thv,
-            &saved.z_thv,
-            &self.norm.tensor,
-            eps,
-        )?;
+        let inputs = gated_rms_norm::Inputs {
+            x_thv: &saved.mixed_thv,
+            z_thv: &saved.z_thv,
+            w_v: &self.norm.tensor,
+        };
+        let rstd_th = &mut saved.mixed_rstd_th;
+        gated_rms_norm::forward(&mut scratch.gated_thv, rstd_th, &inputs, eps)?;
         Ok(())
     }
 }
@@ -448,25 +450,27 @@ fn delta_rule_step(states: &mut [&mut State], saved: &mut Saved, scratch: &Scrat
         .iter_mut()
         .map(|state| &mut state.state_hkv)
         .collect();
+    let inputs = rule_inputs(&saved.g_th, &saved.beta_th, scratch);
+    let out_thv = &mut saved.mixed_thv;
     match states_hkv.as_mut_slice() {
-        [state_hkv] if n_tokens > 1 => gated_delta_rule::forward_with_state(
-            &mut saved.mixed_thv,
-            state_hkv,
-            &scratch.q_tgk,
-            &scratch.k_tgk,
-            &scratch.v_thv,
-            &saved.g_th,
-            &saved.beta_th,
-        )?,
-        states_hkv => gated_delta_step::forward(
-            &mut saved.mixed_thv,
-            states_hkv,
-            &scratch.q_tgk,
-            &scratch.k_tgk,
-            &scratch.v_thv,
-            &saved.g_th,
-            &saved.beta_th,
-        )?,
+        [state_hkv] if n_tokens > 1 => {
+            gated_delta_rule::forward_with_state(out_thv, state_hkv, &inputs)?;
+        }
+        states_hkv => gated_delta_step::forward(out_thv, states_hkv, &inputs)?,
     }
     Ok(())
+}
+
+fn rule_inputs<'a>(
+    g_th: &'a Tensor,
+    beta_th: &'a Tensor,
+    scratch: &'a Scratch,
+) -> gated_delta_rule::Inputs<'a> {
+    gated_delta_rule::Inputs {
+        q_tgk: &scratch.q_tgk,
+        k_tgk: &scratch.k_tgk,
+        v_thv: &scratch.v_thv,
+        g_th,
+        beta_th,
+    }
 }

@@ -1,7 +1,7 @@
 //! What training takes of a GPU's memory, from the configuration alone, so that it can be said before anything is loaded.
 
 use kernel::DType;
-use kernel::cuda::{Card, footprint};
+use kernel::cuda::{DeviceProperties, footprint};
 use kernel::ops::{
     attention, delta_gate, delta_inputs, gated_delta_rule, gated_rms_norm, grad_norm,
     linear_cross_entropy, low_rank, rms_norm,
@@ -68,7 +68,7 @@ impl TrainPass<'_> {
     }
 
     /// Bytes of the scratch of ops: the largest one's, since all share one block.
-    pub fn scratch_bytes(&self, card: Card) -> usize {
+    pub fn scratch_bytes(&self, card: DeviceProperties) -> usize {
         let c = self.config;
         let (t, dtype) = (self.n_tokens, self.dtype);
         let (h, v) = (c.linear_num_value_heads, c.linear_value_head_dim);

@@ -49,7 +49,7 @@ fn storage(asked: Option<DTypeArg>, device: Device) -> DType {
 /// For people, with the instructions that a CPU's arithmetic has chosen.
 fn device_name(device: Device) -> String {
     match device {
-        Device::Cpu => format!("CPU ({})", kernel::device::cpu_vectors()),
+        Device::Cpu => format!("CPU ({})", kernel::cpu_vectors()),
         Device::Cuda(card) => card.name().to_owned(),
     }
 }

@@ -13,7 +13,7 @@ use std::arch::x86_64::_xgetbv;
 use half::bf16;
 
 use super::avx512::{Avx512Bf16, cpuid};
-use super::{DotTiles, Dots, Instructions, LANES, Rows, Sums, ViewMut, WIDTH};
+use super::{Instructions, LANES, Microkernel, Rows, Sums, TileMicrokernel, ViewMut, WIDTH};
 
 /// Bits of CPUID's leaf 7, register EDX.
 const AMX_BF16: u32 = 1 << 22;
@@ -94,7 +94,7 @@ const FULL_TILES: TileConfig = TileConfig {
     rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
 };
 
-/// [`DotTiles::block`] for one step or more.
+/// [`TileMicrokernel::block`] for one step or more.
 ///
 /// # Safety
 /// The processor has AMX for bf16 and the process may use it; `a` and `b` are `n_steps` > 0 times 2 KB to read.
@@ -161,7 +161,7 @@ impl Instructions for AmxBf16 {
     }
 }
 
-impl Dots for AmxBf16 {
+impl Microkernel for AmxBf16 {
     const ROWS: usize = WIDTH;
     const COLUMNS: usize = WIDTH;
     const PAIRS: usize = LANES;
@@ -171,7 +171,7 @@ impl Dots for AmxBf16 {
     }
 }
 
-impl DotTiles for AmxBf16 {
+impl TileMicrokernel for AmxBf16 {
     fn block(self, sums: &mut Sums, a: &[[[u32; LANES]; WIDTH]], b: &[[[u32; WIDTH]; LANES]]) {
         assert!(
             !a.is_empty() && a.len() == b.len(),

@@ -19,7 +19,9 @@ use std::mem::transmute;
 
 use half::bf16;
 
-use super::{DotPairs, Dots, Instructions, LANES, MIN_HEIGHT, Rows, ViewMut, WIDTH};
+use super::{
+    Instructions, LANES, MIN_HEIGHT, Microkernel, Rows, VectorMicrokernel, ViewMut, WIDTH,
+};
 
 /// Quarters 0 and 2 of two vectors, and 1 and 3.
 const EVEN: i32 = 0b10_00_10_00;
@@ -64,7 +66,7 @@ fn with_features(mut body: impl FnMut()) {
     body();
 }
 
-/// [`DotPairs::block`]. A function of its own with the features: in one without, as a closure's body is, the compiler leaves
+/// [`VectorMicrokernel::block`]. A function of its own with the features: in one without, as a closure's body is, the compiler leaves
 /// `vdpbf16ps` a call, which costs more than all it computes.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 fn block<const R: usize, const V: usize>(
@@ -228,7 +230,7 @@ impl Instructions for Avx512Bf16 {
     }
 }
 
-impl Dots for Avx512Bf16 {
+impl Microkernel for Avx512Bf16 {
     const ROWS: usize = MIN_HEIGHT;
     const COLUMNS: usize = LANES;
     const PAIRS: usize = 1;
@@ -238,7 +240,7 @@ impl Dots for Avx512Bf16 {
     }
 }
 
-impl DotPairs for Avx512Bf16 {
+impl VectorMicrokernel for Avx512Bf16 {
     #[inline(always)]
     fn block<const R: usize, const V: usize>(
         self,

@@ -6,7 +6,7 @@ use super::*;
 #[derive(Clone, Copy)]
 struct PlainPairs;
 
-impl Dots for PlainPairs {
+impl Microkernel for PlainPairs {
     const ROWS: usize = MIN_HEIGHT;
     const COLUMNS: usize = LANES;
     const PAIRS: usize = 1;
@@ -16,7 +16,7 @@ impl Dots for PlainPairs {
     }
 }
 
-impl DotPairs for PlainPairs {
+impl VectorMicrokernel for PlainPairs {
     fn block<const R: usize, const V: usize>(
         self,
         sums: &mut [[f32; WIDTH]; R],
@@ -40,7 +40,7 @@ impl DotPairs for PlainPairs {
 #[derive(Clone, Copy)]
 struct PlainTiles;
 
-impl Dots for PlainTiles {
+impl Microkernel for PlainTiles {
     const ROWS: usize = WIDTH;
     const COLUMNS: usize = WIDTH;
     const PAIRS: usize = LANES;
@@ -50,7 +50,7 @@ impl Dots for PlainTiles {
     }
 }
 
-impl DotTiles for PlainTiles {
+impl TileMicrokernel for PlainTiles {
     fn block(self, sums: &mut Sums, a: &[[[u32; LANES]; WIDTH]], b: &[[[u32; WIDTH]; LANES]]) {
         for (row, sums) in sums.0.iter_mut().enumerate() {
             for (column, sum) in sums.iter_mut().enumerate() {
@@ -72,8 +72,8 @@ fn halves(pair: u32) -> [f32; 2] {
 }
 
 macro_rules! plain_instructions {
-    ($($dots:ty),*) => {$(
-impl Instructions for $dots {
+    ($($kernel:ty),*) => {$(
+impl Instructions for $kernel {
     fn transpose(self, block: &mut [[u32; LANES]; LANES]) {
         let old = *block;
         for (i, line) in block.iter_mut().enumerate() {
@@ -105,7 +105,7 @@ impl Instructions for $dots {
 }
 plain_instructions!(PlainPairs, PlainTiles);
 
-/// Values between -1 and 1, in [lines, depth] or [depth, lines].
+/// Values between -1 and 1, in [n_rows, depth] or [depth, n_rows].
 fn values(n: usize, seed: usize) -> Vec<bf16> {
     (0..n)
         .map(|i| ((i * 2_654_435_761 + seed * 40_503) % 1009) as f32 / 504.5 - 1.0)
@@ -114,7 +114,7 @@ fn values(n: usize, seed: usize) -> Vec<bf16> {
 }
 
 /// Every layout, beta and storage against f64, with the same bytes from one thread and several.
-fn check(dots: impl Dots) {
+fn check(kernel: impl Microkernel) {
     // Tiles of every height, one and two vectors and parts of them; several blocks of terms, panels and tasks; odd terms.
     let mut shapes: Vec<[usize; 3]> = (1..=30).map(|m| [m, 3, m + 3]).collect();
     shapes.extend([
@@ -132,19 +132,19 @@ fn check(dots: impl Dots) {
     for [m, k, n] in shapes {
         let (a, b) = (values(m * k, 1), values(k * n, 2));
         for (a_inner, b_inner) in [(true, true), (true, false), (false, true), (false, false)] {
-            let factor = |data, lines, inner| match inner {
-                true => Factor::lines(data, lines, k),
-                false => Factor::columns(data, k, lines),
+            let operand = |data, n_rows, inner| match inner {
+                true => Operand::row_major(data, n_rows, k),
+                false => Operand::column_major(data, k, n_rows),
             };
-            let term = |data: &[bf16], lines: usize, inner, line: usize, l: usize| {
+            let term = |data: &[bf16], n_rows: usize, inner, line: usize, l: usize| {
                 let at = if inner {
                     line * k + l
                 } else {
-                    l * lines + line
+                    l * n_rows + line
                 };
                 data[at].to_f64()
             };
-            let (lhs, rhs) = (factor(&a, m, a_inner), factor(&b, n, b_inner));
+            let (lhs, rhs) = (operand(&a, m, a_inner), operand(&b, n, b_inner));
             let mut want = vec![0.0; m * n];
             for (at, want) in want.iter_mut().enumerate() {
                 let (i, j) = (at / n, at % n);
@@ -172,14 +172,14 @@ fn check(dots: impl Dots) {
                 let f32s = |pool: &rayon::ThreadPool| {
                     let mut y: Vec<f32> = (0..m * n).map(|at| start(at).to_f32()).collect();
                     pool.install(|| {
-                        product(dots, ViewMut::F32(&mut y), alpha, lhs, rhs, beta);
+                        product(kernel, ViewMut::F32(&mut y), alpha, lhs, rhs, beta);
                     });
                     y
                 };
                 let bf16s = |pool: &rayon::ThreadPool| {
                     let mut y: Vec<bf16> = (0..m * n).map(start).collect();
                     pool.install(|| {
-                        product(dots, ViewMut::Bf16(&mut y), alpha, lhs, rhs, beta);
+                        product(kernel, ViewMut::Bf16(&mut y), alpha, lhs, rhs, beta);
                     });
                     y
                 };
@@ -222,7 +222,7 @@ fn packing_of_tiles_agrees_with_f64() {
 #[cfg(target_arch = "x86_64")]
 fn avx512_bf16_agrees_with_f64() {
     match avx512::Avx512Bf16::detect() {
-        Some(dots) => check(dots),
+        Some(kernel) => check(kernel),
         None => eprintln!("skipped: this processor has no AVX512-BF16"),
     }
 }
@@ -232,7 +232,7 @@ fn avx512_bf16_agrees_with_f64() {
 #[cfg(target_arch = "x86_64")]
 fn amx_bf16_agrees_with_f64() {
     match avx512::Avx512Bf16::detect().and_then(amx::AmxBf16::detect) {
-        Some(dots) => check(dots),
+        Some(kernel) => check(kernel),
         None => {
             eprintln!("skipped: this processor has no AMX for bf16, or it is not permitted")
         }
@@ -243,7 +243,7 @@ fn amx_bf16_agrees_with_f64() {
 #[test]
 #[cfg(target_arch = "x86_64")]
 fn amx_bf16_adds_in_the_order_of_its_definition() {
-    let Some(dots) = avx512::Avx512Bf16::detect().and_then(amx::AmxBf16::detect) else {
+    let Some(kernel) = avx512::Avx512Bf16::detect().and_then(amx::AmxBf16::detect) else {
         eprintln!("skipped: this processor has no AMX for bf16, or it is not permitted");
         return;
     };
@@ -258,7 +258,7 @@ fn amx_bf16_adds_in_the_order_of_its_definition() {
         let a = a.as_chunks().0.as_chunks().0;
         let b = b.as_chunks().0.as_chunks().0;
         let [mut got, mut want] = [(); 2].map(|()| Sums([[f32::NAN; WIDTH]; WIDTH]));
-        dots.block(&mut got, a, b);
+        kernel.block(&mut got, a, b);
         PlainTiles.block(&mut want, a, b);
         assert_eq!(
             got.0.map(|row| row.map(f32::to_bits)),
@@ -271,7 +271,7 @@ fn amx_bf16_adds_in_the_order_of_its_definition() {
 #[test]
 #[cfg(target_arch = "x86_64")]
 fn avx512_writes_as_scalars_do() {
-    let Some(dots) = avx512::Avx512Bf16::detect() else {
+    let Some(kernel) = avx512::Avx512Bf16::detect() else {
         eprintln!("skipped: this processor has no AVX512-BF16");
         return;
     };
@@ -285,14 +285,14 @@ fn avx512_writes_as_scalars_do() {
         for (alpha, beta) in [(1.0, 0.0), (-0.5, 0.0), (1.0, 1.0), (2.0, 0.25)] {
             let old = values(sums.len(), 3);
             let (mut got, mut want) = (old.clone(), old.clone());
-            dots.write(ViewMut::Bf16(&mut got), sums, alpha, beta);
+            kernel.write(ViewMut::Bf16(&mut got), sums, alpha, beta);
             PlainPairs.write(ViewMut::Bf16(&mut want), sums, alpha, beta);
             let bits = |x: &[bf16]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(&got), bits(&want), "{sums:?}, {alpha} {beta}");
 
             let old: Vec<f32> = old.iter().map(|x| x.to_f32()).collect();
             let (mut got, mut want) = (old.clone(), old);
-            dots.write(ViewMut::F32(&mut got), sums, alpha, beta);
+            kernel.write(ViewMut::F32(&mut got), sums, alpha, beta);
             PlainPairs.write(ViewMut::F32(&mut want), sums, alpha, beta);
             let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(&got), bits(&want), "{sums:?}, {alpha} {beta}");
@@ -301,7 +301,7 @@ fn avx512_writes_as_scalars_do() {
 }
 
 #[test]
-#[should_panic(expected = "a factor of")]
-fn factor_of_another_length_panics() {
-    Factor::lines(&[bf16::ZERO; 10], 3, 4);
+#[should_panic(expected = "an operand of")]
+fn operand_of_another_length_panics() {
+    Operand::row_major(&[bf16::ZERO; 10], 3, 4);
 }

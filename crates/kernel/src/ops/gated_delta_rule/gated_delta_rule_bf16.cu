@@ -55,7 +55,7 @@ __device__ __forceinline__ Lane this_lane() {
             thin(across_row, across_unit)};
 }
 
-// load_matrix4 by shared address.
+// Four 8x8 bf16 matrices; lane i gives the shared address of row i % 8 of matrix i / 8 (16 bytes, aligned).
 __device__ __forceinline__ void load_block(u32 (&words)[4], u32 row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])

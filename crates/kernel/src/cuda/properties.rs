@@ -9,18 +9,19 @@ pub const DISPLAY_BYTES: usize = 512 << 20;
 
 /// What sizes scratch and plans.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Card {
+pub struct DeviceProperties {
     /// Compute capability as 10 · major + minor.
     pub compute: u32,
+    /// Multiprocessors: what grids are sized by.
     pub n_multiprocessors: u32,
     /// All memory, or as much of it as a limit allows.
     pub memory_bytes: usize,
 }
 
-impl Card {
+impl DeviceProperties {
     /// A GPU of today that nobody has asked for its properties (an RTX 5090), with this much memory.
-    pub fn with_memory(memory_bytes: usize) -> Card {
-        Card {
+    pub fn with_memory(memory_bytes: usize) -> DeviceProperties {
+        DeviceProperties {
             compute: 120,
             n_multiprocessors: 170,
             memory_bytes,
@@ -29,7 +30,7 @@ impl Card {
 
     /// Bytes that buffers may take where nothing else runs.
     pub fn buffer_bytes(self) -> usize {
-        Card::buffers_of_memory(self.memory_bytes)
+        DeviceProperties::buffers_of_memory(self.memory_bytes)
     }
 
     /// What `memory` leaves for buffers.

@@ -1,13 +1,12 @@
 //! `cyrene bench ops`: each primitive of a training step by itself at the shapes of a model, held against the time that its bytes and
 //! operations need at the least on this machine.
 
-mod cases;
-
 use std::time::Instant;
 
 use anyhow::Result;
 use kernel::cuda::Timer;
-use kernel::ops::{copy, matmul};
+use kernel::example::{Example, Sizes};
+use kernel::ops::{EXAMPLES, copy, matmul};
 use kernel::{DType, Device, Tensor, random};
 use model::Config;
 use rayon::prelude::*;
@@ -24,6 +23,9 @@ const WARMUP: usize = 2;
 const COPIED: usize = if cfg!(test) { 1 << 16 } else { 1 << 28 };
 /// Rows, columns and terms of the product that shows what a CPU can do.
 const CPU_PRODUCT: usize = if cfg!(test) { 64 } else { 1024 };
+
+/// Of the adapters that `bench train --tuner lora` has.
+const RANK: usize = 16;
 
 /// One case, as `--json` prints it.
 #[derive(Debug, Serialize)]
@@ -61,17 +63,23 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     if args.row_tokens == 0 || document_tokens == 0 || args.runs == 0 {
         misuse!("row-tokens, document-tokens and runs must be 1 or more");
     }
+    let dtype = storage(args.dtype, device);
+    let sizes = sizes(&config, args, dtype);
+    let timed: Vec<(&str, Vec<Example>)> = EXAMPLES
+        .iter()
+        .map(|examples| (examples.op, (examples.timed)(&sizes)))
+        .filter(|(_, examples)| !examples.is_empty())
+        .collect();
     for name in &args.ops {
-        if !cases::ALL.iter().any(|(known, _)| known == name) {
-            let known: Vec<&str> = cases::ALL.iter().map(|(known, _)| *known).collect();
+        if !timed.iter().any(|(known, _)| known == name) {
+            let known: Vec<&str> = timed.iter().map(|(known, _)| *known).collect();
             misuse!(
                 "no primitive `{name}` is measured; there are {}",
                 known.join(", ")
             );
         }
     }
-    let dtype = storage(args.dtype, device);
-    let mut bench = Bench::new(config, args, device, dtype)?;
+    let bench = Bench::new(args, device, dtype)?;
     ui.note(format_args!(
         "{}: copies move {:.0} GB/s, products {:.1} TFLOP/s",
         bench.device_name,
@@ -81,12 +89,12 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     if !ui.json() {
         ui.line("      ms   floor  share  bound       case")?;
     }
-    for (name, measure) in cases::ALL {
+    for (name, examples) in timed {
         if !args.ops.is_empty() && !args.ops.iter().any(|op| op == name) {
             continue;
         }
-        measure(&mut bench)?;
-        for line in bench.lines.drain(..) {
+        for example in examples {
+            let line = bench.measure(&example)?;
             ui.result(&line, || {
                 format!(
                     "{:8.3} {:7.3} {:5.0}%  {:10}  {} {}",
@@ -103,79 +111,59 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     Ok(())
 }
 
-/// What a case needs at the least.
-#[derive(Debug, Clone, Copy, Default)]
-struct Cost {
-    bytes: f64,
-    operations: f64,
-}
-
-impl Cost {
-    /// Inputs that are read and results that are written, all of each.
-    fn of(tensors: &[&Tensor]) -> Self {
-        Cost::default().and(tensors)
-    }
-
-    /// More of these.
-    fn and(mut self, tensors: &[&Tensor]) -> Self {
-        let bytes: usize = tensors.iter().map(|tensor| tensor.bytes()).sum();
-        self.bytes += bytes as f64;
-        self
-    }
-
-    /// Tensors that are read, changed and written.
-    fn updating(self, tensors: &[&Tensor]) -> Self {
-        self.and(tensors).and(tensors)
-    }
-
-    fn operations(mut self, operations: f64) -> Self {
-        self.operations = operations;
-        self
+/// At which every primitive is timed.
+fn sizes(config: &Config, args: &Args, dtype: DType) -> Sizes {
+    let t = args.row_tokens;
+    let document_tokens = args.document_tokens.unwrap_or(t).min(t);
+    let borders = (0..t).step_by(document_tokens).chain([t]);
+    Sizes {
+        dtype,
+        n_tokens: t,
+        cu_seqlens: borders.map(|border| border as u32).collect(),
+        hidden: config.hidden_size,
+        feed_forward: config.intermediate_size,
+        vocabulary: config.vocab_size,
+        attention: [
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        ],
+        rotary_dims: config.rotary_dims,
+        rope_theta: config.rope_theta,
+        delta: [
+            config.linear_num_key_heads,
+            config.linear_num_value_heads,
+            config.linear_key_head_dim,
+            config.linear_value_head_dim,
+        ],
+        rank: RANK,
     }
 }
 
-/// What the cases share: shapes, ceilings, and the lines so far.
+/// What the lines share: the device and its ceilings.
 struct Bench {
-    config: Config,
     size: String,
     device: Device,
     device_name: String,
     dtype: DType,
-    /// Tokens of a row.
-    t: usize,
-    /// Tokens of a document; the last may have fewer.
-    document_tokens: usize,
-    cu_seqlens: Vec<u32>,
     runs: usize,
     copy_bytes_per_s: f64,
     ceiling_tflops: f64,
-    lines: Vec<Line>,
-    /// So that no two tensors are alike.
-    streams: u64,
 }
 
 impl Bench {
-    fn new(config: Config, args: &Args, device: Device, dtype: DType) -> Result<Bench> {
-        let t = args.row_tokens;
-        let document_tokens = args.document_tokens.unwrap_or(t).min(t);
-        let borders = (0..t).step_by(document_tokens).chain([t]);
+    fn new(args: &Args, device: Device, dtype: DType) -> Result<Bench> {
         let mut bench = Bench {
-            config,
             size: args.size.clone(),
             device,
             device_name: device_name(device),
             dtype,
-            t,
-            document_tokens,
-            cu_seqlens: borders.map(|border| border as u32).collect(),
             runs: args.runs,
             copy_bytes_per_s: 0.0,
             ceiling_tflops: 0.0,
-            lines: Vec::new(),
-            streams: 0,
         };
         let from = bench.random(&[COPIED], DType::Bf16)?;
-        let mut to = bench.zeros(&[COPIED], DType::Bf16)?;
+        let mut to = Tensor::zeros_on(&[COPIED], DType::Bf16, device)?;
         let copied = bench.times(|| copy::forward(&mut to, 0, &from, 0, COPIED))?;
         bench.copy_bytes_per_s = 2.0 * from.bytes() as f64 / copied.median_ms * 1e3;
         bench.ceiling_tflops = match device {
@@ -183,7 +171,7 @@ impl Bench {
             Device::Cpu => {
                 let n = CPU_PRODUCT;
                 let x = bench.random(&[n, n], dtype)?;
-                let mut y = bench.zeros(&[n, n], dtype)?;
+                let mut y = Tensor::zeros_on(&[n, n], dtype, device)?;
                 let product = bench.times(|| matmul::forward(&mut y, &x, &x))?;
                 2.0 * (n as f64).powi(3) / product.median_ms / 1e9
             }
@@ -192,67 +180,30 @@ impl Bench {
     }
 
     /// Numbers from -1 to 1.
-    fn random(&mut self, shape: &[usize], dtype: DType) -> Result<Tensor> {
-        self.random_in(shape, dtype, -1.0, 1.0)
-    }
-
-    fn random_in(&mut self, shape: &[usize], dtype: DType, from: f32, to: f32) -> Result<Tensor> {
-        self.streams += 1;
-        let stream = self.streams;
+    fn random(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
         let n: usize = shape.iter().product();
-        let value = |i: u64| from + (to - from) * random::uniform(1, stream, i) as f32;
+        let value = |i: u64| 2.0 * random::uniform(1, 1, i) as f32 - 1.0;
         let data = (0..n as u64).into_par_iter().map(value).collect();
         let tensor = Tensor::from_f32(shape, data).to_dtype(dtype);
         Ok(tensor.to_device(self.device)?)
     }
 
-    /// In the type of activations.
-    fn act(&mut self, shape: &[usize]) -> Result<Tensor> {
-        self.random(shape, self.dtype)
-    }
-
-    fn zeros(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
-        Ok(Tensor::zeros_on(shape, dtype, self.device)?)
-    }
-
-    fn act_zeros(&self, shape: &[usize]) -> Result<Tensor> {
-        self.zeros(shape, self.dtype)
-    }
-
-    fn f32_zeros(&self, shape: &[usize]) -> Result<Tensor> {
-        self.zeros(shape, DType::F32)
-    }
-
-    /// Σ over all pairs of a token and one up to it in its document.
-    fn pairs(&self) -> f64 {
-        self.cu_seqlens
-            .windows(2)
-            .map(|ends| f64::from(ends[1] - ends[0]))
-            .map(|len| len * (len + 1.0) / 2.0)
-            .sum()
-    }
-
-    fn measure(
-        &mut self,
-        op: &'static str,
-        shape: String,
-        cost: Cost,
-        work: impl FnMut() -> kernel::Result<()>,
-    ) -> Result<()> {
-        let times = self.times(work)?;
-        let by_memory = 1e3 * cost.bytes / self.copy_bytes_per_s;
-        let by_arithmetic = cost.operations / self.ceiling_tflops / 1e9;
+    fn measure(&self, example: &Example) -> Result<Line> {
+        let (mut outs, ins) = example.tensors(self.device)?;
+        let times = self.times(|| example.call(&mut outs, &ins))?;
+        let by_memory = 1e3 * example.bytes() / self.copy_bytes_per_s;
+        let by_arithmetic = example.operations() / self.ceiling_tflops / 1e9;
         let floor_ms = by_memory.max(by_arithmetic);
-        self.lines.push(Line {
+        Ok(Line {
             bench: "ops",
             size: self.size.clone(),
-            op,
-            shape,
+            op: example.name(),
+            shape: example.shape().to_owned(),
             dtype: self.dtype.to_string(),
             ms: times.median_ms,
             spread_ms: times.spread_ms,
-            bytes: cost.bytes,
-            operations: cost.operations,
+            bytes: example.bytes(),
+            operations: example.operations(),
             floor_ms,
             bound: if by_memory > by_arithmetic {
                 "memory"
@@ -263,8 +214,7 @@ impl Bench {
             copy_bytes_per_s: self.copy_bytes_per_s,
             ceiling_tflops: self.ceiling_tflops,
             device_name: self.device_name.clone(),
-        });
-        Ok(())
+        })
     }
 
     fn times(&self, mut work: impl FnMut() -> kernel::Result<()>) -> Result<Times> {
@@ -304,11 +254,6 @@ struct Times {
 mod tests {
     use super::*;
 
-    fn bench(args: &Args) -> Bench {
-        let config = shapes(&args.size).unwrap();
-        Bench::new(config, args, Device::Cpu, DType::F32).unwrap()
-    }
-
     fn args() -> Args {
         Args {
             ops: Vec::new(),
@@ -324,42 +269,68 @@ mod tests {
         }
     }
 
+    fn tiny() -> Sizes {
+        sizes(&shapes("tiny").unwrap(), &args(), DType::F32)
+    }
+
+    fn timed() -> impl Iterator<Item = (&'static str, Example)> {
+        let sizes = tiny();
+        EXAMPLES.iter().flat_map(move |examples| {
+            let timed = (examples.timed)(&sizes).into_iter();
+            timed.map(|example| (examples.op, example))
+        })
+    }
+
     #[test]
     fn every_case_runs_and_has_a_floor() {
-        let mut bench = bench(&args());
-        for (name, measure) in cases::ALL {
-            measure(&mut bench).unwrap();
-            let lines = std::mem::take(&mut bench.lines);
-            assert!(!lines.is_empty(), "{name} measures nothing");
-            for line in lines {
-                assert!(line.op.starts_with(name), "{} of {name}", line.op);
-                assert!(line.bytes > 0.0 && line.floor_ms > 0.0, "{}", line.op);
-                assert!(line.ms.is_finite() && line.share > 0.0, "{}", line.op);
-            }
+        let bench = Bench::new(&args(), Device::Cpu, DType::F32).unwrap();
+        let mut ops = Vec::new();
+        for (op, example) in timed() {
+            let line = bench.measure(&example).unwrap();
+            assert!(line.op.starts_with(op), "{} of {op}", line.op);
+            assert!(line.bytes > 0.0 && line.floor_ms > 0.0, "{}", line.op);
+            assert!(line.ms.is_finite() && line.share > 0.0, "{}", line.op);
+            ops.push(op);
         }
+        ops.dedup();
+        assert_eq!(ops.len(), 16, "{ops:?}");
     }
 
     #[test]
     fn a_floor_is_the_larger_of_its_two_parts() {
-        let mut bench = bench(&args());
-        (bench.copy_bytes_per_s, bench.ceiling_tflops) = (1e9, 1e-3);
-        let tensor = Tensor::zeros(&[250], DType::F32);
-        let cost = Cost::of(&[&tensor]).updating(&[&tensor]);
-        for (operations, floor_ms, bound) in [(0.0, 3e-3, "memory"), (1e7, 10.0, "arithmetic")] {
-            let cost = cost.operations(operations);
-            bench
-                .measure("none", String::new(), cost, || Ok(()))
-                .unwrap();
-            let line = bench.lines.pop().unwrap();
+        let mut bench = Bench::new(&args(), Device::Cpu, DType::F32).unwrap();
+        let (_, product) = timed().find(|(op, _)| *op == "matmul").unwrap();
+        for (bytes_per_s, tflops, bound) in [(1e6, 1e6, "memory"), (1e18, 1e-3, "arithmetic")] {
+            (bench.copy_bytes_per_s, bench.ceiling_tflops) = (bytes_per_s, tflops);
+            let line = bench.measure(&product).unwrap();
+            let floor_ms = match bound {
+                "memory" => 1e3 * line.bytes / bytes_per_s,
+                _ => line.operations / tflops / 1e9,
+            };
             assert!((line.floor_ms / floor_ms - 1.0).abs() < 1e-9, "{line:?}");
             assert_eq!(line.bound, bound);
         }
     }
 
     #[test]
+    fn inputs_count_once_and_what_is_added_to_twice() {
+        let sizes = tiny();
+        let numel = |a: usize, b: usize| 4.0 * (a * b) as f64;
+        let (t, d, f) = (sizes.n_tokens, sizes.hidden, sizes.feed_forward);
+        let bytes_of = |name| {
+            let (_, example) = timed().find(|(_, example)| example.name() == name).unwrap();
+            example.bytes()
+        };
+        let forward = numel(t, d) + numel(f, d) + numel(t, f);
+        assert_eq!(bytes_of("matmul/forward"), forward);
+        assert_eq!(bytes_of("matmul/backward_weight"), forward + numel(f, d));
+        assert_eq!(bytes_of("embedding/forward"), 2.0 * numel(t, d));
+    }
+
+    #[test]
     fn pairs_are_those_of_each_document() {
-        let bench = bench(&args());
-        assert_eq!(bench.cu_seqlens, [0, 33, 66, 70]);
-        assert_eq!(bench.pairs(), 33.0 * 34.0 + 4.0 * 5.0 / 2.0);
+        let sizes = tiny();
+        assert_eq!(sizes.cu_seqlens, [0, 33, 66, 70]);
+        assert_eq!(sizes.pairs(), 33.0 * 34.0 + 4.0 * 5.0 / 2.0);
     }
 }
