@@ -115,6 +115,8 @@ pub fn reply(
                 };
                 return Ok(reply);
             }
+            // Nobody asks for the prompt's scores here.
+            Event::Prompt(_) => {}
             Event::Failed(error) => return Err(error.into()),
         }
     }

@@ -1,101 +1,55 @@
-//! A bounded channel of events that can be read by a thread or polled by a future, and that knows when its reader has left.
-//! The standard library's channel can do neither of the last two, and this crate brings no async runtime.
+//! The events of one request: a channel that can be read by a thread or polled by a future, and that knows when its reader has left.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use flume::r#async::RecvStream;
+use futures_core::Stream;
 
 use crate::request::Event;
 
 /// The reading end. Dropping it cancels the request.
 #[derive(Debug)]
 pub struct EventReceiver {
-    shared: Arc<Shared>,
+    events: flume::Receiver<Event>,
+    /// The same end, for futures: it holds the waker.
+    stream: RecvStream<'static, Event>,
 }
 
 /// The writing end, held by the scheduler; dropping it ends the stream.
 #[derive(Debug)]
 pub(crate) struct EventSender {
-    shared: Arc<Shared>,
+    events: flume::Sender<Event>,
     capacity: usize,
-}
-
-#[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<State>,
-    ready: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    events: VecDeque<Event>,
-    sender_gone: bool,
-    receiver_gone: bool,
-    waker: Option<Waker>,
 }
 
 /// Both ends of a channel that asks its writer to pause at `capacity` unread events.
 pub(crate) fn channel(capacity: usize) -> (EventSender, EventReceiver) {
-    let shared = Arc::new(Shared::default());
+    // Without a bound of its own: the last event must always fit, and the scheduler never waits.
+    let (sender, events) = flume::unbounded();
+    let stream = events.clone().into_stream();
     let sender = EventSender {
-        shared: Arc::clone(&shared),
+        events: sender,
         capacity,
     };
-    (sender, EventReceiver { shared })
+    (sender, EventReceiver { events, stream })
 }
 
 impl EventReceiver {
     /// Waits for the next event; `None` when no more will come.
     pub fn recv(&self) -> Option<Event> {
-        let mut state = self.shared.lock();
-        loop {
-            if let Some(event) = state.events.pop_front() {
-                return Some(event);
-            }
-            if state.sender_gone {
-                return None;
-            }
-            state = self
-                .shared
-                .ready
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
+        self.events.recv().ok()
     }
 
     /// As [`EventReceiver::recv`], giving up after `timeout` (then also `None`).
     pub fn recv_timeout(&self, timeout: Duration) -> Option<Event> {
-        let deadline = Instant::now() + timeout;
-        let mut state = self.shared.lock();
-        loop {
-            if let Some(event) = state.events.pop_front() {
-                return Some(event);
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if state.sender_gone || left.is_zero() {
-                return None;
-            }
-            state = self
-                .shared
-                .ready
-                .wait_timeout(state, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        }
+        self.events.recv_timeout(timeout).ok()
     }
 
     /// For futures: the next event, or registers the task to be woken by it.
     pub fn poll_recv(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
-        let mut state = self.shared.lock();
-        if let Some(event) = state.events.pop_front() {
-            return Poll::Ready(Some(event));
-        }
-        if state.sender_gone {
-            return Poll::Ready(None);
-        }
-        state.waker = Some(context.waker().clone());
-        Poll::Pending
+        Pin::new(&mut self.stream).poll_next(context)
     }
 }
 
@@ -107,64 +61,29 @@ impl Iterator for EventReceiver {
     }
 }
 
-impl Drop for EventReceiver {
-    fn drop(&mut self) {
-        let mut state = self.shared.lock();
-        state.receiver_gone = true;
-        state.events.clear();
-    }
-}
-
 impl EventSender {
     /// Whether another token may be sent now.
     pub fn has_room(&self) -> bool {
-        self.shared.lock().events.len() < self.capacity
+        self.events.len() < self.capacity
     }
 
     /// Whether the reader has left.
     pub fn is_closed(&self) -> bool {
-        self.shared.lock().receiver_gone
+        self.events.is_disconnected()
     }
 
     /// Adds an event; the caller has asked [`EventSender::has_room`] before computing it, and the last event always fits.
     pub fn send(&self, event: Event) {
-        let mut state = self.shared.lock();
-        if state.receiver_gone {
-            return;
-        }
-        state.events.push_back(event);
-        self.shared.notify(state);
-    }
-}
-
-impl Drop for EventSender {
-    fn drop(&mut self) {
-        let mut state = self.shared.lock();
-        state.sender_gone = true;
-        self.shared.notify(state);
-    }
-}
-
-impl Shared {
-    /// A panic while the lock was held cannot leave a half-written queue, so poisoning is ignored.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn notify(&self, mut state: MutexGuard<'_, State>) {
-        let waker = state.waker.take();
-        drop(state);
-        self.ready.notify_all();
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        // Nobody reads it if the reader has left, which the scheduler asks for by itself.
+        drop(self.events.send(event));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::task::Wake;
+    use std::task::{Wake, Waker};
 
     use super::*;
     use crate::error::Error;

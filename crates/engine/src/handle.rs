@@ -1,52 +1,18 @@
 //! Starting the engine and speaking to it: a queue with a bound, a thread of its own, and handles that end it with the last one.
 
-use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use model::Model;
 
-use crate::channel::{self, EventReceiver, EventSender};
+use crate::channel::{self, EventReceiver};
+use crate::config::EngineConfig;
 use crate::error::{Error, Result};
+use crate::queue::{Job, Shared};
 use crate::request::Request;
 use crate::runner::Runner;
 use crate::scheduler::Scheduler;
-use crate::stats::{self, Counters, Stats};
-
-/// Limits of the engine; the defaults suit one host and a few friends.
-#[derive(Debug, Clone, PartialEq)]
-pub struct EngineConfig {
-    /// Sequences computed at once; further requests wait.
-    pub max_sequences: usize,
-    /// Requests that may wait; further ones are refused with [`Error::QueueFull`].
-    pub max_waiting: usize,
-    /// Tokens of prompt and reply together.
-    pub context: usize,
-    /// Prompt tokens computed between two decode steps.
-    pub prefill_chunk: usize,
-    /// States kept for reuse, by count and by bytes; 0 turns reuse off.
-    pub max_snapshots: usize,
-    pub snapshot_bytes: usize,
-    /// Unread events at which a sequence pauses, and how long it may stay paused before it is ended.
-    pub max_unread: usize,
-    pub reader_timeout: Duration,
-}
-
-impl Default for EngineConfig {
-    fn default() -> Self {
-        EngineConfig {
-            max_sequences: 8,
-            max_waiting: 64,
-            context: 8192,
-            prefill_chunk: 512,
-            max_snapshots: 16,
-            snapshot_bytes: 1 << 30,
-            max_unread: 256,
-            reader_timeout: Duration::from_secs(60),
-        }
-    }
-}
+use crate::stats::{self, Stats};
 
 /// The engine's starting point; everything after it goes through the handle.
 pub struct Engine;
@@ -92,8 +58,8 @@ impl EngineHandle {
     /// # Errors
     /// A request that can never run (prompt, ids, numbers), [`Error::QueueFull`], [`Error::Stopped`].
     pub fn submit(&self, request: Request) -> Result<EventReceiver> {
+        self.check(&request)?;
         let owner = &*self.owner;
-        request.validate(owner.vocab_size, owner.config.context)?;
         let seed = request.sampling.seed.unwrap_or_else(fresh_seed);
         let (sender, receiver) = channel::channel(owner.config.max_unread.max(1));
 
@@ -120,6 +86,14 @@ impl EngineHandle {
         Ok(receiver)
     }
 
+    /// Whether a request could ever run.
+    ///
+    /// # Errors
+    /// What is wrong with its prompt, ids or numbers.
+    pub fn check(&self, request: &Request) -> Result<()> {
+        request.validate(self.owner.vocab_size, self.owner.config.context)
+    }
+
     /// The counters now.
     pub fn stats(&self) -> Stats {
         let shared = &self.owner.shared;
@@ -132,6 +106,7 @@ impl EngineHandle {
         !self.owner.shared.lock().is_closed
     }
 
+    /// The limits that the engine was started with.
     pub fn config(&self) -> &EngineConfig {
         &self.owner.config
     }
@@ -153,49 +128,6 @@ struct Owner {
 impl Drop for Owner {
     fn drop(&mut self) {
         self.shared.close();
-    }
-}
-
-/// A request that waits for its turn.
-#[derive(Debug)]
-pub(crate) struct Job {
-    pub request: Request,
-    pub seed: u64,
-    pub events: EventSender,
-}
-
-/// What the handles and the thread have in common.
-#[derive(Debug, Default)]
-pub(crate) struct Shared {
-    queue: Mutex<Queue>,
-    pub wake: Condvar,
-    pub counters: Counters,
-}
-
-#[derive(Debug, Default)]
-pub(crate) struct Queue {
-    pub jobs: VecDeque<Job>,
-    pub is_closed: bool,
-}
-
-impl Shared {
-    pub fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes no more requests; the thread ends those it has and leaves.
-    pub fn close(&self) {
-        self.lock().is_closed = true;
-        self.wake.notify_all();
-    }
-}
-
-impl Queue {
-    /// Forgets waiting requests whose reader has left.
-    pub fn drop_cancelled(&mut self, counters: &Counters) {
-        let before = self.jobs.len();
-        self.jobs.retain(|job| !job.events.is_closed());
-        stats::add(&counters.cancelled, before - self.jobs.len());
     }
 }
 

@@ -11,33 +11,57 @@ pub const MAX_TOP_LOGPROBS: usize = 20;
 pub struct Request {
     /// The prompt.
     pub ids: Vec<u32>,
+    /// How tokens are chosen.
     pub sampling: Sampling,
-    /// Tokens to generate at most, the stop token included; the context's end may come earlier.
+    /// Tokens to generate at most, the stop token included; the context's end may come earlier. 0 only with `prompt_logprobs`.
     pub max_tokens: usize,
+    /// No stop id is drawn before this many tokens.
+    pub min_tokens: usize,
     /// Ids that end the reply; the one that does is counted but not sent.
     pub stop_ids: Vec<u32>,
     /// How many alternatives to report with each token, 0 to 20.
     pub top_logprobs: usize,
+    /// Whether to report how likely each token of the prompt was.
+    pub prompt_logprobs: bool,
 }
 
-/// What comes back: tokens, then exactly one `Finished` or `Failed`.
+/// A token and how likely it was, before bans, penalties and temperature.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scored {
+    /// The token.
+    pub id: u32,
+    /// Natural log of the model's own probability of it.
+    pub logprob: f32,
+    /// The likeliest ids and their log-probabilities, best first; as many as asked for.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// What comes back: the prompt's scores if asked for, tokens, then exactly one `Finished` or `Failed`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
+    /// The prompt's tokens from the second one on: nothing is said of the first.
+    Prompt(Vec<Scored>),
+    /// A generated token.
     Token {
+        /// The token.
         id: u32,
         /// Natural log of the model's own probability: before bans, penalties and temperature.
         logprob: f32,
         /// The likeliest ids and their log-probabilities, best first; as many as asked for.
         top: Vec<(u32, f32)>,
     },
+    /// The reply ended.
     Finished {
+        /// Why.
         reason: FinishReason,
-        /// Which of the stop ids came, if one did.
-        stop_id: Option<u32>,
+        /// The stop id that came, if one did.
+        stop: Option<Scored>,
         /// The seed of the draws: the one asked for, or the fresh one taken.
         seed: u64,
+        /// Tokens of the whole request.
         usage: Usage,
     },
+    /// The reply broke off.
     Failed(Error),
 }
 
@@ -55,6 +79,7 @@ pub enum FinishReason {
 /// Tokens of one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Usage {
+    /// Tokens of the prompt.
     pub n_prompt: usize,
     /// Prompt tokens taken from a kept state instead of being computed.
     pub n_cached: usize,
@@ -71,7 +96,8 @@ impl Request {
         if self.ids.is_empty() {
             return Err(Error::EmptyPrompt);
         }
-        if self.ids.len() >= context {
+        let must_generate = usize::from(self.max_tokens > 0);
+        if self.ids.len() + must_generate > context {
             return Err(Error::PromptTooLong {
                 n_tokens: self.ids.len(),
                 context,
@@ -84,8 +110,14 @@ impl Request {
                 vocab_size,
             });
         }
-        if self.max_tokens == 0 {
+        if self.max_tokens == 0 && !self.prompt_logprobs {
             return Err(Error::MaxTokens);
+        }
+        if self.min_tokens > self.max_tokens {
+            return Err(Error::MinTokens {
+                min_tokens: self.min_tokens,
+                max_tokens: self.max_tokens,
+            });
         }
         if self.top_logprobs > MAX_TOP_LOGPROBS {
             return Err(Error::TopLogprobs {
@@ -93,7 +125,8 @@ impl Request {
                 most: MAX_TOP_LOGPROBS,
             });
         }
-        self.sampling.validate()
+        self.sampling.validate()?;
+        self.sampling.validate_ids(vocab_size)
     }
 }
 

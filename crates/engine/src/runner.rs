@@ -19,6 +19,8 @@ pub(crate) trait Runner: Send + 'static {
     fn state_bytes(&self, state: &Self::State) -> usize;
     /// Appends `tokens_t`; logits of the last position [C] f32.
     fn prefill(&self, state: &mut Self::State, tokens_t: &[u32]) -> Result<Tensor>;
+    /// As `prefill`, with the logits of every new position [T, C] f32.
+    fn prefill_all(&self, state: &mut Self::State, tokens_t: &[u32]) -> Result<Tensor>;
     /// Appends one token to each sequence; logits [B, C] f32.
     fn step(&self, states: &mut [&mut Self::State], tokens_b: &[u32]) -> Result<Tensor>;
 }
@@ -44,6 +46,10 @@ impl Runner for Model {
 
     fn prefill(&self, state: &mut SequenceState, tokens_t: &[u32]) -> Result<Tensor> {
         Model::prefill(self, state, tokens_t).map_err(failed)
+    }
+
+    fn prefill_all(&self, state: &mut SequenceState, tokens_t: &[u32]) -> Result<Tensor> {
+        Model::prefill_all(self, state, tokens_t).map_err(failed)
     }
 
     fn step(&self, states: &mut [&mut SequenceState], tokens_b: &[u32]) -> Result<Tensor> {

@@ -8,16 +8,20 @@ use std::time::{Duration, Instant};
 use tracing::debug;
 
 use crate::channel::EventSender;
+use crate::config::EngineConfig;
 use crate::error::{Error, Result};
-use crate::handle::{EngineConfig, Job, Shared};
-use crate::request::{Event, FinishReason, Request, Usage};
+use crate::queue::Shared;
+use crate::request::{Event, FinishReason};
 use crate::runner::{Runner, guarded};
-use crate::sampling::{self, Counts, logprobs};
+use crate::sequence::{Ending, Sequence};
 use crate::snapshots::{Snapshot, Snapshots};
 use crate::stats::{add, set};
 
 /// How long the loop sleeps when every reader is behind.
 const PAUSE: Duration = Duration::from_millis(5);
+
+/// Prompt tokens computed at once where each one's logits are wanted: their rows are a vocabulary wide.
+const SCORED_CHUNK: usize = 64;
 
 pub(crate) struct Scheduler<R: Runner> {
     runner: R,
@@ -26,31 +30,6 @@ pub(crate) struct Scheduler<R: Runner> {
     /// In order of admission: the first one without a `next` is the one being prefilled.
     running: Vec<Sequence<R::State>>,
     snapshots: Snapshots<R::State>,
-}
-
-/// One request being computed.
-struct Sequence<S> {
-    request: Request,
-    seed: u64,
-    events: EventSender,
-    /// `None` until its prefill begins.
-    state: Option<S>,
-    /// The tokens that `state` has seen.
-    seen: Vec<u32>,
-    /// The token drawn last, which the next step feeds; `None` while the prompt is being computed.
-    next: Option<u32>,
-    counts: Counts,
-    usage: Usage,
-    stalled_since: Option<Instant>,
-    ending: Option<Ending>,
-}
-
-enum Ending {
-    Finished {
-        reason: FinishReason,
-        stop_id: Option<u32>,
-    },
-    Failed(Error),
 }
 
 impl<R: Runner> Scheduler<R> {
@@ -141,7 +120,12 @@ impl<R: Runner> Scheduler<R> {
         // 1. begin: from the longest kept prefix, if there is one
         let mut logits = None;
         if sequence.state.is_none() {
-            let hit = self.snapshots.longest_prefix(&sequence.request.ids);
+            // A kept state has no scores of the tokens it has seen.
+            let hit = if sequence.request.prompt_logprobs {
+                None
+            } else {
+                self.snapshots.longest_prefix(&sequence.request.ids)
+            };
             let n_cached = hit.as_ref().map_or(0, |hit| hit.n_tokens);
             sequence.seen = sequence.request.ids[..n_cached].to_vec();
             sequence.usage.n_cached = n_cached;
@@ -161,38 +145,31 @@ impl<R: Runner> Scheduler<R> {
                 }
             }
         }
-        let Some(state) = sequence.state.as_mut() else {
-            return;
-        };
 
         // 2. the next chunk
-        let n_seen = sequence.seen.len();
-        let rest = &sequence.request.ids[n_seen..];
-        let chunk = &rest[..rest.len().min(self.config.prefill_chunk.max(1))];
-        if !chunk.is_empty() {
-            match guarded(|| self.runner.prefill(state, chunk)) {
-                Ok(tensor) => {
-                    add(&counters.prefill_tokens, chunk.len());
-                    sequence.seen.extend_from_slice(chunk);
-                    logits = Some(tensor.to_f32_vec());
-                }
-                Err(error) => {
-                    sequence.ending = Some(Ending::Failed(error));
-                    return;
-                }
+        let n_new = match advance(&self.runner, sequence, self.config.prefill_chunk) {
+            Ok(None) => 0,
+            Ok(Some(chunk)) => {
+                logits = Some(chunk.last_logits);
+                chunk.n_tokens
             }
-        }
+            Err(error) => {
+                sequence.ending = Some(Ending::Failed(error));
+                return;
+            }
+        };
+        add(&counters.prefill_tokens, n_new);
 
         // 3. the prompt is done: keep its state, draw the first token
         if sequence.seen.len() < sequence.request.ids.len() {
             return;
         }
-        let Some(logits) = logits else {
+        let (Some(state), Some(logits)) = (sequence.state.as_ref(), logits) else {
             return;
         };
         let bytes = snapshot_bytes(&self.runner, state, sequence.seen.len(), logits.len());
         // A device without room for the copy loses a shortcut, nothing else.
-        if !chunk.is_empty()
+        if n_new > 0
             && self.snapshots.takes(bytes)
             && let Ok(copy) = self.runner.snapshot(state)
         {
@@ -203,8 +180,8 @@ impl<R: Runner> Scheduler<R> {
                 bytes,
             });
         }
-        sequence.accept(&logits, self.config.context);
-        add(&counters.generated_tokens, 1);
+        sequence.begin(&logits, self.config.context);
+        add(&counters.generated_tokens, sequence.usage.n_generated);
     }
 
     /// One token more for every sequence that speaks and whose reader keeps up.
@@ -273,11 +250,12 @@ impl<R: Runner> Scheduler<R> {
                     add(&counters.failed, 1);
                     Event::Failed(error)
                 }
-                Ending::Finished { reason, stop_id } => {
+                Ending::Finished { reason, stop } => {
                     match reason {
                         FinishReason::Cancelled => add(&counters.cancelled, 1),
                         FinishReason::Stop | FinishReason::Length => add(&counters.finished, 1),
                     }
+                    let farewell = sequence.farewell(reason, stop);
                     if let Some(state) = sequence.state {
                         let bytes = snapshot_bytes(&self.runner, &state, sequence.seen.len(), 0);
                         // At the prompt's very end a state with its logits is kept already.
@@ -290,12 +268,7 @@ impl<R: Runner> Scheduler<R> {
                             });
                         }
                     }
-                    Event::Finished {
-                        reason,
-                        stop_id,
-                        seed: sequence.seed,
-                        usage: sequence.usage,
-                    }
+                    farewell
                 }
             };
             farewells.push_back((sequence.events, event));
@@ -311,63 +284,48 @@ impl<R: Runner> Scheduler<R> {
     }
 }
 
-impl<S> Sequence<S> {
-    fn new(job: Job) -> Self {
-        let usage = Usage {
-            n_prompt: job.request.ids.len(),
-            ..Usage::default()
-        };
-        Sequence {
-            request: job.request,
-            seed: job.seed,
-            events: job.events,
-            state: None,
-            seen: Vec::new(),
-            next: None,
-            counts: Counts::new(),
-            usage,
-            stalled_since: None,
-            ending: None,
-        }
-    }
+/// What a chunk of a prompt gave.
+struct Chunk {
+    n_tokens: usize,
+    /// Logits behind its last token [C].
+    last_logits: Vec<f32>,
+}
 
-    fn finish(&mut self, reason: FinishReason, stop_id: Option<u32>) {
-        if self.ending.is_none() {
-            self.ending = Some(Ending::Finished { reason, stop_id });
-        }
+/// Computes at most `most` further tokens of a sequence's prompt, scoring them if asked for; `None` where none is left.
+fn advance<R: Runner>(
+    runner: &R,
+    sequence: &mut Sequence<R::State>,
+    most: usize,
+) -> Result<Option<Chunk>> {
+    let n_seen = sequence.seen.len();
+    let rest = &sequence.request.ids[n_seen..];
+    let is_scored = sequence.request.prompt_logprobs;
+    let most = if is_scored {
+        most.min(SCORED_CHUNK)
+    } else {
+        most
+    };
+    let chunk = &rest[..rest.len().min(most.max(1))];
+    let Some(state) = sequence.state.as_mut().filter(|_| !chunk.is_empty()) else {
+        return Ok(None);
+    };
+    let n_tokens = chunk.len();
+    let mut last_logits = if is_scored {
+        guarded(|| runner.prefill_all(state, chunk))?
+    } else {
+        guarded(|| runner.prefill(state, chunk))?
     }
-
-    /// Draws a token from logits [C], sends it, and decides whether it was the last.
-    fn accept(&mut self, logits: &[f32], context: usize) {
-        match self.draw(logits) {
-            Ok(id) => {
-                self.usage.n_generated += 1;
-                if self.request.stop_ids.contains(&id) {
-                    self.finish(FinishReason::Stop, Some(id));
-                    return;
-                }
-                *self.counts.entry(id).or_insert(0) += 1;
-                let (logprob, top) = logprobs::raw(logits, id, self.request.top_logprobs);
-                self.events.send(Event::Token { id, logprob, top });
-                self.next = Some(id);
-                let n_tokens = self.usage.n_prompt + self.usage.n_generated;
-                if self.usage.n_generated >= self.request.max_tokens || n_tokens >= context {
-                    self.finish(FinishReason::Length, None);
-                }
-            }
-            Err(error) => self.ending = Some(Ending::Failed(error)),
-        }
+    .to_f32_vec();
+    sequence.seen.extend_from_slice(chunk);
+    if is_scored {
+        let n_ids = runner.vocab_size();
+        sequence.score_prompt(n_seen, &last_logits, n_ids);
+        last_logits.drain(..last_logits.len() - n_ids);
     }
-
-    fn draw(&self, logits: &[f32]) -> Result<u32> {
-        sampling::draw(
-            logits,
-            &self.counts,
-            &self.request.sampling,
-            self.seed,
-            self.usage.n_generated as u64,
-        )
-    }
+    Ok(Some(Chunk {
+        n_tokens,
+        last_logits,
+    }))
 }
 
 /// Closes the queue when the thread leaves, by return or by panic.

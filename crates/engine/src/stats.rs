@@ -9,10 +9,13 @@ pub struct Stats {
     pub running: u64,
     /// Requests in the queue now.
     pub waiting: u64,
-    /// Requests taken so far, and how they ended.
+    /// Requests taken so far.
     pub requests: u64,
+    /// Of these, replies that ended by themselves.
     pub finished: u64,
+    /// Those whose reader left.
     pub cancelled: u64,
+    /// Those that broke off.
     pub failed: u64,
     /// Requests refused because the queue was full.
     pub refused: u64,
@@ -24,11 +27,13 @@ pub struct Stats {
     pub generated_tokens: u64,
     /// Batched decode steps.
     pub decode_steps: u64,
-    /// States kept for reuse now, and their size.
+    /// States kept for reuse now.
     pub snapshots: u64,
+    /// Their size.
     pub snapshot_bytes: u64,
 }
 
+/// What the engine's thread counts.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub running: AtomicU64,

@@ -79,13 +79,14 @@ fn stop_token_is_counted_but_not_sent() {
     assert_eq!(ids, free[..first]);
     let Event::Finished {
         reason,
-        stop_id,
+        stop,
         usage,
         ..
     } = last
     else {
         panic!("{last:?}");
     };
+    let stop_id = stop.map(|scored| scored.id);
     assert_eq!((reason, stop_id), (FinishReason::Stop, Some(free[3])));
     assert_eq!(usage.n_generated, first + 1);
 }
@@ -338,4 +339,153 @@ fn impossible_requests_are_refused_at_the_door() {
     wild.sampling.top_p = 1.5;
     let error = engine.submit(wild).unwrap_err();
     assert!(matches!(error, Error::Sampling { field: "top_p", .. }));
+}
+
+#[test]
+fn reply_reaches_its_least_length_before_a_stop_token() {
+    let engine = start(Toy::default(), EngineConfig::default()).unwrap();
+    let mut eager = request(&[1, 2], 12);
+    eager.stop_ids = (0..VOCAB as u32).collect();
+    // Everything stops: no token can come before the least length is reached, and the first one then is the last.
+    eager.min_tokens = 3;
+    let (_, last) = collect(engine.submit(eager).unwrap());
+    assert_eq!(last, Event::Failed(Error::NoCandidates));
+
+    let free = generate(&engine, request(&[1, 2], 12));
+    let mut patient = request(&[1, 2], 12);
+    patient.stop_ids = vec![free[1]];
+    patient.min_tokens = 6;
+    let ids = generate(&engine, patient);
+    assert!(ids.len() >= 6, "{ids:?}");
+    assert!(!ids[..6].contains(&free[1]), "{ids:?}");
+    let mut late = request(&[1], 2);
+    late.min_tokens = 3;
+    let error = engine.submit(late).unwrap_err();
+    assert!(matches!(error, Error::MinTokens { .. }));
+}
+
+/// ln p of `id` after `seen`.
+fn log_prob(seen: &[u32], id: u32) -> f32 {
+    let row = logits(seen);
+    let sum: f64 = row.iter().map(|logit| f64::from(*logit).exp()).sum();
+    (f64::from(row[id as usize]) - sum.ln()) as f32
+}
+
+#[test]
+fn prompt_is_scored_from_its_second_token_on_whatever_is_kept_or_runs() {
+    let config = EngineConfig {
+        prefill_chunk: 4,
+        ..EngineConfig::default()
+    };
+    let engine = start(Toy::default(), config).unwrap();
+    let prompt: Vec<u32> = (0..11).map(|n| n * 7 % 29).collect();
+    let mut asked = request(&prompt, 2);
+    asked.prompt_logprobs = true;
+    asked.top_logprobs = 3;
+    // The same prompt is in a kept state from the second round on.
+    for round in 0..3 {
+        let others: Vec<EventReceiver> = (0..round)
+            .map(|n| engine.submit(request(&[n, 3], 50)).unwrap())
+            .collect();
+        let receiver = engine.submit(asked.clone()).unwrap();
+        let Some(Event::Prompt(scored)) = receiver.recv_timeout(PATIENCE) else {
+            panic!("no scores");
+        };
+        let ids: Vec<u32> = scored.iter().map(|scored| scored.id).collect();
+        assert_eq!(ids, prompt[1..]);
+        for (at, scored) in scored.iter().enumerate() {
+            let expected = log_prob(&prompt[..=at], scored.id);
+            assert!((scored.logprob - expected).abs() < 1e-5, "{at}");
+            assert_eq!(scored.top.len(), 3);
+        }
+        let (ids, _) = collect(receiver);
+        assert_eq!(ids, generate(&engine, request(&prompt, 2)));
+        drop(others);
+    }
+}
+
+#[test]
+fn scores_alone_need_no_generated_token() {
+    let config = EngineConfig {
+        context: 3,
+        ..EngineConfig::default()
+    };
+    let engine = start(Toy::default(), config).unwrap();
+    // As long as the context: nothing has to stay free.
+    let mut asked = request(&[1, 2, 3], 0);
+    assert_eq!(engine.submit(asked.clone()).unwrap_err(), Error::MaxTokens);
+    asked.prompt_logprobs = true;
+    let events: Vec<Event> = engine.submit(asked).unwrap().collect();
+    let [Event::Prompt(scored), Event::Finished { reason, usage, .. }] = events.as_slice() else {
+        panic!("{events:?}");
+    };
+    assert_eq!(scored.len(), 2);
+    assert_eq!((*reason, usage.n_generated), (FinishReason::Length, 0));
+    assert_eq!(engine.stats().generated_tokens, 0);
+}
+
+#[test]
+fn request_may_say_which_ids_are_likelier_allowed_or_not_said_in_a_row() {
+    let engine = start(Toy::default(), EngineConfig::default()).unwrap();
+    let free = generate(&engine, request(&[1, 2], 30));
+
+    let mut biased = request(&[1, 2], 5);
+    biased.sampling.bias = vec![(9, 100.0)];
+    assert_eq!(generate(&engine, biased), [9; 5]);
+
+    let mut allowed = request(&[1, 2], 30);
+    allowed.sampling.allowed = vec![4, 5];
+    let ids = generate(&engine, allowed);
+    assert!(ids.iter().all(|id| [4, 5].contains(id)), "{ids:?}");
+
+    let pair = [free[2], free[3]];
+    let mut bad = request(&[1, 2], 30);
+    bad.sampling.bad_sequences = vec![pair.to_vec()];
+    let ids = generate(&engine, bad);
+    assert_eq!(ids[..3], free[..3]);
+    assert!(ids.windows(2).all(|window| window != pair), "{ids:?}");
+
+    let mut unknown = request(&[1], 5);
+    unknown.sampling.allowed = vec![VOCAB as u32];
+    let error = engine.submit(unknown).unwrap_err();
+    assert!(matches!(
+        error,
+        Error::UnknownId {
+            field: "allowed_token_ids",
+            ..
+        }
+    ));
+}
+
+#[test]
+fn repetition_penalty_looks_at_the_prompt_too() {
+    let engine = start(Toy::default(), EngineConfig::default()).unwrap();
+    let best = generate(
+        &engine,
+        Request {
+            sampling: Sampling::greedy(),
+            ..request(&[1, 2], 1)
+        },
+    )[0];
+    // The toy's logits depend on order, so the prompt is asked with its best answer in front, and without penalty.
+    let prompt = [best, 1, 2];
+    let plain = Request {
+        sampling: Sampling::greedy(),
+        ..request(&prompt, 1)
+    };
+    let row = logits(&prompt);
+    let mut penalised = row.clone();
+    for id in prompt {
+        penalised[id as usize] /= 50.0;
+    }
+    let top = |row: &[f32]| {
+        (0..row.len())
+            .rev()
+            .max_by(|a, b| row[*a].total_cmp(&row[*b]))
+            .unwrap() as u32
+    };
+    assert_eq!(generate(&engine, plain.clone()), [top(&row)]);
+    let mut asked = plain;
+    asked.sampling.repetition_penalty = 50.0;
+    assert_eq!(generate(&engine, asked), [top(&penalised)]);
 }

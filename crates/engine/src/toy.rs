@@ -80,6 +80,16 @@ impl Runner for Toy {
         Ok(Tensor::from_f32(&[VOCAB], logits(state)))
     }
 
+    fn prefill_all(&self, state: &mut Vec<u32>, tokens_t: &[u32]) -> Result<Tensor> {
+        self.called(Call::Prefill(tokens_t.len()));
+        let mut rows = Vec::new();
+        for token in tokens_t {
+            feed(state, &[*token])?;
+            rows.extend(logits(state));
+        }
+        Ok(Tensor::from_f32(&[tokens_t.len(), VOCAB], rows))
+    }
+
     fn step(&self, states: &mut [&mut Vec<u32>], tokens_b: &[u32]) -> Result<Tensor> {
         self.called(Call::Step(tokens_b.len()));
         let mut rows = Vec::new();

@@ -40,7 +40,7 @@ fn greedy_gives_the_recorded_tokens() {
             .filter_map(|event| match event {
                 Event::Token { id, logprob, .. } => Some((id, logprob)),
                 Event::Failed(error) => panic!("{name}: {error}"),
-                Event::Finished { .. } => None,
+                Event::Prompt(_) | Event::Finished { .. } => None,
             })
             .collect();
         let ids: Vec<u32> = tokens.iter().map(|(id, _)| *id).collect();

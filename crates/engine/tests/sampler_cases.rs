@@ -1,6 +1,6 @@
 //! The sampling chain against recorded distributions: probabilities and kept tokens of 22 cases.
 
-use engine::sampling::{self, Counts, Sampling};
+use engine::sampling::{self, Counts, DrawContext, Sampling};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -36,8 +36,12 @@ fn chain_gives_the_recorded_probabilities() {
             presence_penalty: case.presence,
             ..Sampling::default()
         };
-        let (candidates, probs) =
-            sampling::distribution(&case.logits, &case.counts, &sampling).unwrap();
+        let (candidates, probs) = sampling::distribution(
+            &case.logits,
+            &DrawContext::of_counts(&case.counts),
+            &sampling,
+        )
+        .unwrap();
         let name = format!("case {} {}", case.case, case.note);
         assert_eq!(candidates.len(), case.kept, "{name}");
         let mut dense = vec![0.0; case.logits.len()];

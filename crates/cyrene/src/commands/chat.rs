@@ -66,7 +66,7 @@ pub fn run(args: &Chat, ui: &Ui) -> Result<()> {
             sampling: sampling.clone(),
             max_tokens: args.max_tokens,
             stop_ids: stop_ids.clone(),
-            top_logprobs: 0,
+            ..Request::default()
         };
         let reply = speak::reply(&engine, request, Some(tokenizer), |piece| {
             if ui.json() { Ok(()) } else { ui.text(piece) }

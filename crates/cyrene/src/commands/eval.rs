@@ -159,7 +159,7 @@ pub fn evaluate(
             sampling: sampling.clone(),
             max_tokens: REPLY_TOKENS,
             stop_ids: tokenizer.end_ids(),
-            top_logprobs: 0,
+            ..Request::default()
         };
         let said = speak::reply(&engine, request, Some(tokenizer), |_| Ok(()))?;
         let text = said.text.unwrap_or_default();

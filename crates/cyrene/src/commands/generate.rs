@@ -86,7 +86,7 @@ pub fn run(args: &Generate, ui: &Ui) -> Result<()> {
             sampling: sampling.clone(),
             max_tokens: args.max_tokens,
             stop_ids: stop_ids.clone(),
-            top_logprobs: 0,
+            ..Request::default()
         };
         let reply = speak::reply(&engine, request, tokenizer, |piece| {
             if ui.json() { Ok(()) } else { ui.text(piece) }

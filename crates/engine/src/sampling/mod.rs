@@ -1,9 +1,12 @@
 //! From one row of logits to the next token: pure functions on candidate lists, in vLLM's order.
-//! bans -> penalties -> temperature -> min-p -> top-k -> top-p -> softmax -> one seeded draw.
+//! bans -> bias -> penalties -> temperature -> min-p -> top-k -> top-p -> softmax -> one seeded draw.
 
+pub mod bans;
+pub mod bias;
 pub mod logprobs;
 pub mod min_p;
 pub mod penalty;
+pub mod repetition;
 pub mod rng;
 pub mod softmax;
 pub mod temperature;
@@ -23,8 +26,35 @@ pub type Counts = BTreeMap<u32, u32>;
 /// A token that may still be drawn. Lists of candidates are ordered by id, ascending, all through the chain.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Candidate {
+    /// The token's id.
     pub id: u32,
+    /// Its logit, as far as the chain has changed it.
     pub logit: f32,
+}
+
+/// What a draw depends on beside the logits and the request's values.
+#[derive(Debug, Clone, Copy)]
+pub struct DrawContext<'a> {
+    /// Ids of the prompt.
+    pub prompt: &'a [u32],
+    /// Ids generated so far, in order.
+    pub generated: &'a [u32],
+    /// How often each of them was.
+    pub counts: &'a Counts,
+    /// Ids that may not be drawn at this position: stop ids before the least number of tokens is reached.
+    pub barred: &'a [u32],
+}
+
+impl<'a> DrawContext<'a> {
+    /// A context in which only counts matter.
+    pub fn of_counts(counts: &'a Counts) -> Self {
+        DrawContext {
+            prompt: &[],
+            generated: &[],
+            counts,
+            barred: &[],
+        }
+    }
 }
 
 /// How the next token is chosen; the default draws from the model's own distribution.
@@ -42,6 +72,16 @@ pub struct Sampling {
     pub presence_penalty: f32,
     /// Subtracted once per time that a token was generated.
     pub frequency_penalty: f32,
+    /// Divides positive logits of ids in prompt and reply, multiplies negative ones; 1 = off.
+    pub repetition_penalty: f32,
+    /// How many of the last ids of prompt and reply the repetition penalty looks at; `None` = all.
+    pub repetition_window: Option<usize>,
+    /// Added to the logits of single ids.
+    pub bias: Vec<(u32, f32)>,
+    /// Ids that alone may be drawn; empty = all.
+    pub allowed: Vec<u32>,
+    /// Ids that are not drawn one after the other: the last of each may not follow the others.
+    pub bad_sequences: Vec<Vec<u32>>,
     /// The same seed and request give the same tokens; `None` takes a fresh seed for each request.
     pub seed: Option<u64>,
     /// Ids that are never drawn.
@@ -59,6 +99,11 @@ impl Default for Sampling {
             min_p: 0.0,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
+            repetition_penalty: 1.0,
+            repetition_window: None,
+            bias: Vec::new(),
+            allowed: Vec::new(),
+            bad_sequences: Vec::new(),
             seed: None,
             banned: Vec::new(),
             vocab_limit: None,
@@ -86,6 +131,12 @@ impl Sampling {
             ("min_p", self.min_p, 0.0, 1.0),
             ("presence_penalty", self.presence_penalty, -100.0, 100.0),
             ("frequency_penalty", self.frequency_penalty, -100.0, 100.0),
+            (
+                "repetition_penalty",
+                self.repetition_penalty,
+                f32::MIN_POSITIVE,
+                100.0,
+            ),
         ];
         for (field, value, least, most) in fields {
             // Written so that a NaN is out of range as well.
@@ -93,10 +144,45 @@ impl Sampling {
                 return Err(Error::Sampling {
                     field,
                     value,
-                    expected: match field {
-                        "top_p" => "above 0 and at most 1".to_owned(),
-                        _ => format!("{least} to {most}"),
+                    expected: if least == f32::MIN_POSITIVE {
+                        format!("above 0 and at most {most}")
+                    } else {
+                        format!("{least} to {most}")
                     },
+                });
+            }
+        }
+        match self
+            .bias
+            .iter()
+            .find(|(_, bias)| !(-100.0..=100.0).contains(bias))
+        {
+            Some((_, bias)) => Err(Error::Sampling {
+                field: "logit_bias",
+                value: *bias,
+                expected: "-100 to 100".to_owned(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks that every id named is one of the model's.
+    ///
+    /// # Errors
+    /// [`Error::UnknownId`] naming the first field with an id of `vocab_size` or beyond.
+    pub fn validate_ids(&self, vocab_size: usize) -> Result<()> {
+        let biased: Vec<u32> = self.bias.iter().map(|(id, _)| *id).collect();
+        let bad: Vec<u32> = self.bad_sequences.iter().flatten().copied().collect();
+        for (field, ids) in [
+            ("logit_bias", &biased),
+            ("allowed_token_ids", &self.allowed),
+            ("bad_words", &bad),
+        ] {
+            if let Some(id) = ids.iter().find(|id| **id as usize >= vocab_size) {
+                return Err(Error::UnknownId {
+                    field,
+                    id: *id,
+                    vocab_size,
                 });
             }
         }
@@ -113,16 +199,23 @@ impl Sampling {
 /// Source: vLLM's order of penalties and filters; the tie conventions of the sampler cases this crate is tested with.
 pub fn distribution(
     logits: &[f32],
-    counts: &Counts,
+    context: &DrawContext<'_>,
     sampling: &Sampling,
 ) -> Result<(Vec<Candidate>, Vec<f64>)> {
-    // 1. candidates, without banned ids
-    let mut candidates = candidates(logits, sampling)?;
+    // 1. candidates, without banned ids, and what is added to single ones
+    let mut candidates = candidates(logits, context, sampling)?;
+    bias::apply(&mut candidates, &sampling.bias);
 
     // 2. penalties
+    repetition::apply(
+        &mut candidates,
+        context,
+        sampling.repetition_penalty,
+        sampling.repetition_window,
+    );
     penalty::apply(
         &mut candidates,
-        counts,
+        context.counts,
         sampling.presence_penalty,
         sampling.frequency_penalty,
     );
@@ -151,12 +244,12 @@ pub fn distribution(
 /// As [`distribution`].
 pub fn draw(
     logits: &[f32],
-    counts: &Counts,
+    context: &DrawContext<'_>,
     sampling: &Sampling,
     seed: u64,
     position: u64,
 ) -> Result<u32> {
-    let (candidates, probs) = distribution(logits, counts, sampling)?;
+    let (candidates, probs) = distribution(logits, context, sampling)?;
     let target = rng::uniform(seed, position);
     let mut sum = 0.0;
     for (candidate, prob) in candidates.iter().zip(&probs) {
@@ -175,7 +268,11 @@ pub fn draw(
         .ok_or(Error::NoCandidates)
 }
 
-fn candidates(logits: &[f32], sampling: &Sampling) -> Result<Vec<Candidate>> {
+fn candidates(
+    logits: &[f32],
+    context: &DrawContext<'_>,
+    sampling: &Sampling,
+) -> Result<Vec<Candidate>> {
     if let Some(id) = logits
         .iter()
         .position(|x| x.is_nan() || *x == f32::INFINITY)
@@ -193,14 +290,11 @@ fn candidates(logits: &[f32], sampling: &Sampling) -> Result<Vec<Candidate>> {
             logit: *logit,
         })
         .collect();
-    if !sampling.banned.is_empty() {
-        // Both are in order, so one walk finds them all.
-        let mut banned = sampling.banned.clone();
-        banned.sort_unstable();
-        banned.dedup();
-        let mut next = banned.iter().peekable();
-        candidates.retain(|candidate| next.next_if_eq(&&candidate.id).is_none());
-    }
+    bans::keep(&mut candidates, &sampling.allowed);
+    bans::remove(&mut candidates, &sampling.banned);
+    bans::remove(&mut candidates, context.barred);
+    let bad = bans::sequence_ends(&sampling.bad_sequences, context.generated);
+    bans::remove(&mut candidates, &bad);
     if candidates.iter().all(|c| c.logit == f32::NEG_INFINITY) {
         return Err(Error::NoCandidates);
     }
@@ -225,7 +319,13 @@ mod tests {
 
     #[test]
     fn greedy_takes_the_lowest_id_among_equal_maxima() {
-        let id = draw(&[1.0, 3.0, 3.0], &Counts::new(), &Sampling::greedy(), 0, 0);
+        let id = draw(
+            &[1.0, 3.0, 3.0],
+            &DrawContext::of_counts(&Counts::new()),
+            &Sampling::greedy(),
+            0,
+            0,
+        );
         assert_eq!(id.unwrap(), 1);
     }
 
@@ -239,7 +339,7 @@ mod tests {
         for position in 0..200 {
             let id = draw(
                 &[0.0, 9.0, 0.0, 9.0],
-                &Counts::new(),
+                &DrawContext::of_counts(&Counts::new()),
                 &sampling,
                 3,
                 position,
@@ -255,13 +355,25 @@ mod tests {
             banned: vec![1, 0],
             ..Sampling::default()
         };
-        let result = draw(&[0.0, 1.0], &Counts::new(), &sampling, 0, 0);
+        let result = draw(
+            &[0.0, 1.0],
+            &DrawContext::of_counts(&Counts::new()),
+            &sampling,
+            0,
+            0,
+        );
         assert_eq!(result, Err(Error::NoCandidates));
     }
 
     #[test]
     fn nan_logits_are_an_error_naming_the_id() {
-        let result = draw(&[0.0, f32::NAN], &Counts::new(), &Sampling::default(), 0, 0);
+        let result = draw(
+            &[0.0, f32::NAN],
+            &DrawContext::of_counts(&Counts::new()),
+            &Sampling::default(),
+            0,
+            0,
+        );
         assert_eq!(result, Err(Error::NotFinite { id: 1 }));
     }
 
@@ -273,8 +385,22 @@ mod tests {
             ..Sampling::default()
         };
         let logits = [2.5, 0.0];
-        let thrice = draw(&logits, &counts(&[(0, 3)]), &sampling, 0, 0).unwrap();
-        let twice = draw(&logits, &counts(&[(0, 2)]), &sampling, 0, 0).unwrap();
+        let thrice = draw(
+            &logits,
+            &DrawContext::of_counts(&counts(&[(0, 3)])),
+            &sampling,
+            0,
+            0,
+        )
+        .unwrap();
+        let twice = draw(
+            &logits,
+            &DrawContext::of_counts(&counts(&[(0, 2)])),
+            &sampling,
+            0,
+            0,
+        )
+        .unwrap();
         assert_eq!((twice, thrice), (0, 1));
     }
 
@@ -283,7 +409,15 @@ mod tests {
         let logits = [0.0, (3.0f32).ln()];
         let n = (0..4000)
             .filter(|position| {
-                draw(&logits, &Counts::new(), &Sampling::default(), 11, *position).unwrap() == 1
+                draw(
+                    &logits,
+                    &DrawContext::of_counts(&Counts::new()),
+                    &Sampling::default(),
+                    11,
+                    *position,
+                )
+                .unwrap()
+                    == 1
             })
             .count();
         // Mean 3000, standard deviation 27: five of them on each side.
