@@ -207,20 +207,41 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] when the pipeline fails, which no UTF-8 text is known to cause.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let Some((splitter, encoder)) = self.quick_way() else {
-            return self.encode_by_pipeline(text);
-        };
-        Ok(self.inner.cache.with(|cache| {
+        match self.quick_way() {
+            Some(way) => Ok(self.encode_quickly(way, text, nfc)),
+            None => self.encode_by_pipeline(text),
+        }
+    }
+
+    /// As [`Tokenizer::encode`], but what would be an added token without the `mark` in it is text; marks give nothing.
+    pub(crate) fn encode_marked(&self, text: &str, mark: char) -> Result<Vec<u32>> {
+        match self.quick_way() {
+            Some(way) => Ok(self.encode_quickly(way, text, |text| {
+                Cow::Owned(nfc(&text.replace(mark, "")).into_owned())
+            })),
+            // That pipeline finds added tokens by itself: a blank is all that keeps it from them.
+            None => self.encode_by_pipeline(&text.replace(mark, " ")),
+        }
+    }
+
+    /// Ids of `text`; `clean` gives the form of a piece between added tokens that is cut into words.
+    fn encode_quickly<'t>(
+        &self,
+        (splitter, encoder): (WordSplitter, WordEncoder<'_>),
+        text: &'t str,
+        clean: impl Fn(&'t str) -> Cow<'t, str>,
+    ) -> Vec<u32> {
+        self.inner.cache.with(|cache| {
             let mut ids = Vec::with_capacity(text.len() / 3);
             let mut rest = text;
             while let Some((before, id, behind)) = self.inner.added.split(rest) {
-                cache.append(nfc(before).as_bytes(), splitter, encoder, &mut ids);
+                cache.append(clean(before).as_bytes(), splitter, encoder, &mut ids);
                 ids.push(id);
                 rest = behind;
             }
-            cache.append(nfc(rest).as_bytes(), splitter, encoder, &mut ids);
+            cache.append(clean(rest).as_bytes(), splitter, encoder, &mut ids);
             ids
-        }))
+        })
     }
 
     /// Number of ids of `text`.
