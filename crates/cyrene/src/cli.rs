@@ -687,6 +687,9 @@ pub struct Serve {
     /// One key a line; every API call must carry one
     #[arg(long)]
     pub api_key_file: Option<PathBuf>,
+    /// Pages of this origin may use the API (http://localhost:3000); repeat it for more, * for any
+    #[arg(long, value_name = "ORIGIN")]
+    pub allow_origin: Vec<String>,
     /// Name clients use; default is the folder's
     #[arg(long)]
     pub name: Option<String>,

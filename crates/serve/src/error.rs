@@ -5,40 +5,78 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
+/// The result of starting and running the server.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Errors of starting and running the server.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// Somebody else listens there.
     #[error(
         "{host}:{port} is in use already; stop the other server or choose another port with --port"
     )]
-    PortInUse { host: String, port: u16 },
+    PortInUse {
+        /// The address asked for.
+        host: String,
+        /// The port asked for.
+        port: u16,
+    },
+    /// The system does not let the server listen there.
     #[error(
         "cannot listen on {host}:{port}: {source}; choose an address of this machine with --host and a port above 1023 with --port"
     )]
     Bind {
+        /// The address asked for.
         host: String,
+        /// The port asked for.
         port: u16,
+        /// What the system said.
         source: std::io::Error,
     },
+    /// Accepting connections failed.
     #[error("the server stopped: {source}")]
-    Serve { source: std::io::Error },
+    Serve {
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file of profiles that is none.
     #[error("the sampling profiles are not readable: {source}; see profiles.toml for the form")]
-    Profiles { source: toml::de::Error },
+    Profiles {
+        /// Where and why.
+        source: toml::de::Error,
+    },
+    /// A profile that is not there.
     #[error(
         "the active profile `{active}` is not among the profiles ({known}); choose one of them"
     )]
-    ActiveProfile { active: String, known: String },
+    ActiveProfile {
+        /// What was asked for.
+        active: String,
+        /// What there is.
+        known: String,
+    },
+    /// A character's value out of range.
     #[error(
         "the character's profile is not usable: {key} is {value}; choose a number from {low} to {high}"
     )]
     ProfileValue {
+        /// The value's name.
         key: &'static str,
+        /// What the character has.
         value: f32,
+        /// The least.
         low: f32,
+        /// The greatest.
         high: f32,
+    },
+    /// What is no origin of a web page.
+    #[error(
+        "`{origin}` is no origin of web pages; write scheme, host and port as the browser shows them (http://localhost:3000), or * for any"
+    )]
+    Origin {
+        /// What was given.
+        origin: String,
     },
 }
 
@@ -66,6 +104,10 @@ pub(crate) enum ApiError {
         "there is nothing at this address; see /v1/models, /v1/chat/completions, /health and /chat"
     )]
     NotFound,
+    #[error(
+        "pages of this origin may not ask this server; start it with --allow-origin and the page's scheme, host and port"
+    )]
+    Origin,
     #[error("this address does not take that method")]
     Method,
     #[error("the model is still loading; try again in a moment")]
@@ -124,6 +166,7 @@ impl ApiError {
                 "authentication_error",
                 "invalid_api_key",
             ),
+            ApiError::Origin => (StatusCode::FORBIDDEN, INVALID, "origin_not_allowed"),
             ApiError::NotFound => (StatusCode::NOT_FOUND, INVALID, "not_found"),
             ApiError::Method => (
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -149,7 +192,10 @@ impl ApiError {
         match self {
             ApiError::Field { field, .. } => Some(field),
             ApiError::ModelNotFound { .. } => Some("model"),
-            ApiError::Engine(engine::Error::Sampling { field, .. }) => Some(field),
+            ApiError::Engine(
+                engine::Error::Sampling { field, .. } | engine::Error::UnknownId { field, .. },
+            ) => Some(field),
+            ApiError::Engine(engine::Error::MinTokens { .. }) => Some("min_tokens"),
             ApiError::Engine(engine::Error::PromptTooLong { .. }) => Some("messages"),
             _ => None,
         }
@@ -176,9 +222,12 @@ fn engine_class(error: &engine::Error) -> (StatusCode, &'static str, &'static st
         }
         Error::EmptyPrompt => (StatusCode::BAD_REQUEST, INVALID, "empty_prompt"),
         Error::TokenId { .. } => (StatusCode::BAD_REQUEST, INVALID, "invalid_token_id"),
-        Error::Sampling { .. } | Error::TopLogprobs { .. } | Error::MaxTokens => {
-            (StatusCode::BAD_REQUEST, INVALID, "invalid_value")
-        }
+        Error::Sampling { .. }
+        | Error::UnknownId { .. }
+        | Error::TopLogprobs { .. }
+        | Error::MaxTokens
+        | Error::MinTokens { .. }
+        | Error::NoCandidates => (StatusCode::BAD_REQUEST, INVALID, "invalid_value"),
         Error::QueueFull { .. } => (
             StatusCode::TOO_MANY_REQUESTS,
             "rate_limit_error",

@@ -7,21 +7,26 @@ use std::ops::RangeInclusive;
 use serde_json::{Map, Value};
 
 use crate::error::ApiError;
+use crate::parameters::Neutral;
 
-/// A JSON object and the path that led to it. `null` counts as absent, unknown fields are left alone.
+/// A JSON object and the path that led to it. `null` counts as absent.
+#[derive(Debug, Clone)]
 pub(crate) struct Fields {
     path: String,
     map: Map<String, Value>,
+    /// Fields that came under another name, and that name.
+    spelt: Vec<(&'static str, String)>,
 }
 
+/// Whole numbers that JSON's floats can tell apart.
+const WHOLE: f64 = 9_007_199_254_740_992.0;
+
 impl Fields {
-    /// The object of a request body.
+    /// The object of a request body; a byte order mark in front is passed over.
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
         match serde_json::from_slice(body) {
-            Ok(Value::Object(map)) => Ok(Fields {
-                path: String::new(),
-                map,
-            }),
+            Ok(Value::Object(map)) => Ok(Fields::of(String::new(), map)),
             Ok(other) => Err(ApiError::Json {
                 detail: format!("got {}", kind(&other)),
             }),
@@ -34,10 +39,7 @@ impl Fields {
     /// An object inside another one; `path` names it in refusals.
     pub fn nested(path: String, value: &Value) -> Result<Self, ApiError> {
         match value {
-            Value::Object(map) => Ok(Fields {
-                path,
-                map: map.clone(),
-            }),
+            Value::Object(map) => Ok(Fields::of(path, map.clone())),
             other => Err(ApiError::field(
                 path,
                 format!("must be an object, got {}", kind(other)),
@@ -45,8 +47,23 @@ impl Fields {
         }
     }
 
-    /// The field's full name.
+    fn of(path: String, map: Map<String, Value>) -> Self {
+        Fields {
+            path,
+            map,
+            spelt: Vec::new(),
+        }
+    }
+
+    /// The fields' names as they were sent, in order.
+    pub fn names(&self) -> Vec<String> {
+        self.map.keys().cloned().collect()
+    }
+
+    /// The field's full name, as it was sent.
     pub fn name(&self, field: &str) -> String {
+        let spelt = self.spelt.iter().find(|(read, _)| *read == field);
+        let field = spelt.map_or(field, |(_, sent)| sent);
         if self.path.is_empty() {
             field.to_owned()
         } else {
@@ -54,10 +71,37 @@ impl Fields {
         }
     }
 
+    /// Makes the field sent as `name` the one that is read as `target`.
+    ///
+    /// # Errors
+    /// Where that one says something else.
+    pub fn rename(&mut self, name: &str, target: &'static str) -> Result<(), ApiError> {
+        let Some(value) = self.map.remove(name) else {
+            return Ok(());
+        };
+        match self.get(target) {
+            None => {
+                self.map.insert(target.to_owned(), value);
+                self.spelt.push((target, name.to_owned()));
+                Ok(())
+            }
+            Some(other) if is_same(other, &value) => Ok(()),
+            Some(_) => Err(ApiError::field(
+                name,
+                format!(
+                    "is another name of `{}` and says something else; send one of the two",
+                    self.name(target)
+                ),
+            )),
+        }
+    }
+
+    /// The field's value; `None` if it is absent or null.
     pub fn get(&self, field: &str) -> Option<&Value> {
         self.map.get(field).filter(|value| !value.is_null())
     }
 
+    /// A number in `range`.
     pub fn number(&self, field: &str, range: RangeInclusive<f64>) -> Result<Option<f64>, ApiError> {
         let Some(value) = self.get(field) else {
             return Ok(None);
@@ -68,6 +112,7 @@ impl Fields {
         }
     }
 
+    /// A whole number in `range`, also one that is written as 42.0.
     pub fn integer(
         &self,
         field: &str,
@@ -76,12 +121,18 @@ impl Fields {
         let Some(value) = self.get(field) else {
             return Ok(None);
         };
-        match value.as_u64() {
+        match whole(value) {
             Some(number) if range.contains(&number) => Ok(Some(number)),
             _ => Err(self.refusal(field, between("a whole number", &range), value)),
         }
     }
 
+    /// Whether the field is -1, which many use for "none".
+    pub fn is_minus_one(&self, field: &str) -> bool {
+        self.get(field).and_then(Value::as_f64) == Some(-1.0)
+    }
+
+    /// True or false.
     pub fn boolean(&self, field: &str) -> Result<Option<bool>, ApiError> {
         let Some(value) = self.get(field) else {
             return Ok(None);
@@ -92,6 +143,7 @@ impl Fields {
         }
     }
 
+    /// A string.
     pub fn string(&self, field: &str) -> Result<Option<&str>, ApiError> {
         let Some(value) = self.get(field) else {
             return Ok(None);
@@ -102,23 +154,26 @@ impl Fields {
         }
     }
 
-    /// One string or a list of at most `most`; none of them empty.
+    /// One string or a list of at most `most`; empty ones are left out.
     pub fn strings(&self, field: &str, most: usize) -> Result<Vec<String>, ApiError> {
         let Some(value) = self.get(field) else {
             return Ok(Vec::new());
         };
-        let expected = format!("a string or a list of at most {most} strings, none of them empty");
         let list = match value {
             Value::Array(list) => list.as_slice(),
             one => std::slice::from_ref(one),
         };
-        let strings: Option<Vec<String>> = list
-            .iter()
-            .map(|item| item.as_str().filter(|s| !s.is_empty()).map(str::to_owned))
-            .collect();
+        let strings: Option<Vec<&str>> = list.iter().map(Value::as_str).collect();
         match strings {
-            Some(strings) if strings.len() <= most => Ok(strings),
-            _ => Err(self.refusal(field, expected, value)),
+            Some(strings) if strings.len() <= most => Ok(strings
+                .into_iter()
+                .filter(|text| !text.is_empty())
+                .map(str::to_owned)
+                .collect()),
+            _ => {
+                let expected = format!("a string or a list of at most {most} strings");
+                Err(self.refusal(field, expected, value))
+            }
         }
     }
 
@@ -127,48 +182,67 @@ impl Fields {
         let Some(value) = self.get(field) else {
             return Ok(Vec::new());
         };
-        let ids = value.as_array().and_then(|list| {
-            list.iter()
-                .map(|item| item.as_u64().and_then(|id| u32::try_from(id).ok()))
-                .collect::<Option<Vec<u32>>>()
-        });
-        match ids {
+        match ids(value) {
             Some(ids) if ids.len() <= most => Ok(ids),
             _ => Err(self.refusal(field, format!("a list of at most {most} token ids"), value)),
         }
     }
 
+    /// An object.
     pub fn object(&self, field: &str) -> Result<Option<Fields>, ApiError> {
         self.get(field)
             .map(|value| Fields::nested(self.name(field), value))
             .transpose()
     }
 
-    /// Refuses features that would change the answer and are not there, rather than answering something else in silence.
-    pub fn refuse(&self, fields: &[&str]) -> Result<(), ApiError> {
-        for field in fields {
-            let is_set = self.get(field).is_some_and(|value| match value {
-                Value::Bool(flag) => *flag,
-                Value::Array(list) => !list.is_empty(),
-                Value::Object(map) => !map.is_empty(),
-                Value::String(text) => !text.is_empty(),
-                _ => true,
-            });
-            if is_set {
-                return Err(ApiError::field(
-                    self.name(field),
-                    "is not supported by this server; leave it out",
-                ));
-            }
+    /// Refuses every field but `known` ones, unless it asks for nothing.
+    pub fn only(&self, known: &[&str]) -> Result<(), ApiError> {
+        let stranger = self
+            .map
+            .iter()
+            .find(|(name, value)| !known.contains(&name.as_str()) && !Neutral::Empty.holds(value));
+        match stranger {
+            Some((name, _)) => Err(ApiError::field(
+                self.name(name),
+                format!(
+                    "is not supported by this server; it takes {} here",
+                    known.join(", ")
+                ),
+            )),
+            None => Ok(()),
         }
-        Ok(())
     }
 
+    /// The error of a field that is not what it must be.
     pub fn refusal(&self, field: &str, expected: impl Display, got: &Value) -> ApiError {
         ApiError::field(
             self.name(field),
             format!("must be {expected}, got {}", brief(got)),
         )
+    }
+}
+
+/// A list of token ids, if `value` is one.
+pub(crate) fn ids(value: &Value) -> Option<Vec<u32>> {
+    let list = value.as_array()?;
+    let ids = list.iter().map(|item| u32::try_from(whole(item)?).ok());
+    ids.collect()
+}
+
+/// A whole number that is not negative, however it is written.
+fn whole(value: &Value) -> Option<u64> {
+    value.as_u64().or_else(|| {
+        let number = value.as_f64()?;
+        let is_whole = number.fract() == 0.0 && (0.0..=WHOLE).contains(&number);
+        is_whole.then_some(number as u64)
+    })
+}
+
+/// Whether two values say the same; 5 and 5.0 do.
+fn is_same(a: &Value, b: &Value) -> bool {
+    match (a.as_f64(), b.as_f64()) {
+        (Some(a), Some(b)) => a == b,
+        _ => a == b,
     }
 }
 

@@ -1,37 +1,25 @@
-//! One request's replies as they grow: options read from its fields, sequences in the engine, updates for whoever writes the answer.
+//! One request's replies as they grow: sequences in the engine, updates for whoever writes the answer.
 
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use engine::{Event, EventReceiver, FinishReason, Request, Sampling};
+use engine::{EngineHandle, Event, EventReceiver, FinishReason, Request, Scored};
 use tracing::info;
 
 use crate::error::ApiError;
-use crate::fields::Fields;
-use crate::reply::{Delta, Reply, ReplyOptions};
+use crate::options::Options;
+use crate::reply::{Delta, Reply};
 use crate::state::AppState;
 
-/// Fields that would change the answer and that nobody here understands.
-const UNSUPPORTED: [&str; 6] = [
-    "logit_bias",
-    "suffix",
-    "echo",
-    "tools",
-    "functions",
-    "bad_words",
-];
+/// Replies of one request that are in the engine at once: a long list of prompts must not fill the queue that all share.
+const MOST_AT_ONCE: usize = 16;
 
-/// What both kinds of completion share.
-#[derive(Debug, Clone)]
-pub(crate) struct Options {
-    pub sampling: Sampling,
-    pub max_tokens: Option<usize>,
-    pub stop_ids: Vec<u32>,
-    pub top_logprobs: usize,
-    pub n: usize,
-    pub stream: bool,
-    pub include_usage: bool,
-    pub reply: ReplyOptions,
+/// What a reply follows.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Prompt {
+    pub ids: Vec<u32>,
+    /// Its text, where the reply is to begin with it.
+    pub echo: Option<String>,
 }
 
 /// How a reply ended, in OpenAI's words.
@@ -49,18 +37,29 @@ pub(crate) struct Tokens {
     pub completion: usize,
 }
 
-/// The replies of one request; dropping it cancels those that are not done.
+/// The replies of one request, `n` to each prompt in order; dropping it cancels those that are not done.
 pub(crate) struct Generation {
+    engine: EngineHandle,
     choices: Vec<Choice>,
+    n: usize,
     tokens: Tokens,
     started: Instant,
 }
 
 struct Choice {
-    /// `None` once the reply is done.
-    events: Option<EventReceiver>,
+    progress: Progress,
     reply: Reply,
+    /// The prompt's ids and text, until the reply has begun with them.
+    echo: Option<(Vec<u32>, String)>,
     n_tokens: usize,
+}
+
+/// How far a reply is.
+enum Progress {
+    /// Not in the engine yet.
+    Waiting(Box<Request>),
+    Running(EventReceiver),
+    Done,
 }
 
 /// One step of one reply.
@@ -71,137 +70,42 @@ pub(crate) struct Update {
     pub finish: Option<Finish>,
 }
 
-impl Options {
-    /// Reads everything but prompt, model and logprobs; what is absent comes from the profile.
-    pub fn parse(fields: &Fields, state: &AppState) -> Result<Self, ApiError> {
-        let setup = state.setup();
-        fields.refuse(&UNSUPPORTED)?;
-
-        // 1. sampling: profile, then the request's own values
-        let profiles = &setup.profiles;
-        let name = fields.string("profile")?;
-        let Some(profile) = profiles.find(name.unwrap_or(profiles.active_name())) else {
-            return Err(ApiError::field(
-                fields.name("profile"),
-                format!("must be one of {}", profiles.names()),
-            ));
-        };
-        let mut sampling = profile.sampling();
-        let numbers: [(&str, f64, f64, &mut f32); 5] = [
-            ("temperature", 0.0, 10.0, &mut sampling.temperature),
-            ("top_p", 1e-6, 1.0, &mut sampling.top_p),
-            ("min_p", 0.0, 1.0, &mut sampling.min_p),
-            (
-                "presence_penalty",
-                -10.0,
-                10.0,
-                &mut sampling.presence_penalty,
-            ),
-            (
-                "frequency_penalty",
-                -10.0,
-                10.0,
-                &mut sampling.frequency_penalty,
-            ),
-        ];
-        for (field, least, most, target) in numbers {
-            if let Some(value) = fields.number(field, least..=most)? {
-                *target = value as f32;
+impl Generation {
+    /// Begins the replies, or none if one of them could never be given or the first finds no place.
+    pub fn start(
+        state: &AppState,
+        prompts: Vec<Prompt>,
+        options: &Options,
+    ) -> Result<Self, ApiError> {
+        let engine = state.loaded_engine()?.clone();
+        let mut choices = Vec::with_capacity(prompts.len() * options.n);
+        let mut n_prompt = 0;
+        for prompt in prompts {
+            n_prompt += prompt.ids.len();
+            for index in 0..options.n {
+                let request = request(&prompt, index as u64, options);
+                engine.check(&request)?;
+                let echo = prompt.echo.clone();
+                choices.push(Choice {
+                    progress: Progress::Waiting(Box::new(request)),
+                    reply: Reply::new(state.setup().chat.tokenizer(), &options.reply),
+                    echo: echo.map(|text| (prompt.ids.clone(), text)),
+                    n_tokens: 0,
+                });
             }
         }
-        if fields
-            .number("repetition_penalty", 0.0..=10.0)?
-            .unwrap_or(1.0)
-            != 1.0
-        {
-            return Err(ApiError::field(
-                fields.name("repetition_penalty"),
-                "is not supported by this server; use presence_penalty or frequency_penalty",
-            ));
-        }
-        sampling.top_k = read_top_k(fields)?.unwrap_or(sampling.top_k);
-        sampling.seed = fields.integer("seed", 0..=u64::MAX)?;
-        sampling.vocab_limit = u32::try_from(setup.chat.tokenizer().vocab_size()).ok();
-
-        // 2. length and stops
-        let most = u64::from(u32::MAX);
-        let max_tokens = match fields.integer("max_completion_tokens", 1..=most)? {
-            Some(n) => Some(n),
-            None => fields.integer("max_tokens", 1..=most)?,
-        };
-        let mut stop_ids = match fields.boolean("ignore_eos")? {
-            Some(true) => Vec::new(),
-            _ => setup.chat.tokenizer().end_ids(),
-        };
-        stop_ids.extend(fields.ids("stop_token_ids", 64)?);
-
-        // 3. form of the answer
-        let options = fields.object("stream_options")?;
-        let include_usage = match &options {
-            Some(options) => options.boolean("include_usage")?.unwrap_or(false),
-            None => false,
-        };
-        let n = fields.integer("n", 1..=setup.limits.n)?.unwrap_or(1);
-        Ok(Options {
-            sampling,
-            max_tokens: max_tokens.map(|n| n as usize),
-            stop_ids,
-            top_logprobs: 0,
-            n: n as usize,
-            stream: fields.boolean("stream")?.unwrap_or(false),
-            include_usage,
-            reply: ReplyOptions {
-                stops: fields.strings("stop", setup.limits.stop_strings)?,
-                lines: fields.boolean("cyrene_lines")?.unwrap_or(false),
-                ..ReplyOptions::default()
-            },
-        })
-    }
-}
-
-/// `top_k`: 0 and, as vLLM has it, -1 mean off.
-fn read_top_k(fields: &Fields) -> Result<Option<u32>, ApiError> {
-    if fields.get("top_k").and_then(|value| value.as_i64()) == Some(-1) {
-        return Ok(Some(0));
-    }
-    let value = fields.integer("top_k", 0..=u64::from(u32::MAX))?;
-    Ok(value.map(|k| k as u32))
-}
-
-impl Generation {
-    /// Submits all replies, or none if one of them is refused.
-    pub fn start(state: &AppState, prompt: Vec<u32>, options: &Options) -> Result<Self, ApiError> {
-        let engine = state.loaded_engine()?;
-        let setup = state.setup();
-        let n_prompt = prompt.len();
-        let max_tokens = options
-            .max_tokens
-            .unwrap_or(setup.limits.default_max_tokens);
-        let mut choices = Vec::with_capacity(options.n);
-        for index in 0..options.n {
-            let mut sampling = options.sampling.clone();
-            sampling.seed = sampling.seed.map(|seed| seed.wrapping_add(index as u64));
-            let events = engine.submit(Request {
-                ids: prompt.clone(),
-                sampling,
-                max_tokens,
-                stop_ids: options.stop_ids.clone(),
-                top_logprobs: options.top_logprobs,
-            })?;
-            choices.push(Choice {
-                events: Some(events),
-                reply: Reply::new(setup.chat.tokenizer(), &options.reply),
-                n_tokens: 0,
-            });
-        }
-        Ok(Generation {
+        let mut generation = Generation {
+            engine,
             choices,
+            n: options.n,
             tokens: Tokens {
                 prompt: n_prompt,
                 ..Tokens::default()
             },
             started: Instant::now(),
-        })
+        };
+        generation.submit_waiting()?;
+        Ok(generation)
     }
 
     /// The next update of any reply; `None` when all are done.
@@ -209,8 +113,11 @@ impl Generation {
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Update, ApiError>>> {
+        if let Err(error) = self.submit_waiting() {
+            return Poll::Ready(Some(Err(error)));
+        }
         for index in 0..self.choices.len() {
-            while let Some(events) = &mut self.choices[index].events {
+            while let Progress::Running(events) = &mut self.choices[index].progress {
                 let Poll::Ready(event) = events.poll_recv(context) else {
                     break;
                 };
@@ -220,10 +127,10 @@ impl Generation {
                 }
             }
         }
-        if self.choices.iter().any(|choice| choice.events.is_some()) {
-            return Poll::Pending;
+        if self.choices.iter().all(Choice::is_done) {
+            return Poll::Ready(None);
         }
-        Poll::Ready(None)
+        Poll::Pending
     }
 
     /// Waits for all replies; each whole, with how it ended, in the order of their indices.
@@ -240,6 +147,11 @@ impl Generation {
         Ok(replies)
     }
 
+    /// Replies, done and to come.
+    pub fn n_choices(&self) -> usize {
+        self.choices.len()
+    }
+
     /// Tokens so far; final when all replies are done.
     pub fn tokens(&self) -> Tokens {
         Tokens {
@@ -248,33 +160,64 @@ impl Generation {
         }
     }
 
+    /// Hands waiting replies to the engine while few are there; a full queue is an error only if nothing of this request runs.
+    fn submit_waiting(&mut self) -> Result<(), ApiError> {
+        let is_running = |choice: &&Choice| matches!(choice.progress, Progress::Running(_));
+        let mut n_running = self.choices.iter().filter(is_running).count();
+        for choice in &mut self.choices {
+            if n_running >= MOST_AT_ONCE {
+                break;
+            }
+            let Progress::Waiting(request) = &choice.progress else {
+                continue;
+            };
+            match self.engine.submit((**request).clone()) {
+                Ok(events) => choice.progress = Progress::Running(events),
+                Err(engine::Error::QueueFull { .. }) if n_running > 0 => break,
+                Err(error) => return Err(error.into()),
+            }
+            n_running += 1;
+        }
+        Ok(())
+    }
+
     fn take(&mut self, index: usize, event: Option<Event>) -> Result<Update, ApiError> {
         let choice = &mut self.choices[index];
         let (delta, finish) = match event {
+            Some(Event::Prompt(scored)) => (choice.begin(&scored), None),
             Some(Event::Token { id, logprob, top }) => {
                 choice.n_tokens += 1;
-                let delta = choice.reply.push(id, logprob, &top);
+                let mut delta = choice.begin(&[]);
+                delta.extend(choice.reply.push(id, logprob, &top));
                 let finish = delta.stopped.then_some(Finish::Stop);
                 (delta, finish)
             }
-            Some(Event::Finished { reason, usage, .. }) => {
+            Some(Event::Finished {
+                reason,
+                stop,
+                usage,
+                ..
+            }) => {
                 choice.n_tokens = usage.n_generated;
-                if index == 0 {
-                    self.tokens.cached = usage.n_cached;
+                // Replies to one prompt share its kept state.
+                if index.is_multiple_of(self.n) {
+                    self.tokens.cached += usage.n_cached;
                 }
                 let finish = match reason {
                     FinishReason::Stop => Finish::Stop,
                     FinishReason::Length => Finish::Length,
                     FinishReason::Cancelled => return Err(ApiError::Stopping),
                 };
-                (choice.reply.finish(), Some(finish))
+                let mut delta = choice.begin(&[]);
+                delta.extend(choice.reply.end(stop));
+                (delta, Some(finish))
             }
             Some(Event::Failed(error)) => return Err(error.into()),
             None => return Err(engine::Error::Stopped.into()),
         };
         if finish.is_some() {
             // After a stop string this also tells the engine to stop.
-            choice.events = None;
+            choice.progress = Progress::Done;
         }
         Ok(Update {
             index,
@@ -284,11 +227,41 @@ impl Generation {
     }
 }
 
+impl Choice {
+    fn is_done(&self) -> bool {
+        matches!(self.progress, Progress::Done)
+    }
+
+    /// The echo of the prompt, if the reply is to begin with it and has not yet.
+    fn begin(&mut self, scored: &[Scored]) -> Delta {
+        match self.echo.take() {
+            Some((ids, text)) => self.reply.echo(text, &ids, scored),
+            None => Delta::default(),
+        }
+    }
+}
+
+/// The engine's request for reply `index` to a prompt; a seed gives each another draw.
+fn request(prompt: &Prompt, index: u64, options: &Options) -> Request {
+    let mut sampling = options.sampling.clone();
+    sampling.seed = sampling.seed.map(|seed| seed.wrapping_add(index));
+    Request {
+        ids: prompt.ids.clone(),
+        sampling,
+        max_tokens: options.max_tokens,
+        min_tokens: options.min_tokens,
+        stop_ids: options.stop_ids.clone(),
+        top_logprobs: options.top_logprobs,
+        // With no token to generate the engine has nothing else to tell.
+        prompt_logprobs: options.echo && (options.reply.logprobs || options.max_tokens == 0),
+    }
+}
+
 impl Drop for Generation {
     /// The request log: counts only, never content.
     fn drop(&mut self) {
         let tokens = self.tokens();
-        let unfinished = self.choices.iter().filter(|c| c.events.is_some()).count();
+        let unfinished = self.choices.iter().filter(|c| !c.is_done()).count();
         info!(
             prompt_tokens = tokens.prompt,
             cached_tokens = tokens.cached,
@@ -299,9 +272,4 @@ impl Drop for Generation {
             "generated"
         );
     }
-}
-
-/// Makes special tokens in a message plain text: `<|im_end|>` becomes `< |im_end|>`, which no vocabulary holds as one token.
-pub(crate) fn disarm(content: &str) -> String {
-    content.replace("<|", "< |")
 }

@@ -1,10 +1,15 @@
 //! OpenAI-compatible HTTP API and the chat page over one engine: the only crate that knows tokio and HTTP.
 
+#![warn(missing_docs)]
+
 mod api;
+mod cors;
 mod error;
 mod fields;
 mod generation;
 mod lines;
+mod options;
+mod parameters;
 mod profiles;
 mod reply;
 mod server;
@@ -12,7 +17,9 @@ mod state;
 mod stop;
 
 pub use api::app;
+pub use cors::AllowedOrigins;
 pub use error::{Error, Result};
+pub use parameters::fields_markdown;
 pub use profiles::{Profile, Profiles};
 pub use server::{bind, run};
 pub use state::{AppState, Limits, Setup};

@@ -14,10 +14,15 @@ const BUILT_IN: &str = include_str!("../profiles.toml");
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Profile {
+    /// What a request calls it; case does not matter.
     pub name: String,
+    /// As [`engine::Sampling::temperature`].
     pub temperature: f32,
+    /// As [`engine::Sampling::top_p`].
     pub top_p: f32,
+    /// As [`engine::Sampling::top_k`].
     pub top_k: u32,
+    /// As [`engine::Sampling::presence_penalty`].
     pub presence_penalty: f32,
 }
 
@@ -84,14 +89,17 @@ impl Profiles {
         }
     }
 
+    /// All profiles, in the file's order.
     pub fn list(&self) -> &[Profile] {
         &self.list
     }
 
+    /// The name of the one that holds when a request names none.
     pub fn active_name(&self) -> &str {
         &self.active
     }
 
+    /// The profile of a name; case does not matter.
     pub fn find(&self, name: &str) -> Option<&Profile> {
         self.list
             .iter()

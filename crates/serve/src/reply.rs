@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use engine::Scored;
 use serde_json::{Value, json};
 use text::{StreamDecoder, Tokenizer};
 
@@ -15,9 +16,15 @@ const LEAST_LOGPROB: f32 = -9999.0;
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ReplyOptions {
     pub stops: Vec<String>,
-    /// Special tokens in the text (`<|im_end|>`), for clients that asked for thinking or for raw completions.
+    /// What stopped the reply is part of its text.
+    pub include_stop: bool,
+    /// Tokens in which no stop string is looked for.
+    pub min_tokens: usize,
+    /// Special tokens in the text (`<|im_end|>`), for clients that asked for them.
     pub keep_special: bool,
     pub logprobs: bool,
+    /// The token that stopped the reply is among its tokens, as the older shape of log-probabilities has it.
+    pub stop_logprob: bool,
     pub lines: bool,
 }
 
@@ -27,13 +34,14 @@ pub(crate) struct Reply {
     decoder: StreamDecoder,
     stops: StopStrings,
     meter: Option<LineMeter>,
-    logprobs: bool,
+    options: ReplyOptions,
+    n_tokens: usize,
     /// Tokens whose text is not wholly shown yet.
     waiting: VecDeque<Waiting>,
     /// Bytes of text decoded and shown so far.
     n_decoded: usize,
     n_shown: usize,
-    /// Characters of text decoded so far.
+    /// Characters of text decoded so far, an echoed prompt's among them.
     n_chars: usize,
 }
 
@@ -60,7 +68,8 @@ pub(crate) struct Delta {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct TokenLogprob {
     pub spelling: Spelling,
-    pub logprob: f32,
+    /// `None` for a prompt's first token, of which nothing is said.
+    pub logprob: Option<f32>,
     pub top: Vec<(Spelling, f32)>,
     /// Where its text begins in the reply, in characters.
     pub offset: usize,
@@ -78,9 +87,10 @@ impl Reply {
         Reply {
             tokenizer: tokenizer.clone(),
             decoder: StreamDecoder::new(tokenizer, !options.keep_special),
-            stops: StopStrings::new(options.stops.clone()),
+            stops: StopStrings::new(options.stops.clone(), options.include_stop),
             meter: options.lines.then(LineMeter::default),
-            logprobs: options.logprobs,
+            options: options.clone(),
+            n_tokens: 0,
             waiting: VecDeque::new(),
             n_decoded: 0,
             n_shown: 0,
@@ -88,16 +98,35 @@ impl Reply {
         }
     }
 
+    /// The prompt as the beginning of the reply: its text, and its tokens if asked for. `scored` from the second token on.
+    pub fn echo(&mut self, text: String, ids: &[u32], scored: &[Scored]) -> Delta {
+        let mut delta = Delta::default();
+        if self.options.logprobs {
+            let mut decoder = StreamDecoder::new(&self.tokenizer, false);
+            let scores = std::iter::once(None).chain(scored.iter().map(Some));
+            for (id, score) in ids.iter().zip(scores) {
+                delta.tokens.push(TokenLogprob {
+                    logprob: score.map(|score| score.logprob.max(LEAST_LOGPROB)),
+                    top: score.map_or_else(Vec::new, |score| self.spell_all(&score.top)),
+                    spelling: self.spell(*id),
+                    offset: self.n_chars,
+                });
+                self.n_chars += decoder.push(*id).chars().count();
+            }
+        }
+        self.n_chars = text.chars().count();
+        delta.text = text;
+        delta
+    }
+
     /// Takes a token; gives what it makes visible. After `stopped` nothing may be pushed any more.
     pub fn push(&mut self, id: u32, logprob: f32, top: &[(u32, f32)]) -> Delta {
+        self.n_tokens += 1;
         let piece = self.decoder.push(id);
-        let shown = self.logprobs.then(|| TokenLogprob {
+        let shown = self.options.logprobs.then(|| TokenLogprob {
             spelling: self.spell(id),
-            logprob: logprob.max(LEAST_LOGPROB),
-            top: top
-                .iter()
-                .map(|(id, logprob)| (self.spell(*id), logprob.max(LEAST_LOGPROB)))
-                .collect(),
+            logprob: Some(logprob.max(LEAST_LOGPROB)),
+            top: self.spell_all(top),
             offset: self.n_chars,
         });
         self.waiting.push_back(Waiting {
@@ -108,8 +137,32 @@ impl Reply {
         });
         self.n_decoded += piece.len();
         self.n_chars += piece.chars().count();
+        if self.n_tokens <= self.options.min_tokens {
+            return self.reveal(piece, false);
+        }
         let next = self.stops.push(&piece);
         self.reveal(next.text, next.stopped)
+    }
+
+    /// As [`Reply::finish`], with the stop token that ended the reply, if one did.
+    pub fn end(&mut self, stop: Option<Scored>) -> Delta {
+        let mut delta = self.finish();
+        let Some(stop) = stop else {
+            return delta;
+        };
+        if self.options.include_stop {
+            delta.text.push_str(&self.decoder.push(stop.id));
+            delta.text.push_str(&self.decoder.finish());
+        }
+        if self.options.logprobs && self.options.stop_logprob {
+            delta.tokens.push(TokenLogprob {
+                spelling: self.spell(stop.id),
+                logprob: Some(stop.logprob.max(LEAST_LOGPROB)),
+                top: self.spell_all(&stop.top),
+                offset: self.n_chars,
+            });
+        }
+        delta
     }
 
     /// The rest, when no more tokens come: what was held back is no stop string after all.
@@ -154,6 +207,13 @@ impl Reply {
         delta
     }
 
+    fn spell_all(&self, scored: &[(u32, f32)]) -> Vec<(Spelling, f32)> {
+        scored
+            .iter()
+            .map(|(id, logprob)| (self.spell(*id), logprob.max(LEAST_LOGPROB)))
+            .collect()
+    }
+
     fn spell(&self, id: u32) -> Spelling {
         let mut bytes = Vec::new();
         self.tokenizer.append_bytes(id, false, &mut bytes);
@@ -184,7 +244,7 @@ impl TokenLogprob {
         let top: Vec<Value> = self
             .top
             .iter()
-            .map(|(spelling, logprob)| spelling.json(*logprob))
+            .map(|(spelling, logprob)| spelling.json(Some(*logprob)))
             .collect();
         let mut entry = self.spelling.json(self.logprob);
         entry["top_logprobs"] = Value::Array(top);
@@ -193,7 +253,7 @@ impl TokenLogprob {
 }
 
 impl Spelling {
-    fn json(&self, logprob: f32) -> Value {
+    fn json(&self, logprob: Option<f32>) -> Value {
         json!({"token": self.text, "logprob": logprob, "bytes": self.bytes})
     }
 }

@@ -8,6 +8,7 @@ use engine::EngineHandle;
 use sha2::{Digest, Sha256};
 use text::{ChatEncoder, Persona};
 
+use crate::cors::AllowedOrigins;
 use crate::error::ApiError;
 use crate::profiles::Profiles;
 
@@ -18,6 +19,7 @@ pub struct Setup {
     pub model: String,
     /// The way from conversations to ids.
     pub chat: ChatEncoder,
+    /// Sampling values by name.
     pub profiles: Profiles,
     /// The character's words, stored with the weights.
     pub persona: Persona,
@@ -25,16 +27,22 @@ pub struct Setup {
     pub n_params: u64,
     /// Keys that open every route but `/health` and the page; none = open to all who reach the port.
     pub api_keys: Vec<String>,
+    /// Origins of web pages that may use the API.
+    pub allowed_origins: AllowedOrigins,
+    /// Caps on one request.
     pub limits: Limits,
 }
 
 /// Caps on one request.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
+    /// Bytes of its body.
     pub body_bytes: usize,
-    /// Replies of one request.
+    /// Replies to each prompt.
     pub n: u64,
+    /// Messages of a conversation.
     pub messages: usize,
+    /// Strings that end a reply.
     pub stop_strings: usize,
     /// Tokens of a reply when the request names none; the context's end may come earlier.
     pub default_max_tokens: usize,
@@ -46,7 +54,7 @@ impl Default for Limits {
             body_bytes: 1 << 20,
             n: 8,
             messages: 1000,
-            stop_strings: 16,
+            stop_strings: 256,
             default_max_tokens: 2048,
         }
     }
@@ -96,6 +104,7 @@ impl AppState {
         self.inner.engine.get()
     }
 
+    /// What the server was started with.
     pub fn setup(&self) -> &Setup {
         &self.inner.setup
     }

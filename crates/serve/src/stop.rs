@@ -4,6 +4,8 @@
 #[derive(Debug, Clone)]
 pub(crate) struct StopStrings {
     stops: Vec<String>,
+    /// The stop string that came is shown as well.
+    is_shown: bool,
     held: String,
 }
 
@@ -17,13 +19,14 @@ pub(crate) struct Shown {
 
 impl StopStrings {
     /// `stops` must hold no empty string.
-    pub fn new(stops: Vec<String>) -> Self {
+    pub fn new(stops: Vec<String>, is_shown: bool) -> Self {
         debug_assert!(
             stops.iter().all(|stop| !stop.is_empty()),
             "checked at parse"
         );
         StopStrings {
             stops,
+            is_shown,
             held: String::new(),
         }
     }
@@ -31,9 +34,12 @@ impl StopStrings {
     /// Adds text; gives out all that can no longer be part of a stop string, up to the earliest stop string.
     pub fn push(&mut self, text: &str) -> Shown {
         self.held.push_str(text);
-        let earliest = self.stops.iter().filter_map(|s| self.held.find(s)).min();
-        if let Some(at) = earliest {
-            self.held.truncate(at);
+        let found = self.stops.iter().filter_map(|stop| {
+            let at = self.held.find(stop)?;
+            Some((at, at + stop.len()))
+        });
+        if let Some((begin, end)) = found.min() {
+            self.held.truncate(if self.is_shown { end } else { begin });
             return Shown {
                 text: std::mem::take(&mut self.held),
                 stopped: true,
@@ -69,7 +75,7 @@ mod tests {
 
     /// The text shown for `pieces`, piece by piece, and whether a stop string came.
     fn check(stops: &[&str], pieces: &[&str], expect: &[&str], stopped: bool) {
-        let mut watch = StopStrings::new(stops.iter().map(|s| (*s).to_owned()).collect());
+        let mut watch = StopStrings::new(stops.iter().map(|s| (*s).to_owned()).collect(), false);
         let mut shown = Vec::new();
         let mut was_stopped = false;
         for piece in pieces {
@@ -106,6 +112,14 @@ mod tests {
     #[test]
     fn earliest_of_several_wins() {
         check(&["yes", "no"], &["say no or yes"], &["say "], true);
+    }
+
+    #[test]
+    fn stop_string_may_be_shown_but_nothing_behind_it() {
+        let mut watch = StopStrings::new(vec!["END".to_owned()], true);
+        assert_eq!(watch.push("ab E").text, "ab ");
+        let last = watch.push("ND cd");
+        assert_eq!((last.text.as_str(), last.stopped), ("END", true));
     }
 
     #[test]

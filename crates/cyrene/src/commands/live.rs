@@ -88,6 +88,7 @@ pub fn run(args: &Live, ui: &Ui) -> Result<()> {
             max_sequences: 4,
             context: None,
             api_keys: Vec::new(),
+            allowed_origins: ::serve::AllowedOrigins::default(),
         },
         ui,
     )

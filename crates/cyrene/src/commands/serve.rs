@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use model::Config;
-use serve::{AppState, Limits, Setup};
+use serve::{AllowedOrigins, AppState, Limits, Setup};
 
 use crate::cli::{Address, ModelArgs, Serve};
 use crate::ui::Ui;
@@ -45,6 +45,10 @@ pub fn run(args: &Serve, ui: &Ui) -> Result<()> {
             max_sequences: args.max_sequences,
             context: args.context,
             api_keys,
+            allowed_origins: match AllowedOrigins::parse(&args.allow_origin) {
+                Ok(origins) => origins,
+                Err(error) => misuse!("--allow-origin: {error}"),
+            },
         },
         ui,
     )
@@ -62,6 +66,7 @@ pub struct Serving<'a> {
     pub max_sequences: usize,
     pub context: Option<usize>,
     pub api_keys: Vec<String>,
+    pub allowed_origins: AllowedOrigins,
 }
 
 /// Serves until Ctrl-C. Prints the page's address on stdout when the port is open.
@@ -83,6 +88,7 @@ pub fn serve(serving: &Serving<'_>, ui: &Ui) -> Result<()> {
         persona,
         n_params: Config::load(folder)?.n_params(),
         api_keys: serving.api_keys.clone(),
+        allowed_origins: serving.allowed_origins.clone(),
         limits: Limits::default(),
     };
     let state = AppState::new(setup);
@@ -98,6 +104,9 @@ pub fn serve(serving: &Serving<'_>, ui: &Ui) -> Result<()> {
         ui.result(&serde_json::json!({ "url": url, "host": address.ip().to_string(), "port": address.port() }), || url.clone())?;
         if !address.ip().is_loopback() {
             ui.note("this server can be reached from other machines; --api-key-file asks them for a key");
+        }
+        if serving.allowed_origins.is_any() {
+            ui.note("every web page that is opened in a browser here can use this server and read its answers; name the origin with --allow-origin instead, or ask for a key with --api-key-file");
         }
         let loader = state.clone();
         let serving_model = Opening { folder: folder.clone(), adapter: serving.model.adapter.clone(), dtype: load::dtype(serving.model.dtype), device, max_sequences: serving.max_sequences, context: serving.context };

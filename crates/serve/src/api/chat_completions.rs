@@ -11,7 +11,9 @@ use super::stream::{self, Shape, line_json, usage_json};
 use super::{JsonBody, check_model};
 use crate::error::ApiError;
 use crate::fields::Fields;
-use crate::generation::{Finish, Generation, Options, Update, disarm};
+use crate::generation::{Finish, Generation, Prompt, Update};
+use crate::options::Options;
+use crate::parameters::{self, Endpoint};
 use crate::reply::{Delta, TokenLogprob};
 use crate::state::{AppState, unix_time};
 
@@ -21,22 +23,20 @@ pub(crate) fn routes() -> Router<AppState> {
 
 async fn complete(
     State(state): State<AppState>,
-    JsonBody(fields): JsonBody,
+    JsonBody(mut fields): JsonBody,
 ) -> Result<Response, ApiError> {
     // 1. what is asked
+    parameters::check(&mut fields, Endpoint::Chat)?;
     check_model(&fields, &state)?;
     state.loaded_engine()?;
     let options = options(&fields, &state)?;
-    let conversation = conversation(&fields, &state)?;
-    let thinking = thinking(&fields)?;
+    let messages = messages(&fields, &state)?;
+    let prompt_options = prompt_options(&fields, messages)?;
+    let conversation = conversation(messages, &state)?;
 
     // 2. the prompt; rendering and encoding a long conversation must not hold up other requests
     let encoder = state.clone();
-    let prompt_options = PromptOptions {
-        thinking,
-        ..PromptOptions::default()
-    };
-    let prompt = tokio::task::spawn_blocking(move || {
+    let ids = tokio::task::spawn_blocking(move || {
         let chat = &encoder.setup().chat;
         Ok::<_, ApiError>(chat.prompt(&conversation, prompt_options)?)
     })
@@ -44,7 +44,8 @@ async fn complete(
     .map_err(|_| ApiError::Stopping)??;
 
     // 3. the answer
-    let mut generation = Generation::start(&state, prompt, &options)?;
+    let prompt = Prompt { ids, echo: None };
+    let mut generation = Generation::start(&state, vec![prompt], &options)?;
     let head = Head {
         id: state.answer_id("chatcmpl"),
         created: unix_time(),
@@ -52,9 +53,7 @@ async fn complete(
         logprobs: options.reply.logprobs,
     };
     if options.stream {
-        return Ok(
-            stream::respond(head, generation, options.n, options.include_usage).into_response(),
-        );
+        return Ok(stream::respond(head, generation, options.include_usage).into_response());
     }
     let replies = generation.collect().await?;
     let choices: Vec<Value> = replies
@@ -86,49 +85,97 @@ fn options(fields: &Fields, state: &AppState) -> Result<Options, ApiError> {
         }
         options.top_logprobs = n as usize;
     }
-    let tokenizer = state.setup().chat.tokenizer();
-    options.sampling.banned = tokenizer.sampling_mask(thinking(fields)?).banned;
-    if let Some(format) = fields.object("response_format")? {
-        match format.string("type")? {
-            None | Some("text") => {}
-            Some(_) => {
-                return Err(ApiError::field(
-                    "response_format.type",
-                    "must be `text`: this server writes no structured output",
-                ));
-            }
+    let mask = state
+        .setup()
+        .chat
+        .tokenizer()
+        .sampling_mask(thinking(fields)?);
+    options.sampling.banned.extend(mask.banned);
+    options.sampling.vocab_limit = Some(mask.vocab_limit);
+    match fields.get("tool_choice") {
+        None => {}
+        Some(Value::String(choice)) if ["none", "auto"].contains(&choice.as_str()) => {}
+        Some(other) => {
+            let expected = "`none` or `auto`: this model calls no tools";
+            return Err(fields.refusal("tool_choice", expected, other));
         }
     }
     Ok(options)
 }
 
-/// Thinking is off unless `chat_template_kwargs.enable_thinking` is true.
+/// Thinking is off unless the request's `enable_thinking` is true.
 fn thinking(fields: &Fields) -> Result<bool, ApiError> {
-    match fields.object("chat_template_kwargs")? {
-        Some(kwargs) => Ok(kwargs.boolean("enable_thinking")?.unwrap_or(false)),
-        None => Ok(false),
+    let kwargs = match fields.object("chat_template_kwargs")? {
+        Some(kwargs) => {
+            kwargs.only(&["enable_thinking"])?;
+            kwargs.boolean("enable_thinking")?
+        }
+        None => None,
+    };
+    Ok(kwargs
+        .or(fields.boolean("enable_thinking")?)
+        .unwrap_or(false))
+}
+
+/// The list of messages as it was sent.
+fn messages<'a>(fields: &'a Fields, state: &AppState) -> Result<&'a [Value], ApiError> {
+    let limit = state.setup().limits.messages;
+    match fields.get("messages") {
+        Some(Value::Array(list)) if !list.is_empty() && list.len() <= limit => Ok(list),
+        _ => Err(ApiError::field(
+            "messages",
+            format!("must be a list of 1 to {limit} messages"),
+        )),
     }
 }
 
-/// The messages, with the stored system prompt in front if they bring none.
-fn conversation(fields: &Fields, state: &AppState) -> Result<Conversation, ApiError> {
-    let setup = state.setup();
-    let limit = setup.limits.messages;
-    let list = match fields.get("messages") {
-        Some(Value::Array(list)) if !list.is_empty() && list.len() <= limit => list,
-        _ => {
+/// Whether to think, and whether the last answer goes on, which several fields and a message's own `prefix` can ask for.
+fn prompt_options(fields: &Fields, messages: &[Value]) -> Result<PromptOptions, ApiError> {
+    let last = messages.len() - 1;
+    let message = Fields::nested(format!("messages[{last}]"), &messages[last])?;
+    let asks = [
+        (
+            fields.name("continue_final_message"),
+            fields.boolean("continue_final_message")?,
+        ),
+        (fields.name("continue_"), fields.boolean("continue_")?),
+        (message.name("prefix"), message.boolean("prefix")?),
+    ];
+    let asked = asks.iter().find(|(_, flag)| *flag == Some(true));
+    match (asked, fields.boolean("add_generation_prompt")?) {
+        (Some((name, _)), Some(true)) => {
             return Err(ApiError::field(
-                "messages",
-                format!("must be a list of 1 to {limit} messages"),
+                name,
+                "goes on with the last message and `add_generation_prompt` begins another; one of them must be false",
             ));
         }
-    };
-    let mut messages = Message::list_from_json(list)?;
-    for message in &mut messages {
-        message.content = disarm(&message.content);
-        message.reasoning = message.reasoning.as_deref().map(disarm);
+        (None, Some(false)) => {
+            return Err(ApiError::field(
+                fields.name("add_generation_prompt"),
+                "must be true, or `continue_final_message` true: an answer needs its beginning in the prompt",
+            ));
+        }
+        _ => {}
     }
-    setup.persona.lead(&mut messages);
+    if asked.is_some() && message.string("role")? != Some("assistant") {
+        return Err(ApiError::field(
+            message.name("role"),
+            "must be assistant where the last message is to go on",
+        ));
+    }
+    Ok(PromptOptions {
+        thinking: thinking(fields)?,
+        continue_final: asked.is_some(),
+    })
+}
+
+/// The messages by the rules that training has, with the stored system prompt in front if they bring none.
+fn conversation(list: &[Value], state: &AppState) -> Result<Conversation, ApiError> {
+    for (index, value) in list.iter().enumerate() {
+        parameters::check_message(&Fields::nested(format!("messages[{index}]"), value)?)?;
+    }
+    let mut messages = Message::list_from_json(list)?;
+    state.setup().persona.lead(&mut messages);
     Ok(Conversation::new(messages))
 }
 
@@ -236,6 +283,7 @@ mod tests {
             },
             n_params: 0,
             api_keys: Vec::new(),
+            allowed_origins: crate::AllowedOrigins::default(),
             limits: Limits::default(),
         })
     }
@@ -264,7 +312,10 @@ mod tests {
         let state = state();
         let user = json!({"role": "user", "content": "hi"});
         let without = fields(json!({"messages": [user]}));
-        let system = |fields: &Fields| conversation(fields, &state).unwrap().system().to_owned();
+        let system = |fields: &Fields| {
+            let messages = messages(fields, &state).unwrap();
+            conversation(messages, &state).unwrap().system().to_owned()
+        };
         assert_eq!(system(&without), "You are Mira.");
         let own = json!({"role": "system", "content": "Be brief."});
         let with = fields(json!({"messages": [own, user]}));
@@ -277,7 +328,9 @@ mod tests {
         let turn_start = state.setup().chat.tokenizer().id("<|im_start|>").unwrap();
         let n_starts = |content: &str| {
             let body = json!({"messages": [{"role": "user", "content": content}]});
-            let conversation = conversation(&fields(body), &state).unwrap();
+            let fields = fields(body);
+            let messages = messages(&fields, &state).unwrap();
+            let conversation = conversation(messages, &state).unwrap();
             let chat = &state.setup().chat;
             let ids = chat
                 .prompt(&conversation, PromptOptions::default())
@@ -292,7 +345,9 @@ mod tests {
     fn text_parts_are_joined() {
         let parts = json!([{"type": "text", "text": "who "}, {"type": "text", "text": "is it?"}]);
         let body = json!({"messages": [{"role": "user", "content": parts}]});
-        let messages = conversation(&fields(body), &state()).unwrap().messages();
+        let (fields, state) = (fields(body), state());
+        let messages = messages(&fields, &state).unwrap();
+        let messages = conversation(messages, &state).unwrap().messages();
         assert_eq!(messages[1].content, "who is it?");
     }
 }

@@ -1,18 +1,24 @@
-//! `POST /v1/completions`: text or token ids in, what follows out; no chat template.
+//! `POST /v1/completions`: texts or token ids in, what follows each out; no chat template.
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
 use serde_json::{Map, Value, json};
+use text::Tokenizer;
 
 use super::stream::{self, Shape, line_json, usage_json};
 use super::{JsonBody, check_model};
 use crate::error::ApiError;
-use crate::fields::Fields;
-use crate::generation::{Finish, Generation, Options, Update};
+use crate::fields::{self, Fields};
+use crate::generation::{Finish, Generation, Prompt, Update};
+use crate::options::Options;
+use crate::parameters::{self, Endpoint};
 use crate::reply::{Delta, TokenLogprob};
 use crate::state::{AppState, unix_time};
+
+/// Prompts of one request at most.
+const MOST_PROMPTS: usize = 256;
 
 pub(crate) fn routes() -> Router<AppState> {
     Router::new().route("/v1/completions", post(complete))
@@ -20,19 +26,25 @@ pub(crate) fn routes() -> Router<AppState> {
 
 async fn complete(
     State(state): State<AppState>,
-    JsonBody(fields): JsonBody,
+    JsonBody(mut fields): JsonBody,
 ) -> Result<Response, ApiError> {
+    // 1. what is asked
+    parameters::check(&mut fields, Endpoint::Completions)?;
     check_model(&fields, &state)?;
     state.loaded_engine()?;
-    let mut options = Options::parse(&fields, &state)?;
-    let most = engine::MAX_TOP_LOGPROBS as u64;
-    if let Some(n) = fields.integer("logprobs", 0..=most)? {
-        options.reply.logprobs = true;
-        options.top_logprobs = n as usize;
-    }
-    let prompt = prompt(fields, &state).await?;
+    let options = options(&fields, &state)?;
 
-    let mut generation = Generation::start(&state, prompt, &options)?;
+    // 2. the prompts; encoding long ones must not hold up other requests
+    let encoder = state.clone();
+    let echo = options.echo;
+    let prompts = tokio::task::spawn_blocking(move || {
+        prompts(&fields, encoder.setup().chat.tokenizer(), echo)
+    })
+    .await
+    .map_err(|_| ApiError::Stopping)??;
+
+    // 3. the answer
+    let mut generation = Generation::start(&state, prompts, &options)?;
     let head = Head {
         id: state.answer_id("cmpl"),
         created: unix_time(),
@@ -40,9 +52,7 @@ async fn complete(
         logprobs: options.reply.logprobs,
     };
     if options.stream {
-        return Ok(
-            stream::respond(head, generation, options.n, options.include_usage).into_response(),
-        );
+        return Ok(stream::respond(head, generation, options.include_usage).into_response());
     }
     let replies = generation.collect().await?;
     let choices: Vec<Value> = replies
@@ -68,28 +78,46 @@ async fn complete(
     .into_response())
 }
 
-/// `prompt`: a string, or token ids as they are.
-async fn prompt(fields: Fields, state: &AppState) -> Result<Vec<u32>, ApiError> {
-    match fields.get("prompt") {
-        Some(Value::String(_)) => {}
-        Some(Value::Array(_)) => {
-            let most = state.loaded_engine()?.config().context;
-            return fields.ids("prompt", most);
-        }
-        _ => {
-            return Err(ApiError::field(
-                "prompt",
-                "must be a string or a list of token ids",
-            ));
-        }
+fn options(fields: &Fields, state: &AppState) -> Result<Options, ApiError> {
+    let mut options = Options::parse(fields, state)?;
+    let most = engine::MAX_TOP_LOGPROBS as u64;
+    let is_off = fields.get("logprobs") == Some(&Value::Bool(false));
+    if !is_off && let Some(n) = fields.integer("logprobs", 0..=most)? {
+        options.reply.logprobs = true;
+        options.reply.stop_logprob = true;
+        options.top_logprobs = n as usize;
     }
-    let encoder = state.clone();
-    tokio::task::spawn_blocking(move || {
-        let text = fields.string("prompt")?.unwrap_or_default();
-        Ok(encoder.setup().chat.tokenizer().encode(text)?)
-    })
-    .await
-    .map_err(|_| ApiError::Stopping)?
+    Ok(options)
+}
+
+/// `prompt`: a string, token ids as they are, or a list of either.
+fn prompts(fields: &Fields, tokenizer: &Tokenizer, echo: bool) -> Result<Vec<Prompt>, ApiError> {
+    let refusal = |got: &Value| {
+        let expected =
+            format!("a string, a list of token ids, or a list of 1 to {MOST_PROMPTS} of either");
+        fields.refusal("prompt", expected, got)
+    };
+    let value = fields.get("prompt").unwrap_or(&Value::Null);
+    let one = |value: &Value| -> Result<Prompt, ApiError> {
+        let (ids, text) = match value {
+            Value::String(text) => (tokenizer.encode(text)?, echo.then(|| text.clone())),
+            value => {
+                let ids = fields::ids(value).ok_or_else(|| refusal(value))?;
+                let text = echo.then(|| tokenizer.decode(&ids, false)).transpose()?;
+                (ids, text)
+            }
+        };
+        Ok(Prompt { ids, echo: text })
+    };
+    match value {
+        Value::Array(list) if list.iter().any(|item| item.is_string() || item.is_array()) => {
+            if list.len() > MOST_PROMPTS {
+                return Err(refusal(value));
+            }
+            list.iter().map(one).collect()
+        }
+        value => Ok(vec![one(value)?]),
+    }
 }
 
 struct Head {
@@ -109,29 +137,33 @@ impl Head {
         })
     }
 
-    /// The older shape: parallel lists, alternatives as a map from spelling to log-probability.
+    /// The older shape: parallel lists, alternatives as a map from spelling to log-probability, the token itself always among them.
     fn logprobs_json(&self, tokens: &[TokenLogprob]) -> Value {
         if !self.logprobs {
             return Value::Null;
         }
-        let top: Vec<Value> = tokens
-            .iter()
-            .map(|token| {
-                let map: Map<String, Value> = token
-                    .top
-                    .iter()
-                    .map(|(spelling, logprob)| (spelling.text.clone(), json!(logprob)))
-                    .collect();
-                Value::Object(map)
-            })
-            .collect();
         json!({
             "tokens": tokens.iter().map(|t| t.spelling.text.as_str()).collect::<Vec<_>>(),
             "token_logprobs": tokens.iter().map(|t| t.logprob).collect::<Vec<_>>(),
-            "top_logprobs": top,
+            "top_logprobs": tokens.iter().map(alternatives).collect::<Vec<_>>(),
             "text_offset": tokens.iter().map(|t| t.offset).collect::<Vec<_>>(),
         })
     }
+}
+
+/// Spellings and log-probabilities of the likeliest tokens and of `token`; null where nothing is said of it.
+fn alternatives(token: &TokenLogprob) -> Value {
+    let Some(logprob) = token.logprob else {
+        return Value::Null;
+    };
+    let mut map = Map::new();
+    for (spelling, logprob) in &token.top {
+        // Several tokens may look alike where they are parts of characters: the likeliest is named.
+        map.entry(spelling.text.clone()).or_insert(json!(logprob));
+    }
+    map.entry(token.spelling.text.clone())
+        .or_insert(json!(logprob));
+    Value::Object(map)
 }
 
 impl Shape for Head {

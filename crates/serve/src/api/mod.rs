@@ -13,11 +13,13 @@ use std::time::Instant;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, FromRequest, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::uri::PathAndQuery;
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use tracing::info;
 
+use crate::cors;
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::state::AppState;
@@ -34,13 +36,50 @@ pub fn app(state: AppState) -> Router {
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(async || ApiError::Method)
         .layer(middleware::from_fn_with_state(state.clone(), check_key));
-    Router::new()
+    let routes = Router::new()
         .merge(protected)
         .merge(health::routes())
         .merge(page::routes())
         .layer(DefaultBodyLimit::max(state.setup().limits.body_bytes))
-        .layer(middleware::from_fn_with_state(state.clone(), log))
-        .with_state(state)
+        .with_state(state.clone());
+    // Around the routes, so that an address is mended before it is looked up and a preflight answered before a key is asked for.
+    Router::new()
+        .fallback_service(routes)
+        .layer(middleware::map_request(mend_address))
+        .layer(middleware::from_fn_with_state(state.clone(), cors::share))
+        .layer(middleware::from_fn_with_state(state, log))
+}
+
+/// Takes addresses as clients put them together: slashes doubled or at the end, `/v1` twice or left out.
+async fn mend_address(mut request: Request) -> Request {
+    let uri = request.uri();
+    let path = mended(uri.path());
+    if path != uri.path() {
+        let path_and_query = match uri.query() {
+            Some(query) => format!("{path}?{query}"),
+            None => path,
+        };
+        let mut parts = uri.clone().into_parts();
+        parts.path_and_query = PathAndQuery::try_from(path_and_query).ok();
+        if let Ok(mended) = Uri::from_parts(parts) {
+            *request.uri_mut() = mended;
+        }
+    }
+    request
+}
+
+fn mended(path: &str) -> String {
+    let mut segments: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    while segments.starts_with(&["v1", "v1"]) {
+        segments.remove(0);
+    }
+    if matches!(
+        segments.as_slice(),
+        ["chat", "completions"] | ["completions"] | ["models", ..]
+    ) {
+        segments.insert(0, "v1");
+    }
+    format!("/{}", segments.join("/"))
 }
 
 /// A JSON body of bounded size.
@@ -79,11 +118,24 @@ pub(crate) fn check_model(fields: &Fields, state: &AppState) -> Result<(), ApiEr
     }
 }
 
+/// Whether the body is said to be JSON, whatever the parameters and the case of the type.
 fn is_json(headers: &HeaderMap) -> bool {
-    headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .is_some_and(|value| value.to_ascii_lowercase().starts_with("application/json"))
+    let Some(value) = headers.get(header::CONTENT_TYPE) else {
+        return false;
+    };
+    let text = value.to_str().unwrap_or_default().to_ascii_lowercase();
+    let media_type = text.split(';').next().unwrap_or_default().trim();
+    media_type == "application/json"
+        || (media_type.starts_with("application/") && media_type.ends_with("+json"))
+}
+
+/// The key of `authorization: Bearer KEY`; the scheme's case does not matter.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, key) = value.trim().split_once(' ')?;
+    scheme
+        .eq_ignore_ascii_case("bearer")
+        .then_some(key.trim_start())
 }
 
 async fn check_key(
@@ -91,12 +143,7 @@ async fn check_key(
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    let key = request
-        .headers()
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.strip_prefix("Bearer "));
-    if !state.accepts_key(key) {
+    if !state.accepts_key(bearer(request.headers())) {
         return Err(ApiError::Unauthorized);
     }
     Ok(next.run(request).await)
@@ -113,4 +160,28 @@ async fn log(State(state): State<AppState>, request: Request, next: Next) -> Res
     let elapsed_ms = started.elapsed().as_millis() as u64;
     info!(%method, path, status, elapsed_ms, "answered");
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_mended_as_clients_put_them_together() {
+        for (path, expect) in [
+            ("/v1/chat/completions", "/v1/chat/completions"),
+            ("/v1/chat/completions/", "/v1/chat/completions"),
+            ("//v1//chat/completions", "/v1/chat/completions"),
+            ("/v1/v1/models", "/v1/models"),
+            ("/chat/completions", "/v1/chat/completions"),
+            ("/completions", "/v1/completions"),
+            ("/models/tiny", "/v1/models/tiny"),
+            ("/chat", "/chat"),
+            ("/chat/", "/chat"),
+            ("/", "/"),
+            ("/nowhere", "/nowhere"),
+        ] {
+            assert_eq!(mended(path), expect, "{path}");
+        }
+    }
 }

@@ -31,11 +31,10 @@ pub(crate) trait Shape: Send + Unpin + 'static {
 pub(crate) fn respond<S: Shape>(
     shape: S,
     generation: Generation,
-    n: usize,
     include_usage: bool,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let mut ready = VecDeque::new();
-    for choice in shape.opening(n) {
+    for choice in shape.opening(generation.n_choices()) {
         ready.push_back(data(&shape.chunk(vec![choice], None)));
     }
     let events = Events {

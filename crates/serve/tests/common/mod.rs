@@ -10,7 +10,7 @@ use engine::{Engine, EngineConfig, EngineHandle};
 use kernel::DType;
 use model::{Config, Model};
 use serde_json::{Value, json};
-use serve::{AppState, Limits, Profiles, Setup, app};
+use serve::{AllowedOrigins, AppState, Limits, Profiles, Setup, app};
 use text::{ChatEncoder, ChatTemplate, Persona, Tokenizer};
 use tower::ServiceExt;
 
@@ -39,6 +39,7 @@ pub fn setup() -> Setup {
         },
         n_params: 4_200_000,
         api_keys: Vec::new(),
+        allowed_origins: AllowedOrigins::default(),
         limits: Limits::default(),
     }
 }
