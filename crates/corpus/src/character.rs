@@ -29,6 +29,7 @@ pub struct Character {
     /// How replies are drawn where nobody says: the name of a profile, or its values.
     #[serde(default)]
     pub profile: Option<PersonaProfile>,
+    /// Whose lines are the user's own.
     #[serde(default)]
     pub player: Player,
     /// What the source `story` needs to know.
@@ -60,6 +61,7 @@ pub struct StoryRules {
     /// The character's own speaker ids.
     #[serde(default)]
     pub speaker_ids: Vec<String>,
+    /// Tags of the texts.
     #[serde(default)]
     pub markup: Markup,
     /// What a `$variable` of a line marked `variables: true` becomes; a text for all languages or one a language.
@@ -89,11 +91,14 @@ pub struct Markup {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 pub enum Replacement {
+    /// The same in every language.
     All(String),
+    /// One a language.
     Each(ByLanguage),
 }
 
 impl Replacement {
+    /// The text in a language; `None` where it has none there.
     pub fn get(&self, language: Language) -> Option<&str> {
         match self {
             Replacement::All(text) => Some(text),
@@ -135,7 +140,9 @@ pub struct GameRules {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Person {
+    /// Id of the person as an avatar, which voice lines name.
     pub avatar_id: i64,
+    /// Hash of the person's name, which lines of talks name.
     pub name_hash: Hash,
 }
 
@@ -143,7 +150,9 @@ pub struct Person {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Literal {
+    /// What is replaced, to the letter.
     pub from: String,
+    /// What stands there instead.
     pub to: String,
 }
 
@@ -171,9 +180,11 @@ impl<'de> Deserialize<'de> for Hash {
 /// Where a character file lies, and its hash.
 #[derive(Debug, Clone, Default)]
 pub struct Origin {
+    /// The file as it was named.
     pub path: PathBuf,
     /// File name without `.toml`.
     pub id: String,
+    /// SHA-256 of its bytes, in hexadecimal digits.
     pub sha256: String,
 }
 

@@ -2,28 +2,73 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::row_problems::BadRows;
+
+/// What functions of this crate give back.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Errors of `corpus`.
+/// Errors of `corpus`; the fields of each are what its text names.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[allow(missing_docs)]
 pub enum Error {
+    /// A file cannot be read.
     #[error("cannot read {path}: {source}; check that it exists and may be read")]
     Read {
         path: PathBuf,
         source: std::io::Error,
     },
+    /// A file cannot be written.
     #[error("cannot write {path}: {source}; check the free space and the folder's permissions")]
     Write {
         path: PathBuf,
         source: std::io::Error,
     },
+    /// A folder without a story.
     #[error(
         "{path} is and holds no .jsonl or .jsonl.gz file; a story is one such file or a folder of them (docs/story-format.md)"
     )]
     NoStoryFile { path: PathBuf },
+    /// A path at which no rows lie.
+    #[error(
+        "{path} {problem}; rows are a .jsonl or .json file, gzipped or not, or a folder of them (`cyrene corpus build` makes some, docs/rows.md says what else they may be)"
+    )]
+    NoRowFile {
+        path: PathBuf,
+        problem: &'static str,
+    },
+    /// A file of another kind, with what makes rows of it.
+    #[error("{path} is {what}, which holds no rows to train on; {remedy}")]
+    ForeignRows {
+        path: PathBuf,
+        what: &'static str,
+        remedy: String,
+    },
+    /// Rows that cannot be used.
+    #[error("{0}")]
+    BadRows(BadRows),
+    /// Rows of which a split says nothing.
+    #[error(
+        "{path} is no folder (or file) of a data set with a {manifest} beside it, so nobody knows which of its rows data.split holds out; build it with `cyrene corpus build`, or take data.split away"
+    )]
+    NotOfTheSplit {
+        path: PathBuf,
+        manifest: &'static str,
+    },
+    /// A row of a data set that cannot be trained on.
+    #[error("{path}, a row of scene {scene}: {problem}; build the data set again")]
+    BuiltRow {
+        path: PathBuf,
+        scene: String,
+        problem: String,
+    },
+    /// Text in another encoding.
+    #[error("{path} is UTF-16; save it as UTF-8")]
+    Utf16 { path: PathBuf },
+    /// A story in which nothing is said.
     #[error("{path} holds no scene and no text; docs/story-format.md says how lines look")]
     EmptyStory { path: PathBuf },
+    /// A packed file that is damaged.
     #[error(
         "{path}: the gzip stream breaks off or is damaged after line {line} ({problem}); copy the file again"
     )]
@@ -32,14 +77,17 @@ pub enum Error {
         line: usize,
         problem: String,
     },
+    /// A file that begins with a mark that does not belong there.
     #[error("{path} begins with a byte order mark; save it as UTF-8 without one")]
     ByteOrderMark { path: PathBuf },
+    /// Text in another encoding, or none.
     #[error("{path}:{line}:{column}: this byte is not UTF-8; save the file as UTF-8")]
     NotUtf8 {
         path: PathBuf,
         line: usize,
         column: usize,
     },
+    /// A line that is no JSON.
     #[error("{path}:{line}:{column}: {problem}; mend the JSON there")]
     Json {
         path: PathBuf,
@@ -47,6 +95,7 @@ pub enum Error {
         column: usize,
         problem: String,
     },
+    /// A line of a story without a key that it needs.
     #[error("{path}:{line}: `{key}` is missing{near}; add it (docs/story-format.md)")]
     MissingField {
         path: PathBuf,
@@ -54,6 +103,7 @@ pub enum Error {
         key: String,
         near: String,
     },
+    /// A row of a table without a cell that it needs.
     #[error(
         "{path}:{line}: `{key}` is missing in this row; the table is damaged or of another game version"
     )]
@@ -62,6 +112,7 @@ pub enum Error {
         line: usize,
         key: &'static str,
     },
+    /// A text that the text map lacks.
     #[error(
         "{table} {id}: `{field}` has the text hash {hash}, which the text map of {language} lacks; the map is incomplete or of another game version"
     )]
@@ -72,6 +123,7 @@ pub enum Error {
         hash: String,
         language: &'static str,
     },
+    /// A row that another table lacks.
     #[error(
         "{table} {id}: there is no row {wanted} in {target}; the tables are incomplete or of different game versions"
     )]
@@ -81,6 +133,7 @@ pub enum Error {
         target: &'static str,
         wanted: String,
     },
+    /// A value of another kind than expected.
     #[error("{path}:{line}: `{key}` must be {expected}, not {got}")]
     WrongType {
         path: PathBuf,
@@ -89,6 +142,7 @@ pub enum Error {
         expected: &'static str,
         got: String,
     },
+    /// A language code in a story that nobody knows.
     #[error(
         "{path}:{line}: `{key}` names the unknown language `{code}` (known are chs cht de en es fr id jp kr pt ru th vi){near}"
     )]
@@ -99,6 +153,7 @@ pub enum Error {
         code: String,
         near: String,
     },
+    /// Two texts of one language under two of its codes.
     #[error(
         "{path}:{line}: `{key}` names the language `{code}` twice, by two of its codes; keep one of the texts"
     )]
@@ -108,6 +163,7 @@ pub enum Error {
         key: String,
         code: &'static str,
     },
+    /// A scene id that stands twice in a story.
     #[error(
         "{path}:{line}: scene id `{scene}` was already used at {first_path}:{first_line}; give every scene its own id"
     )]
@@ -118,6 +174,7 @@ pub enum Error {
         first_path: PathBuf,
         first_line: usize,
     },
+    /// A character file that is no TOML.
     #[error("{path}:{line}:{column}: {problem}; mend the character file there")]
     Character {
         path: PathBuf,
@@ -125,6 +182,7 @@ pub enum Error {
         column: usize,
         problem: String,
     },
+    /// A key of a character file that nobody knows.
     #[error("{path}:{line}:{column}: unknown key `{key}` (known here: {known}){near}")]
     UnknownKey {
         path: PathBuf,
@@ -134,24 +192,30 @@ pub enum Error {
         near: String,
         known: String,
     },
+    /// A value of a character file that cannot be.
     #[error("{path}: {problem}")]
     CharacterValue { path: PathBuf, problem: String },
+    /// A name that no data set has.
     #[error("unknown task `{task}` (known are {known}){near}")]
     UnknownTask {
         task: String,
         near: String,
         known: String,
     },
+    /// A name that no source has.
     #[error("unknown source `{name}` (known are story and turn-based-game){near}")]
     UnknownSource { name: String, near: String },
+    /// A language code that nobody knows.
     #[error("unknown language `{code}` (known are chs cht de en es fr id jp kr pt ru th vi){near}")]
     UnknownLanguageCode { code: String, near: String },
+    /// A data set that a source cannot give.
     #[error("task {task} cannot be built from source {origin}: {reason}")]
     TaskOfSource {
         task: String,
         origin: &'static str,
         reason: String,
     },
+    /// A character that says nothing in the story.
     #[error(
         "no line of the story is spoken by {ids} of {character}; set [story] speaker_ids. Most lines have: {most}"
     )]
@@ -160,24 +224,30 @@ pub enum Error {
         ids: String,
         most: String,
     },
+    /// A row that Parquet cannot hold.
     #[error(
         "{path} holds a row of more than 2 GB, which Parquet cannot; cut the scene it comes from"
     )]
     RowTooLong { path: PathBuf },
+    /// A data set that does not fit its manifest, or a manifest that is none.
     #[error("{path}: {problem}; build the data set again")]
     Manifest { path: PathBuf, problem: String },
+    /// A scene that the split does not know.
     #[error("{path} holds scene `{scene}`, which the split does not know; {remedy}")]
     UnknownScene {
         path: PathBuf,
         scene: String,
         remedy: &'static str,
     },
+    /// A split that is none, or of another version.
     #[error("{path}: {problem}; write it again with `cyrene corpus split --force`")]
     Split { path: PathBuf, problem: String },
+    /// A split of another version of the story.
     #[error(
         "{path}: the split was made from another version of the story's `{file}`; build the data sets from the story as it is now and split it again with `cyrene corpus split --force`"
     )]
     StoryChanged { path: PathBuf, file: String },
+    /// A text that is held out and trained on.
     #[error(
         "the text `{text}` ({language}{hash}) stands in {held_out} (held out) and in {train} (training); split the story again with `cyrene corpus split --force`"
     )]
@@ -242,6 +312,7 @@ pub enum Error {
         /// The file or folder.
         path: PathBuf,
     },
+    /// A split that would be replaced by another.
     #[error(
         "{split} exists already and was made with other settings ({problem}); use --force to replace it"
     )]
@@ -256,6 +327,23 @@ impl From<files::Error> for Error {
 }
 
 impl Error {
+    /// Whether a file of rows that somebody named is at fault: what it is, or what stands in it.
+    pub fn is_of_rows(&self) -> bool {
+        matches!(
+            self,
+            Error::NoRowFile { .. }
+                | Error::ForeignRows { .. }
+                | Error::Importable(_)
+                | Error::BadRows(_)
+                | Error::NotOfTheSplit { .. }
+                | Error::Utf16 { .. }
+                | Error::Gzip { .. }
+                | Error::NotUtf8 { .. }
+                | Error::Json { .. }
+                | Error::Read { .. }
+        )
+    }
+
     /// The byte behind `before`, the beginning of a file, is not UTF-8.
     pub(crate) fn not_utf8(path: &Path, before: &[u8]) -> Error {
         let in_line = before.iter().rev().take_while(|b| **b != b'\n').count();

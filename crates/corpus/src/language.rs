@@ -137,14 +137,17 @@ impl std::fmt::Display for Language {
 pub struct ByLanguage([Option<Box<str>>; 13]);
 
 impl ByLanguage {
+    /// The text in a language.
     pub fn get(&self, language: Language) -> Option<&str> {
         self.0[language as usize].as_deref()
     }
 
+    /// Puts a text in, in place of the one that was there.
     pub fn set(&mut self, language: Language, text: &str) {
         self.0[language as usize] = Some(text.into());
     }
 
+    /// Whether no language has a text.
     pub fn is_empty(&self) -> bool {
         self.0.iter().all(Option::is_none)
     }

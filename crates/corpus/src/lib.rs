@@ -1,8 +1,11 @@
 //! Story sources to scenes, scenes to CPT documents and SFT conversations; the only crate that knows a game's data.
 //!
 //! The road: [`source`] reads a story, [`rules`] make sentences into rows, [`build`] writes the data sets and their
-//! manifest, [`split`] holds scenes out, [`rows`] gives the rows back with their scene and side, [`stats`]
-//! says what data sets hold, [`export`] writes them for other tools. [`import`] makes stories of other forms into plain ones.
+//! manifest, [`split`] holds scenes out, [`rows`] gives the rows back with their scene and side, [`examples`] makes them
+//! (and rows of anybody else's files) into ids to train on, [`stats`] says what data sets hold, [`export`] writes them
+//! for other tools. [`import`] makes stories of other forms into plain ones.
+
+#![warn(missing_docs)]
 
 pub mod account;
 mod build;
@@ -10,8 +13,10 @@ mod character;
 mod components;
 mod dataset;
 mod error;
+pub mod examples;
 pub mod export;
 mod fold;
+mod foreign;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod import;
@@ -19,6 +24,12 @@ mod language;
 pub mod manifest;
 mod near;
 mod output;
+mod packed;
+mod request;
+pub mod row_file;
+mod row_form;
+mod row_notes;
+mod row_problems;
 pub mod rows;
 mod rules;
 mod scene;
@@ -32,12 +43,15 @@ mod stopwatch;
 pub mod survey;
 mod task;
 
-pub use build::{BuildRequest, Progress, SplitRequest, build, check_split, make_split, stage};
+pub use build::{build, check_split, make_split, stage};
 pub use character::Character;
 pub use error::{Error, Result};
 pub use language::{ByLanguage, Language};
 pub use manifest::Manifest;
-pub use rows::Row;
+pub use request::{BuildRequest, Progress, SplitRequest};
+pub use row_notes::RowNotes;
+pub use row_problems::{BadRow, BadRows};
+pub use rows::BuiltRow;
 pub use rules::Counter;
 pub use source::SourceKind;
 pub use source::story::story_files;

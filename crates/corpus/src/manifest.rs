@@ -19,7 +19,9 @@ pub type SourceFiles = BTreeMap<String, String>;
 /// All data sets of an output folder, by task name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
+    /// Version of the format.
     pub version: u32,
+    /// Data sets by their tasks: `pt/everything`, ...
     pub datasets: BTreeMap<String, Dataset>,
 }
 
@@ -34,12 +36,15 @@ pub struct Dataset {
     pub source_files: SourceFiles,
     /// Name of the character file without `.toml`, and its SHA-256.
     pub character: String,
+    /// SHA-256 of the character file.
     pub character_sha256: String,
     /// The file of token counts, relative to the output folder.
     pub tokens_file: String,
+    /// SHA-256 of the file of token counts.
     pub tokens_sha256: String,
     /// Scenes that rows come from, in the order of first use; `rows` points into this list.
     pub scenes: Vec<String>,
+    /// Its files, in the order of languages or sets.
     pub files: Vec<DataFile>,
     /// What the source holds that looks wrong, with how often.
     pub warnings: Vec<Warning>,
@@ -52,10 +57,15 @@ pub struct DataFile {
     pub path: String,
     /// The key in the file of token counts: the language code, or the name of a vendor set.
     pub key: String,
+    /// Language of all rows; `None` for a vendor set.
     pub language: Option<Language>,
+    /// SHA-256 of its bytes.
     pub sha256: String,
+    /// Its size.
     pub bytes: u64,
+    /// Rows in it.
     pub n_rows: u64,
+    /// Tokens of all rows.
     pub n_tokens: u64,
     /// What is absent in this language, by what: `text`, `name`, ...
     pub holes: BTreeMap<String, u64>,
@@ -68,7 +78,9 @@ pub struct DataFile {
 /// Rows (or lines) and tokens that a rule left out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
+    /// How many rows or lines.
     pub rows: u64,
+    /// How many tokens in them.
     pub tokens: u64,
 }
 
@@ -76,18 +88,23 @@ pub struct Tally {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum RowScenes {
+    /// All of the row comes from one scene.
     One(u32),
     /// (scene, lines of the content that come from it, their tokens), in the order of the content.
     Several(Vec<(u32, u32, u32)>),
 }
 
+/// What a source holds that looks wrong.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Warning {
+    /// What it is.
     pub text: String,
+    /// How often it stands there.
     pub count: u64,
 }
 
 impl Manifest {
+    /// A manifest without a data set.
     pub fn new() -> Manifest {
         Manifest {
             version: VERSION,
@@ -140,10 +157,12 @@ impl Default for Manifest {
 }
 
 impl Dataset {
+    /// Rows of all files.
     pub fn n_rows(&self) -> u64 {
         self.files.iter().map(|f| f.n_rows).sum()
     }
 
+    /// Tokens of all files.
     pub fn n_tokens(&self) -> u64 {
         self.files.iter().map(|f| f.n_tokens).sum()
     }

@@ -15,11 +15,14 @@ use crate::task::Task;
 
 /// A row of a data set.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Row {
+pub struct BuiltRow {
     /// The scene it comes from; the first one if the row holds lines of several on the same side.
     pub scene: String,
+    /// Side of the split that the scene is on in this language.
     pub side: Side,
+    /// Language of the row; `None` for a vendor set.
     pub language: Option<Language>,
+    /// What is said, in order.
     pub messages: Vec<Message>,
 }
 
@@ -49,7 +52,7 @@ impl From<Built> for Message {
     }
 }
 
-impl Row {
+impl BuiltRow {
     /// The text of a pre-training row: its only message.
     pub fn text(&self) -> Option<&str> {
         match &self.messages[..] {
@@ -65,7 +68,7 @@ impl Row {
 ///
 /// # Errors
 /// The manifest is missing or does not fit the files, or the split does not know a scene.
-pub fn load(path: &Path, split: Option<&Split>) -> Result<Vec<Row>> {
+pub fn load(path: &Path, split: Option<&Split>) -> Result<Vec<BuiltRow>> {
     let found = find(path, split)?;
     let mut rows = Vec::new();
     for file in &found.files {
@@ -184,7 +187,7 @@ pub(crate) fn find(path: &Path, split: Option<&Split>) -> Result<Found> {
 }
 
 /// Rows of a file by the sides of their scenes.
-fn load_file(found: &Found, file: &DataFile, split: Option<&Split>) -> Result<Vec<Row>> {
+fn load_file(found: &Found, file: &DataFile, split: Option<&Split>) -> Result<Vec<BuiltRow>> {
     let mut rows = Vec::new();
     found.each_record(
         file,
@@ -355,10 +358,10 @@ impl Found {
         file: &DataFile,
         split: Option<&Split>,
         record: Record<'_>,
-    ) -> Result<Vec<Row>> {
+    ) -> Result<Vec<BuiltRow>> {
         if let RowScenes::One(scene) = record.origin {
             let scene = self.scene(file, *scene)?;
-            return Ok(vec![Row {
+            return Ok(vec![BuiltRow {
                 scene: scene.to_owned(),
                 side: self.side(file, split, scene)?,
                 language: file.language,
@@ -377,7 +380,7 @@ impl Found {
                 None => sides.push((side, part.scene, taken.collect())),
             }
         }
-        let rows = sides.into_iter().map(|(side, scene, lines)| Row {
+        let rows = sides.into_iter().map(|(side, scene, lines)| BuiltRow {
             scene: scene.to_owned(),
             side,
             language: file.language,

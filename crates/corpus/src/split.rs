@@ -15,6 +15,7 @@ const VERSION: u32 = 3;
 /// How to split.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct SplitOptions {
+    /// The same seed holds the same scenes out.
     pub seed: u64,
     /// Share of the character's lines for `val`.
     pub share: f64,
@@ -42,6 +43,7 @@ impl Default for SplitOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Side {
+    /// Trained on.
     Train,
     /// Held out; retellings of it may be trained on.
     Val,
@@ -56,6 +58,7 @@ pub enum Side {
 }
 
 impl Side {
+    /// All of them, in the order of every listing.
     pub const ALL: [Side; 6] = [
         Side::Train,
         Side::Val,
@@ -92,22 +95,30 @@ impl std::fmt::Display for Side {
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Split {
+    /// Version of the format.
     pub version: u32,
+    /// How it was made.
     #[serde(flatten)]
     pub options: SplitOptions,
     /// The story and the character it was made for.
     pub source_sha256: String,
     /// The story's files, each with its own hash.
     pub source_files: SourceFiles,
+    /// SHA-256 of the character file it was made for.
     pub character_sha256: String,
+    /// What it came to.
     pub report: SplitReport,
+    /// Scenes to train on.
     pub train: BTreeSet<String>,
+    /// Scenes of side `val`.
     pub val: BTreeSet<String>,
+    /// Scenes of side `val-strict`.
     #[serde(rename = "val-strict")]
     pub val_strict: BTreeSet<String>,
     /// Scene -> the language that is held out.
     #[serde(rename = "probe-x")]
     pub probe_x: BTreeMap<String, Language>,
+    /// Scenes of side `contaminated`.
     pub contaminated: BTreeSet<String>,
     /// Scene -> the rule that keeps it from training.
     pub filtered: BTreeMap<String, String>,
@@ -116,15 +127,19 @@ pub struct Split {
 /// What the split came to, for the eye.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct SplitReport {
+    /// Scenes of the story.
     pub n_scenes: usize,
     /// Groups of scenes that are never parted, and the scenes of the largest.
     pub n_components: usize,
+    /// Scenes of the largest group.
     pub largest_component: usize,
     /// Ties that a shared text made, and those that only near-duplicates made.
     pub ties_by_text: usize,
+    /// Ties that only near-duplicates made.
     pub ties_by_likeness: usize,
     /// Missions that are held out whole.
     pub strict_missions: Vec<String>,
+    /// What each side holds.
     pub sides: BTreeMap<Side, SideCount>,
     /// Lines, over all languages, that stand in training text and yet stay in a held-out scene that is new otherwise.
     pub copied_lines_left: usize,
@@ -135,7 +150,9 @@ pub struct SplitReport {
 /// The scenes and lines of a side. A scene of `probe-x` counts there, its lines in the other languages in `train`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct SideCount {
+    /// Scenes on it.
     pub scenes: usize,
+    /// Lines on it, by language.
     pub lines: BTreeMap<Language, u64>,
 }
 

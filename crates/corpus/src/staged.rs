@@ -3,18 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
 
-use crate::build::BuildRequest;
 use crate::dataset::DatasetPart;
 use crate::error::Result;
 use crate::manifest::{self, Dataset, Manifest, RowScenes, SourceFiles, Warning};
 use crate::output::{self, Pending};
+use crate::request::BuildRequest;
 use crate::stopwatch::Times;
 use crate::task::Task;
 
 /// What was built.
 #[derive(Debug, Clone)]
 pub struct BuildReport {
+    /// What the manifest says of each data set.
     pub datasets: BTreeMap<Task, Dataset>,
+    /// Where the time went.
     pub times: Times,
 }
 

@@ -11,7 +11,7 @@ use text::Role;
 use crate::error::Result;
 use crate::language::Language;
 use crate::manifest::{DataFile, RowScenes, Tally};
-use crate::rows::{self, Found, Row};
+use crate::rows::{self, BuiltRow, Found};
 use crate::split::{Side, Split};
 
 /// Passes over the same scene above which a mixture teaches by heart.
@@ -22,7 +22,9 @@ pub const MANY_PASSES: f64 = 4.0;
 pub struct Stats {
     /// Name of the data set: `sft/cyrene`.
     pub task: String,
+    /// Its files.
     pub files: Vec<FileStats>,
+    /// Scenes that its rows come from.
     pub n_scenes: usize,
     /// With a split: scenes by side; one that is on different sides in different languages counts on each.
     pub sides: Vec<(String, u64)>,
@@ -35,28 +37,39 @@ pub struct Stats {
 pub struct FileStats {
     /// Language code, or the name of a vendor set.
     pub key: String,
+    /// Rows in it.
     pub n_rows: u64,
+    /// Tokens of all rows.
     pub n_tokens: u64,
     /// Tokens of a row: half of the rows are at most this long, 95 % of them, all of them.
     pub median: u64,
+    /// 95 % of the rows have at most so many tokens.
     pub p95: u64,
+    /// Tokens of the longest row.
     pub longest: u64,
     /// Rows by length; empty bins between others are there, so that bars of languages stack.
     pub histogram: Vec<Bin>,
+    /// What is absent in this language, by what.
     pub holes: BTreeMap<String, u64>,
+    /// What the rules left out, by the rule's name.
     pub filtered: BTreeMap<String, Tally>,
     /// With a split: rows and tokens by side, as [`rows::load`] gives them: a row with lines of several sides is one row on
     /// each, so rows may add up to more than `n_rows`; tokens do not.
     pub sides: Vec<(String, Tally)>,
+    /// Whose lines are the assistant's, with the rows.
     pub speakers: Vec<(String, u64)>,
 }
 
 /// Rows of `from..to` tokens; the bounds are powers of two but the first, 0..1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Bin {
+    /// Fewest tokens of a row.
     pub from: u64,
+    /// One more than the most tokens of a row.
     pub to: u64,
+    /// Rows of such lengths.
     pub n_rows: u64,
+    /// Their tokens.
     pub n_tokens: u64,
 }
 
@@ -191,12 +204,15 @@ fn histogram(tokens: &[u64]) -> Vec<Bin> {
 /// How often a mixture shows its scenes.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Passes {
+    /// Scenes that are trained on.
     pub n_scenes: usize,
     /// Passes over a scene in one language: mean over scenes and languages, and the most.
     pub same_language_mean: f64,
+    /// The most passes over a scene in one language.
     pub same_language_most: f64,
     /// Passes over a scene in all languages together.
     pub all_languages_mean: f64,
+    /// The most passes over a scene in all languages together.
     pub all_languages_most: f64,
     /// Scenes and languages above [`MANY_PASSES`].
     pub n_above_limit: usize,
@@ -204,22 +220,29 @@ pub struct Passes {
     pub languages: Vec<LanguagePasses>,
     /// Scenes and languages by passes, and scenes by passes in all languages, both in rising order.
     pub same_language: Vec<PassCount>,
+    /// Scenes by passes in all languages, in rising order.
     pub all_languages: Vec<PassCount>,
 }
 
 /// Passes of a mixture over the scenes of one language.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LanguagePasses {
+    /// Language code, or the name of a vendor set.
     pub key: String,
+    /// Scenes of this language that are trained on.
     pub n_scenes: usize,
+    /// Mean passes over them.
     pub mean: f64,
+    /// The most passes over one of them.
     pub most: f64,
 }
 
 /// How many are shown so often.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct PassCount {
+    /// How often in an epoch.
     pub passes: f64,
+    /// How many.
     pub count: u64,
 }
 
@@ -297,10 +320,12 @@ fn pass_counts(values: &[f64]) -> Vec<PassCount> {
 /// A row of a sample and where it stands.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampled {
+    /// File of the line.
     pub path: PathBuf,
     /// From 1.
     pub line: usize,
-    pub row: Row,
+    /// The row.
+    pub row: BuiltRow,
 }
 
 /// A random sample of `n_lines` lines of a data set, the same for the same seed. A line whose scenes are on different

@@ -6,15 +6,22 @@ use crate::near;
 /// A data set: stage and selection. `Amphoreus` is the character's part of the story, whatever the story.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Task {
+    /// Documents of the whole story.
     PtEverything,
+    /// Documents of the character's part of the story.
     PtAmphoreus,
+    /// Documents of a folder of pages about the story.
     PtVendor,
+    /// Conversations in which everybody is the assistant.
     SftEverything,
+    /// The same of the character's part of the story.
     SftAmphoreus,
+    /// Conversations in which the character is the assistant.
     SftCyrene,
 }
 
 impl Task {
+    /// All of them, in the order of every listing.
     pub const ALL: [Task; 6] = [
         Task::PtEverything,
         Task::PtAmphoreus,

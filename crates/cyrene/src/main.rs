@@ -1,14 +1,11 @@
 //! `cyrene`: from a game's story to a character that speaks. Parses the command line, runs one command, turns its outcome into an exit code.
 
-mod account;
 mod cli;
 mod commands;
-mod dataset;
 mod env;
 mod figure;
 mod frame;
 mod interrupt;
-mod jsonl;
 mod launch;
 mod load;
 mod lock;

@@ -6,10 +6,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use corpus::examples::TrainingStage;
 use serde::{Deserialize, Serialize};
 use text::labels::LossScale;
 use toml::{Table, Value};
 use train::job::{BatchConfig, OptimizerConfig, Packing, RunConfig, TunerConfig};
+use train::schedule::Schedule;
 
 use crate::misuse;
 
@@ -17,7 +19,7 @@ use crate::misuse;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
-    pub stage: StageKind,
+    pub stage: TrainingStage,
     pub base: String,
     #[serde(default = "default_seed")]
     pub seed: u64,
@@ -34,14 +36,6 @@ pub struct Recipe {
     pub batch: BatchConfig,
     #[serde(default)]
     pub run: RunConfig,
-}
-
-/// What kind of rows `{"messages":...}` become.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum StageKind {
-    Cpt,
-    Sft,
 }
 
 /// Storage of weights and activations while training.
@@ -247,7 +241,11 @@ pub const KEYS: &[Key] = &[
         "2e-5",
         "AdamW: highest learning rate, reached when the warmup ends",
     ),
-    key("optimizer.min_lr", "2e-6", "learning rate at the end"),
+    key(
+        "optimizer.min_lr",
+        "2e-6",
+        "learning rate at the end; at most lr",
+    ),
     key(
         "optimizer.schedule",
         "\"cosine\"",
@@ -395,6 +393,39 @@ impl Recipe {
             *path = relative(&from.join(&*path), to)?.into();
         }
         Ok(moved)
+    }
+
+    /// What is odd about the learning rates of a run of `total_steps`: none above 0, or a lowest one above the highest.
+    pub fn rate_warnings(&self, total_steps: u64) -> Vec<String> {
+        let optimizer = &self.optimizer;
+        let schedule = Schedule::new(optimizer, total_steps);
+        let mut warnings = Vec::new();
+        if optimizer.min_lr > optimizer.lr {
+            warnings.push(format!(
+                "warning: optimizer.min_lr ({:e}) is above optimizer.lr ({:e}), so that the learning rate ends above its start; give min_lr a value of at most lr",
+                optimizer.min_lr, optimizer.lr
+            ));
+        }
+        if schedule.highest() == 0.0 {
+            let steps = match total_steps {
+                1 => "the only step".to_owned(),
+                n => format!("each of the {n} steps"),
+            };
+            let remedy = match optimizer.lr > 0.0 {
+                true => format!(
+                    "of them {} warm up from 0; lower optimizer.warmup_ratio or warmup_steps, or make more steps (batch.rows and batch.accumulate below {} and {}, run.epochs above {})",
+                    schedule.warmup_steps.min(total_steps),
+                    self.batch.rows,
+                    self.batch.accumulate,
+                    self.run.epochs
+                ),
+                false => "raise optimizer.lr".to_owned(),
+            };
+            warnings.push(format!(
+                "warning: {steps} has a learning rate of 0, so that nothing is learned: {remedy}"
+            ));
+        }
+        warnings
     }
 
     /// The recipe with every default filled in, as TOML.
@@ -713,5 +744,35 @@ mod tests {
                 .to_string()
                 .contains("did you mean `batch.rows`")
         );
+    }
+
+    #[test]
+    fn runs_that_learn_nothing_are_warned_of() {
+        let warnings = |set: &[&str], steps: u64| -> String {
+            let set: Vec<String> = set.iter().map(|change| (*change).to_owned()).collect();
+            let text = "stage = \"cpt\"\nbase = \"b\"\n[data]\nsources = []\n";
+            let recipe = Recipe::parse(text, "r", &set).unwrap();
+            recipe.rate_warnings(steps).join("\n")
+        };
+        // Two small rows with the default batch make one step, and the first step of a warmup has rate 0.
+        let one = warnings(&[], 1);
+        assert!(
+            one.contains("the only step has a learning rate of 0"),
+            "{one}"
+        );
+        assert!(one.contains("optimizer.warmup_ratio"), "{one}");
+        assert_eq!(warnings(&[], 2), "");
+        assert_eq!(warnings(&["optimizer.warmup_ratio=0"], 1), "");
+        let all = warnings(&["optimizer.warmup_steps=9", "optimizer.lr=1e-9"], 1);
+        assert!(all.contains("nothing is learned"), "{all}");
+        let zero = warnings(&["optimizer.lr=0", "optimizer.min_lr=0"], 40);
+        assert!(zero.contains("each of the 40 steps"), "{zero}");
+        assert!(zero.contains("raise optimizer.lr"), "{zero}");
+        let above = warnings(&["optimizer.lr=0"], 40);
+        assert!(
+            above.contains("optimizer.min_lr (2e-6) is above optimizer.lr (0e0)"),
+            "{above}"
+        );
+        assert!(!above.contains("nothing is learned"), "{above}");
     }
 }

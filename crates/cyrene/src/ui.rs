@@ -27,6 +27,17 @@ macro_rules! misuse {
     ($($arg:tt)*) => { return Err(anyhow::Error::new($crate::ui::Misuse(format!($($arg)*)))) };
 }
 
+/// What `corpus` reports: misuse where rows that the user named are at fault, else a failure.
+///
+/// # Errors
+/// What it is given.
+pub fn of_rows<T>(result: corpus::Result<T>) -> anyhow::Result<T> {
+    result.map_err(|error| match error.is_of_rows() {
+        true => anyhow::Error::new(Misuse(error.to_string())),
+        false => error.into(),
+    })
+}
+
 /// Where output goes.
 #[derive(Debug, Clone, Copy)]
 pub struct Ui {

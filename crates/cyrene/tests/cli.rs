@@ -196,8 +196,8 @@ fn token_beyond_the_vocabulary_is_named() {
             "--set",
             "data.validation_share=0",
         ],
-        1,
-        &["99999"],
+        2,
+        &["rows.jsonl:1: ", "99999", "vocabulary"],
     );
 }
 

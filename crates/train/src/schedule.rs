@@ -32,6 +32,12 @@ impl Schedule {
         }
     }
 
+    /// The highest learning rate of any step; 0 for a run that learns nothing.
+    pub fn highest(&self) -> f64 {
+        let rates = (0..self.total_steps).map(|step_idx| self.lr_at(step_idx));
+        rates.fold(0.0, f64::max)
+    }
+
     /// The learning rate of the step with this index; the first step of a run has index 0.
     pub fn lr_at(&self, step_idx: u64) -> f64 {
         if step_idx < self.warmup_steps {

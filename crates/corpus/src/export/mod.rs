@@ -25,9 +25,13 @@ const GROUP_BYTES: usize = 32 << 20;
 /// A file that was written.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Exported {
+    /// Where it lies.
     pub path: PathBuf,
+    /// Rows in it.
     pub n_rows: u64,
+    /// Its size.
     pub bytes: u64,
+    /// SHA-256 of its bytes, in hexadecimal digits.
     pub sha256: String,
 }
 

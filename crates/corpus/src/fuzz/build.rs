@@ -7,10 +7,11 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 
 use super::{check_place, clear, put, sections};
-use crate::build::{BuildRequest, SplitRequest, build, make_split};
+use crate::build::{build, make_split};
 use crate::character::Character;
 use crate::error::Error;
 use crate::language::Language;
+use crate::request::{BuildRequest, SplitRequest};
 use crate::rows;
 use crate::source::SourceKind;
 use crate::source::turn_based_game::Tables;
@@ -126,7 +127,7 @@ fn build_all(
     root: &Path,
     folder: &Path,
     tasks: &[Task],
-) -> Option<Vec<rows::Row>> {
+) -> Option<Vec<rows::BuiltRow>> {
     let out = folder.join("out");
     clear(folder, "out");
     let character = match Character::parse(ADA, Path::new("ada.toml")) {

@@ -1,10 +1,15 @@
-//! Where stories come from: one module a source.
+//! Where stories come from: one module a source, which builds, splits and checks.
 
 pub(crate) mod story;
 pub(crate) mod turn_based_game;
 
 use crate::error::{Error, Result};
 use crate::near;
+use crate::request::{BuildRequest, Progress, SplitRequest};
+use crate::rules::Counter;
+use crate::split::Split;
+use crate::staged::Built;
+use crate::stopwatch::Stopwatch;
 
 /// A kind of source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,29 +20,54 @@ pub enum SourceKind {
     TurnBasedGame,
 }
 
-/// Every source by the name that the command line uses.
-pub const ALL: [(&str, SourceKind); 2] = [
-    ("story", SourceKind::Story),
-    ("turn-based-game", SourceKind::TurnBasedGame),
-];
+/// Builds what a request asks for, counting tokens, telling of finished files and where the time goes.
+type Build = fn(
+    &BuildRequest<'_>,
+    Counter<'_>,
+    &(dyn Fn(Progress) + Sync),
+    &Stopwatch,
+) -> Result<Vec<Built>>;
+
+/// What a source does.
+pub(crate) struct Source {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// Writes the files of the request's tasks, which are different ones, up to their names.
+    pub build: Build,
+    /// Splits the story.
+    pub split: fn(&SplitRequest<'_>) -> Result<Split>,
+    /// Holds a split against what is about to be built beside it.
+    pub check: fn(&BuildRequest<'_>, &Split) -> Result<()>,
+}
 
 impl SourceKind {
+    /// Every source.
+    const ALL: [SourceKind; 2] = [SourceKind::Story, SourceKind::TurnBasedGame];
+
+    /// What it does.
+    pub(crate) fn source(self) -> &'static Source {
+        match self {
+            SourceKind::Story => &story::SOURCE,
+            SourceKind::TurnBasedGame => &turn_based_game::SOURCE,
+        }
+    }
+
+    /// The source of a name.
+    ///
     /// # Errors
     /// No source has this name.
     pub fn parse(name: &str) -> Result<SourceKind> {
-        ALL.into_iter()
-            .find(|(known, _)| *known == name)
-            .map(|(_, kind)| kind)
+        SourceKind::ALL
+            .into_iter()
+            .find(|kind| kind.name() == name)
             .ok_or_else(|| Error::UnknownSource {
                 name: name.to_owned(),
-                near: near::hint(name, ALL.map(|(known, _)| known)),
+                near: near::hint(name, SourceKind::ALL.map(SourceKind::name)),
             })
     }
 
+    /// The name that the command line uses.
     pub fn name(self) -> &'static str {
-        match self {
-            SourceKind::Story => "story",
-            SourceKind::TurnBasedGame => "turn-based-game",
-        }
+        self.source().name
     }
 }

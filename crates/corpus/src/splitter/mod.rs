@@ -12,7 +12,7 @@ use crate::components::Components;
 use crate::error::{Error, Result};
 use crate::language::Language;
 use crate::manifest::SourceFiles;
-use crate::rows::Row;
+use crate::rows::BuiltRow;
 use crate::similar;
 use crate::split::{Side, Split, SplitOptions, SplitReport};
 
@@ -199,7 +199,7 @@ pub(crate) fn guard(
     source: &impl Splittable,
     root: &Path,
     split: &Split,
-    pages: &[Row],
+    pages: &[BuiltRow],
 ) -> Result<()> {
     let units = source.units();
     if let Some(unit) = units.iter().find(|u| split.side(&u.id, None).is_none()) {

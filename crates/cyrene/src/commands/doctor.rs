@@ -305,7 +305,13 @@ fn recipe_plan(path: &Path, place: Place, flops: Option<f64>) -> Result<StagePla
     let config = Config::load(&base)?;
     let tokenizer = load::tokenizer(&base)?;
     let split = load_split(&recipe, folder)?;
-    let data = rows(&recipe, folder, split.as_ref(), tokenizer.as_ref())?;
+    let data = rows(
+        &recipe,
+        folder,
+        split.as_ref(),
+        tokenizer.as_ref(),
+        config.vocab_size,
+    )?;
 
     // 1. tokens of the whole run: each source as often as its weight says, in whole rows where steps are counted
     let weights: Vec<f64> = recipe

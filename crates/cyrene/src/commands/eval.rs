@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use corpus::examples::{self, Encoding, SourceExample, TrainingStage};
 use corpus::split::{Side as SplitSide, Split};
 use engine::Request;
 use eval::metric::char_ngram::CharNgram;
@@ -20,10 +21,8 @@ use train::data::n_targets;
 use train::probe::{Kind, matched};
 
 use crate::cli::Eval;
-use crate::dataset::{self, Encoding, Row};
-use crate::recipe::StageKind;
 use crate::trained::TrainedRows;
-use crate::ui::Ui;
+use crate::ui::{Ui, of_rows};
 use crate::{load, misuse, speak};
 
 /// Rows of this many tokens are scored together.
@@ -111,7 +110,7 @@ pub fn evaluate(
     let mut stages = Vec::new();
     let mut prompts = Vec::new();
     let mut vocabulary = Vocabulary::default();
-    for (name, kind) in [("pt", StageKind::Cpt), ("sft", StageKind::Sft)] {
+    for (name, kind) in [("pt", TrainingStage::Cpt), ("sft", TrainingStage::Sft)] {
         let Some(path) = data_set(corpus, name)? else {
             continue;
         };
@@ -119,8 +118,9 @@ pub fn evaluate(
             stage: kind,
             loss_scale: LossScale::IgnoreEmptyThink,
             tokenizer: Some(tokenizer),
+            vocab_size: Some(model.config().vocab_size),
         };
-        let rows = dataset::source(&path, Some(&split), encoding)?;
+        let rows = of_rows(examples::source(&path, Some(&split), encoding))?.examples;
         if name == "pt" {
             vocabulary = Vocabulary::of(rows.iter().map(|row| row.text.as_str()));
         } else {
@@ -221,7 +221,7 @@ fn data_set(corpus: &Path, kind: &str) -> Result<Option<PathBuf>> {
 
 fn stage(
     name: &'static str,
-    rows: &[Row],
+    rows: &[SourceExample],
     evaluation: &Evaluation<'_>,
     model: &Model,
     base: Option<&Model>,
@@ -272,7 +272,7 @@ fn stage(
 }
 
 /// Counting models see the whole train side, as training did.
-fn baselines(name: &str, rows: &[Row], vocab_size: usize) -> Vec<Baseline> {
+fn baselines(name: &str, rows: &[SourceExample], vocab_size: usize) -> Vec<Baseline> {
     let all: Vec<Sample> = rows.iter().filter_map(sample).collect();
     let held_out =
         |scores: &[Score]| loss_gap::Loss::of(&all, scores, |sample| sample.side == Side::Val);
@@ -304,14 +304,18 @@ fn baselines(name: &str, rows: &[Row], vocab_size: usize) -> Vec<Baseline> {
 
 /// Every held-out row, and for each of side `val` a train row of the same language and nearly the same length, ties broken by seed, from
 /// those that were trained on. Languages of which `trained` has no row take any of the train side; they are named.
-fn samples(rows: &[Row], trained: Option<&TrainedRows>, seed: u64) -> (Vec<Sample>, Vec<String>) {
+fn samples(
+    rows: &[SourceExample],
+    trained: Option<&TrainedRows>,
+    seed: u64,
+) -> (Vec<Sample>, Vec<String>) {
     let mut out: Vec<Sample> = rows
         .iter()
         .filter(|row| row.side.is_held_out())
         .filter_map(sample)
         .collect();
     // 1. by language the train side, and the part of it that was trained on
-    let mut side: BTreeMap<String, (Vec<&Row>, Vec<&Row>)> = BTreeMap::new();
+    let mut side: BTreeMap<String, (Vec<&SourceExample>, Vec<&SourceExample>)> = BTreeMap::new();
     for row in rows.iter().filter(|row| row.side == SplitSide::Train) {
         let language = row.language.clone().unwrap_or_default();
         let (all, known) = side.entry(language).or_default();
@@ -350,7 +354,7 @@ fn samples(rows: &[Row], trained: Option<&TrainedRows>, seed: u64) -> (Vec<Sampl
 }
 
 /// What a row's probe is matched by.
-fn kind(row: &Row) -> Kind<'_> {
+fn kind(row: &SourceExample) -> Kind<'_> {
     Kind {
         language: row.language.as_deref(),
         targets: n_targets(&row.encoded),
@@ -358,7 +362,7 @@ fn kind(row: &Row) -> Kind<'_> {
 }
 
 /// A row as metrics take it; None for rows on neither side.
-pub fn sample(row: &Row) -> Option<Sample> {
+pub fn sample(row: &SourceExample) -> Option<Sample> {
     Some(Sample {
         scene: row.scene.clone().unwrap_or_default(),
         language: row.language.clone().unwrap_or_default(),
@@ -383,8 +387,8 @@ struct Prompt {
 }
 
 /// The first rounds of held-out conversations, `n` a language, drawn by seed.
-fn held_out_prompts(rows: &[Row], n: usize, seed: u64) -> Vec<Prompt> {
-    let mut rows: Vec<&Row> = rows
+fn held_out_prompts(rows: &[SourceExample], n: usize, seed: u64) -> Vec<Prompt> {
+    let mut rows: Vec<&SourceExample> = rows
         .iter()
         .filter(|row| row.side == SplitSide::Val)
         .collect();
@@ -467,8 +471,8 @@ mod tests {
     use super::*;
     use text::labels::Encoded;
 
-    fn row(id: u32, language: &str, side: SplitSide) -> Row {
-        Row {
+    fn row(id: u32, language: &str, side: SplitSide) -> SourceExample {
+        SourceExample {
             encoded: Encoded {
                 input_ids: vec![id; 4],
                 labels: vec![id as i32; 4],
@@ -484,7 +488,8 @@ mod tests {
 
     #[test]
     fn train_probe_is_drawn_from_rows_that_were_trained_on() {
-        let mut rows: Vec<Row> = (0..20).map(|id| row(id, "en", SplitSide::Train)).collect();
+        let mut rows: Vec<SourceExample> =
+            (0..20).map(|id| row(id, "en", SplitSide::Train)).collect();
         rows.extend((20..30).map(|id| row(id, "chs", SplitSide::Train)));
         rows.extend((30..33).map(|id| row(id, "en", SplitSide::Val)));
         rows.extend((40..42).map(|id| row(id, "chs", SplitSide::Val)));
@@ -513,14 +518,14 @@ mod tests {
 
     #[test]
     fn train_probe_has_rows_as_long_as_the_held_out_ones() {
-        let of_length = |id: u32, n: usize, side| Row {
+        let of_length = |id: u32, n: usize, side| SourceExample {
             encoded: Encoded {
                 input_ids: vec![id; n],
                 labels: vec![id as i32; n],
             },
             ..row(id, "en", side)
         };
-        let mut rows: Vec<Row> = (0..200)
+        let mut rows: Vec<SourceExample> = (0..200)
             .map(|id| of_length(id, 2 + id as usize, SplitSide::Train))
             .collect();
         rows.extend([150, 90, 151].map(|n| of_length(300 + n as u32, n, SplitSide::Val)));

@@ -1,14 +1,15 @@
 //! `cyrene generate`: text from a model, for ids, messages or a plain prompt.
 
 use anyhow::{Context, Result};
+use corpus::row_file;
 use engine::Request;
 use serde::Deserialize;
 use serde_json::Value;
 use text::{ChatEncoder, Conversation, Message, PromptOptions};
 
 use crate::cli::Generate;
-use crate::ui::Ui;
-use crate::{jsonl, load, misuse, speak};
+use crate::ui::{Ui, of_rows};
+use crate::{load, misuse, speak};
 
 #[derive(Deserialize)]
 struct Ids {
@@ -46,7 +47,7 @@ pub fn run(args: &Generate, ui: &Ui) -> Result<()> {
     let mut prompts: Vec<Vec<u32>> = Vec::new();
     if let Some(path) = &args.input.ids {
         prompts.extend(
-            jsonl::read::<Ids>(path, "{\"input_ids\":[...]}")?
+            of_rows(row_file::read::<Ids>(path, "{\"input_ids\":[...]}"))?
                 .into_iter()
                 .map(|row| row.input_ids),
         );
@@ -111,14 +112,8 @@ pub fn run(args: &Generate, ui: &Ui) -> Result<()> {
 
 /// A JSON list of messages, or JSON lines of `{"messages":[...]}`.
 fn read_messages(path: &std::path::Path) -> Result<Vec<Vec<Message>>> {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) => misuse!("cannot read {}: {error}", path.display()),
-    };
-    let rows = match serde_json::from_str::<Messages>(&text) {
-        Ok(whole) => vec![whole],
-        Err(_) => jsonl::read(path, "a list of messages, or {\"messages\":[...]} a line")?,
-    };
+    let expected = "a list of messages, or {\"messages\":[...]} a line";
+    let rows: Vec<Messages> = of_rows(row_file::read(path, expected))?;
     let mut conversations = Vec::with_capacity(rows.len());
     for (at, row) in rows.into_iter().enumerate() {
         let (Messages::List(messages) | Messages::Row { messages }) = row;

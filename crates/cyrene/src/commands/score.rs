@@ -1,12 +1,13 @@
 //! `cyrene score`: log-probabilities of given ids, one document a line, as training and evaluation compute them.
 
 use anyhow::{Context, Result};
+use corpus::row_file;
 use model::{Batch, Saved};
 use serde::Deserialize;
 
 use crate::cli::Score;
-use crate::ui::Ui;
-use crate::{jsonl, load, misuse};
+use crate::ui::{Ui, of_rows};
+use crate::{load, misuse};
 
 #[derive(Deserialize)]
 struct Row {
@@ -14,7 +15,7 @@ struct Row {
 }
 
 pub fn run(args: &Score, ui: &Ui) -> Result<()> {
-    let rows: Vec<Row> = jsonl::read(&args.ids, "{\"input_ids\":[...]}")?;
+    let rows: Vec<Row> = of_rows(row_file::read(&args.ids, "{\"input_ids\":[...]}"))?;
     if let Some(at) = rows.iter().position(|row| row.input_ids.is_empty()) {
         misuse!("{}: document {} has no ids", args.ids.display(), at + 1);
     }

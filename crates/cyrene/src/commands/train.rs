@@ -6,9 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use corpus::account::{self, SourceAccount};
+use corpus::examples::{self, Encoding, SourceExample};
 use corpus::split::{Side, Split};
+use corpus::{BadRows, RowNotes};
 use kernel::Device;
-use model::Model;
+use model::{Config, Model};
 use text::{Persona, Tokenizer};
 use train::job::ResultKind;
 use train::metrics::{AlertLine, ValidationLine};
@@ -19,14 +22,12 @@ use train::{
 };
 
 use super::fetch::{default_folder, is_hub_id};
-use crate::account::{self, SourceAccount};
 use crate::cli::Train as Args;
-use crate::dataset::{self, Encoding, Row};
 use crate::launch::{self, Launch};
 use crate::lock::RunLock;
 use crate::recipe::Recipe;
 use crate::trained::TrainedRows;
-use crate::ui::{Bar, Misuse, Ui, size};
+use crate::ui::{Bar, Misuse, Ui, of_rows, size};
 use crate::{env, interrupt, load, misuse};
 
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
@@ -167,7 +168,17 @@ pub fn train(
     let persona = load::persona(&base, None, character.as_deref())?;
     let tokenizer = load::tokenizer(&base)?.map(Arc::new);
     let split = load_split(recipe, folder)?;
-    let data = rows(recipe, folder, split.as_ref(), tokenizer.as_deref())?;
+    let vocab_size = Config::load(&base)?.vocab_size;
+    let data = rows(
+        recipe,
+        folder,
+        split.as_ref(),
+        tokenizer.as_deref(),
+        vocab_size,
+    )?;
+    if ranks.is_first() {
+        data.notes.lines().iter().for_each(|line| ui.note(line));
+    }
     let account = account(recipe, folder, split.as_ref())?;
     if let (Some(account), true) = (&account, ranks.is_first()) {
         for line in account::table(&account.tokens).lines() {
@@ -212,6 +223,7 @@ pub fn train(
     let saved = recipe.moved(folder, out)?.resolved()?;
     let mut drawing = Drawing {
         ui: *ui,
+        recipe,
         bar: None,
         account,
         account_path: out.join(ACCOUNT),
@@ -262,7 +274,7 @@ fn account(recipe: &Recipe, folder: &Path, split: Option<&Split>) -> Result<Opti
         .map(|source| (folder.join(&source.path), source.weight))
         .collect();
     let sources: Vec<(&Path, f64)> = sources.iter().map(|(p, w)| (p.as_path(), *w)).collect();
-    account::of_sources(&sources, split)
+    Ok(account::of_sources(&sources, split)?)
 }
 
 /// What a recipe and its data say of a job: nowhere to write to yet, nobody who stops it.
@@ -306,11 +318,7 @@ pub fn job(recipe: &Recipe, data: Data, tokenizer: Option<Arc<Tokenizer>>) -> Jo
 /// # Errors
 /// The key, and what is expected.
 pub fn check(recipe: &Recipe) -> Result<()> {
-    let nothing = Data {
-        train: Vec::new(),
-        held_out: BTreeMap::new(),
-    };
-    let mut job = job(recipe, nothing, None);
+    let mut job = job(recipe, Data::default(), None);
     // That something is held out shows later.
     job.run.result = ResultKind::Last;
     job.check()
@@ -318,40 +326,61 @@ pub fn check(recipe: &Recipe) -> Result<()> {
 }
 
 /// Rows of a recipe, by side.
+#[derive(Default)]
 pub struct Data {
+    /// Documents to train on.
     pub train: Vec<Document>,
     /// `val` first, then the others that have rows; of each as many as `data.validation_tokens` lets through.
     pub held_out: BTreeMap<Side, Vec<HeldOut>>,
+    /// What is worth saying about rows that were read all the same.
+    pub notes: RowNotes,
 }
 
 /// A row that nobody trains on.
 pub struct HeldOut {
-    pub row: Row,
+    pub row: SourceExample,
     /// Place of its source in the recipe.
     source: u32,
 }
 
-/// Reads and encodes the sources of a recipe.
+/// Reads and encodes the sources of a recipe for a model of so many ids.
 ///
 /// # Errors
-/// A missing source or split, or a row that cannot be used, with file and line.
+/// A missing source or split; rows that cannot be used, with file and line; nothing to train on.
 pub fn rows(
     recipe: &Recipe,
     folder: &Path,
     split: Option<&Split>,
     tokenizer: Option<&Tokenizer>,
+    vocab_size: usize,
 ) -> Result<Data> {
     let encoding = Encoding {
         stage: recipe.stage,
         loss_scale: recipe.data.loss_scale,
         tokenizer,
+        vocab_size: Some(vocab_size),
     };
+    let mut bad = BadRows::default();
+    let mut notes = RowNotes::default();
+    let mut paths = std::collections::HashSet::new();
     let mut train = Vec::new();
     let mut held_out: BTreeMap<Side, Vec<HeldOut>> = BTreeMap::new();
     let mut seen = std::collections::HashSet::new();
     for (source_idx, source) in recipe.data.sources.iter().enumerate() {
         let source_idx = source_idx as u32;
-        for row in dataset::source(&folder.join(&source.path), split, encoding)? {
+        let path = folder.join(&source.path);
+        let found = match examples::source(&path, split, encoding) {
+            // Those of all sources are named together.
+            Err(corpus::Error::BadRows(rows)) => {
+                bad.append(rows);
+                continue;
+            }
+            found => of_rows(found)?,
+        };
+        if paths.insert(path) {
+            notes.append(found.notes);
+        }
+        for row in found.examples {
             let is_drawn = split.is_none()
                 && drawn(recipe.seed, &row.encoded.input_ids) < recipe.data.validation_share;
             let side = if is_drawn { Side::Val } else { row.side };
@@ -372,12 +401,38 @@ pub fn rows(
             }
         }
     }
+    of_rows(bad.into_result())?;
+    if train.is_empty() {
+        let n_held_out = held_out.values().map(Vec::len).sum();
+        misuse!("{}", nothing_to_train(recipe, n_held_out));
+    }
     for rows in held_out.values_mut() {
         let all = std::mem::take(rows);
         let length = |held: &HeldOut| held.row.encoded.input_ids.len();
         *rows = sampled(all, length, recipe.data.validation_tokens, recipe.seed);
     }
-    Ok(Data { train, held_out })
+    Ok(Data {
+        train,
+        held_out,
+        notes,
+    })
+}
+
+/// Why no row is there to train on, and what would bring some.
+fn nothing_to_train(recipe: &Recipe, n_held_out: usize) -> String {
+    match &recipe.data.split {
+        _ if n_held_out == 0 => {
+            "data.sources hold no row to train on; name files or folders that do".to_owned()
+        }
+        Some(split) => format!(
+            "data.split ({}) holds out every row of data.sources ({n_held_out}), so that none is left to train on; name data sets with scenes of its training side",
+            split.display()
+        ),
+        None => format!(
+            "data.validation_share = {} holds out every row of data.sources ({n_held_out}), so that none is left to train on; lower it (0 holds out none) or give more rows",
+            recipe.data.validation_share
+        ),
+    }
 }
 
 /// Rows drawn by seed until they hold `tokens`; all of them, in their order, if they hold no more.
@@ -399,7 +454,7 @@ fn sampled<R>(rows: Vec<R>, length: impl Fn(&R) -> usize, tokens: usize, seed: u
         .collect()
 }
 
-fn document(row: Row, source: u32) -> Document {
+fn document(row: SourceExample, source: u32) -> Document {
     Document {
         encoded: row.encoded,
         source,
@@ -449,15 +504,16 @@ pub fn base_folder(base: &str, folder: &Path) -> Result<PathBuf> {
 }
 
 /// Draws a run on stderr.
-struct Drawing {
+struct Drawing<'a> {
     ui: Ui,
+    recipe: &'a Recipe,
     bar: Option<Bar>,
     account: Option<SourceAccount>,
     account_path: PathBuf,
     account_written: Result<()>,
 }
 
-impl Drawing {
+impl Drawing<'_> {
     /// Writes the account, or takes away that of an earlier job in the same folder.
     fn write_account(&self) -> Result<()> {
         let path = &self.account_path;
@@ -471,7 +527,7 @@ impl Drawing {
     }
 }
 
-impl Progress for Drawing {
+impl Progress for Drawing<'_> {
     fn started(&mut self, start: &Start) {
         // Only now: the job has passed every check, so what is said of its data holds.
         self.account_written = self.write_account();
@@ -499,6 +555,9 @@ impl Progress for Drawing {
             for line in account::passes(&sources.passes, epochs).lines() {
                 self.ui.note(line);
             }
+        }
+        for warning in self.recipe.rate_warnings(start.total_steps) {
+            self.ui.note(warning);
         }
         if start.resumed_step > 0 {
             self.ui
@@ -591,6 +650,9 @@ fn describe(summary: &Summary) -> String {
 mod tests {
     use super::*;
 
+    /// More than any row here has.
+    const N_IDS: usize = 2000;
+
     #[test]
     fn what_is_said_of_idle_ranks_follows_from_the_real_micro_batches() {
         for (micro_batches, n_ranks, expect) in [
@@ -675,7 +737,14 @@ mod tests {
         let recipe = "stage = \"cpt\"\nbase = \"x\"\n[data]\nsplit = \"split.json\"\nsources = [{ path = \"pt/everything\" }, { path = \"pt/everything/en.jsonl\" }]\n";
         let recipe = Recipe::parse(recipe, "test", &[]).unwrap();
         let split = load_split(&recipe, folder.path()).unwrap();
-        let data = rows(&recipe, folder.path(), split.as_ref(), Some(&tokenizer)).unwrap();
+        let data = rows(
+            &recipe,
+            folder.path(),
+            split.as_ref(),
+            Some(&tokenizer),
+            N_IDS,
+        )
+        .unwrap();
         let job = job(&recipe, data, None);
         let texts = |documents: &[Document]| -> Vec<String> {
             documents
@@ -725,7 +794,7 @@ mod tests {
             Recipe::parse(&text, "test", &[]).unwrap()
         };
         let held_out = |seed: u64| -> std::collections::BTreeSet<u32> {
-            let data = rows(&recipe(seed), folder.path(), None, None).unwrap();
+            let data = rows(&recipe(seed), folder.path(), None, None, N_IDS).unwrap();
             let job = job(&recipe(seed), data, None);
             let first = |d: &Document| d.encoded.input_ids[0];
             let val: Vec<u32> = job.validation[0].documents.iter().map(first).collect();
@@ -752,9 +821,50 @@ mod tests {
             format!("stage = \"cpt\"\nbase = \"x\"\n[data]\nsources = [{{ path = {copy:?} }}]\n");
         let recipe = Recipe::parse(&recipe, "test", &[]).unwrap();
         let split = Split::load(&folder.path().join("split.json")).unwrap();
-        let rows = |split| rows(&recipe, folder.path(), split, Some(&tokenizer));
+        let rows = |split| rows(&recipe, folder.path(), split, Some(&tokenizer), N_IDS);
         let error = rows(Some(&split)).err().unwrap().to_string();
         assert!(error.contains("with a manifest.json beside it"), "{error}");
         assert!(rows(None).is_ok());
+    }
+
+    #[test]
+    fn rows_that_are_all_held_out_are_said_to_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let said = |rows: &str, share: f64| {
+            std::fs::write(folder.path().join("a.jsonl"), rows).unwrap();
+            let text = format!(
+                "stage = \"cpt\"\nbase = \"x\"\n[data]\nvalidation_share = {share:?}\nsources = [{{ path = \"a.jsonl\" }}]\n"
+            );
+            let recipe = Recipe::parse(&text, "test", &[]).unwrap();
+            let read = super::rows(&recipe, folder.path(), None, None, N_IDS);
+            read.map(|data| data.train.len()).map_err(|error| {
+                assert!(error.is::<crate::ui::Misuse>());
+                error.to_string()
+            })
+        };
+        let row = "{\"input_ids\":[1,2],\"labels\":[-100,2]}\n";
+        let all = said(row, 1.0).unwrap_err();
+        assert!(all.contains("data.validation_share = 1"), "{all}");
+        assert!(all.contains("every row of data.sources (1)"), "{all}");
+        assert_eq!(said(row, 0.0), Ok(1));
+        let none = said("\n", 0.0).unwrap_err();
+        assert!(none.contains("hold no row"), "{none}");
+    }
+
+    #[test]
+    fn bad_rows_of_all_sources_are_named_together() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["a.jsonl", "b.jsonl"] {
+            let rows = "{\"input_ids\":[1,2],\"labels\":[-100,2]}\n{\"input_ids\":[1,2],\"labels\":[-100,99999]}\n";
+            std::fs::write(folder.path().join(name), rows).unwrap();
+        }
+        let text = "stage = \"cpt\"\nbase = \"x\"\n[data]\nsources = [{ path = \"a.jsonl\" }, { path = \"b.jsonl\" }, { path = \"a.jsonl\" }]\n";
+        let recipe = Recipe::parse(text, "test", &[]).unwrap();
+        let error = rows(&recipe, folder.path(), None, None, N_IDS);
+        let said = error.err().unwrap().to_string();
+        assert!(said.starts_with("2 rows cannot be used:"), "{said}");
+        for place in ["a.jsonl:2: the label", "b.jsonl:2: the label"] {
+            assert!(said.contains(place), "{said}");
+        }
     }
 }

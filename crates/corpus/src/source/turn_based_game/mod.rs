@@ -1,5 +1,6 @@
 //! The source `turn-based-game`: tables of numbers and hashes, and a map from hash to text for every language.
 
+mod build;
 mod conversations;
 mod documents;
 mod json;
@@ -14,4 +15,14 @@ pub(crate) use documents::GameDocuments;
 pub(crate) use tables::Tables;
 pub(crate) use text_map::{TextHash, TextMapFiles};
 pub(crate) use texts::Texts;
-pub(crate) use units::{Roots, add_map, guard, split, table_files};
+use units::{Roots, add_map, guard, split, table_files};
+
+use super::Source;
+
+/// Tables of one game, and what its vendor folder holds.
+pub(crate) const SOURCE: Source = Source {
+    name: "turn-based-game",
+    build: build::build,
+    split: build::make_split,
+    check: build::check_split,
+};

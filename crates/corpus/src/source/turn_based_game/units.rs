@@ -19,7 +19,7 @@ use crate::character::{Character, GameRules};
 use crate::error::Result;
 use crate::language::Language;
 use crate::manifest::SourceFiles;
-use crate::rows::Row;
+use crate::rows::BuiltRow;
 use crate::rules::cleanup::Cleanup;
 use crate::split::{Split, SplitOptions};
 use crate::splitter::{self, Origin, Splittable, TYING_CHARACTERS, Unit, UnitText};
@@ -80,7 +80,12 @@ pub(crate) fn split(
 /// # Errors
 /// The split is of another tree, a text of twelve characters or more stands on both sides (of the tree, or of it and the pages), or
 /// the tree cannot be read.
-pub(crate) fn guard(tree: &Path, rules: &GameRules, split: &Split, pages: &[Row]) -> Result<()> {
+pub(crate) fn guard(
+    tree: &Path,
+    rules: &GameRules,
+    split: &Split,
+    pages: &[BuiltRow],
+) -> Result<()> {
     let tables = Tables::read(tree, &[Task::PtEverything])?;
     let mut source_files = table_files(&tables);
     for (language, sha256) in Language::ALL.into_iter().zip(map_hashes(tree)?) {
@@ -206,38 +211,8 @@ impl<'a> Units<'a> {
             titles: Vec::new(),
             pages: Vec::new(),
         };
-        let own: HashSet<TextHash> = rules.name_hashes.iter().map(text_hash).collect();
-        for group in TalkOrder::new(tables, rules).groups(|_| Some(())) {
-            // Six-digit groups: the first three digits are the chapter, as they are of missions.
-            let chapter = group.number.div_euclid(1000);
-            let is_small_talk = rules
-                .fine_talk_blocks
-                .iter()
-                .any(|block| i128::from(*block) == group.number.div_euclid(10));
-            let mission = (!is_small_talk).then(|| group.number.to_string());
-            let n_own = group
-                .rows
-                .iter()
-                .filter(|r| r.name.is_some_and(|h| own.contains(&h)))
-                .count();
-            let texts = group.rows.iter().filter_map(|r| r.text);
-            let place = units.add(group.scene(), format!("talk/{chapter}"), n_own, texts);
-            units.units[place].mission = mission;
-        }
-        let mut n_books: BTreeMap<i128, usize> = BTreeMap::new();
-        let comments: HashMap<i128, TextHash> = tables
-            .series
-            .iter()
-            .filter_map(|s| Some((s.id, s.comments?)))
-            .collect();
-        for book in &tables.books {
-            let n = n_books.entry(book.series).or_default();
-            *n += 1;
-            let id = format!("book/{}/{n}", book.series);
-            let texts = comments.get(&book.series).copied();
-            let texts = texts.into_iter().chain([book.content]);
-            units.add(id, "book".to_owned(), 0, texts);
-        }
+        units.add_talks(tables, rules);
+        units.add_books(tables);
         for story in &tables.stories {
             units.add(
                 format!("story/{}", story.person),
@@ -260,23 +235,7 @@ impl<'a> Units<'a> {
             let place = units.add(id, "noun".to_owned(), 0, [noun.text]);
             units.titles.push((place, noun.title));
         }
-        let mut steps_of: HashMap<i128, Vec<_>> = HashMap::new();
-        for step in &tables.steps {
-            let mission = step.id.div_euclid(100);
-            steps_of.entry(mission).or_default().push(step);
-        }
-        for conclusion in &tables.conclusions {
-            let mission = conclusion.mission;
-            let steps = steps_of.get(&mission).into_iter().flatten();
-            let (targets, texts): (Vec<_>, Vec<_>) = steps.map(|s| (s.target, s.text)).unzip();
-            let texts = texts.into_iter().flatten().chain([conclusion.text]);
-            let chapter = format!("mission/{}", mission.div_euclid(10000));
-            let place = units.add(format!("mission/{mission}"), chapter, 0, texts);
-            // Talks have the numbers of ten missions in common.
-            units.units[place].mission = Some(mission.div_euclid(10).to_string());
-            let targets = targets.into_iter().flatten();
-            units.titles.extend(targets.map(|target| (place, target)));
-        }
+        units.add_missions(tables);
         let mails: HashMap<i128, TextHash> = tables.mails.iter().map(|m| (m.id, m.text)).collect();
         for (idx, letter) in tables.mailboxes.iter().enumerate() {
             let texts = letter
@@ -300,6 +259,67 @@ impl<'a> Units<'a> {
         // Stable: the texts of a unit keep their order.
         units.texts.sort_by_key(|(unit, _)| *unit);
         Ok(units)
+    }
+
+    /// What people say, by groups of talks.
+    fn add_talks(&mut self, tables: &'a Tables, rules: &'a GameRules) {
+        let own: HashSet<TextHash> = rules.name_hashes.iter().map(text_hash).collect();
+        for group in TalkOrder::new(tables, rules).groups(|_| Some(())) {
+            // Six-digit groups: the first three digits are the chapter, as they are of missions.
+            let chapter = group.number.div_euclid(1000);
+            let is_small_talk = rules
+                .fine_talk_blocks
+                .iter()
+                .any(|block| i128::from(*block) == group.number.div_euclid(10));
+            let mission = (!is_small_talk).then(|| group.number.to_string());
+            let n_own = group
+                .rows
+                .iter()
+                .filter(|r| r.name.is_some_and(|h| own.contains(&h)))
+                .count();
+            let texts = group.rows.iter().filter_map(|r| r.text);
+            let place = self.add(group.scene(), format!("talk/{chapter}"), n_own, texts);
+            self.units[place].mission = mission;
+        }
+    }
+
+    /// Books of series, each with the comment on its series.
+    fn add_books(&mut self, tables: &'a Tables) {
+        let mut n_books: BTreeMap<i128, usize> = BTreeMap::new();
+        let comments: HashMap<i128, TextHash> = tables
+            .series
+            .iter()
+            .filter_map(|s| Some((s.id, s.comments?)))
+            .collect();
+        for book in &tables.books {
+            let n = n_books.entry(book.series).or_default();
+            *n += 1;
+            let id = format!("book/{}/{n}", book.series);
+            let texts = comments.get(&book.series).copied();
+            let texts = texts.into_iter().chain([book.content]);
+            self.add(id, "book".to_owned(), 0, texts);
+        }
+    }
+
+    /// The steps and conclusions of missions.
+    fn add_missions(&mut self, tables: &'a Tables) {
+        let mut steps_of: HashMap<i128, Vec<_>> = HashMap::new();
+        for step in &tables.steps {
+            let mission = step.id.div_euclid(100);
+            steps_of.entry(mission).or_default().push(step);
+        }
+        for conclusion in &tables.conclusions {
+            let mission = conclusion.mission;
+            let steps = steps_of.get(&mission).into_iter().flatten();
+            let (targets, texts): (Vec<_>, Vec<_>) = steps.map(|s| (s.target, s.text)).unzip();
+            let texts = texts.into_iter().flatten().chain([conclusion.text]);
+            let chapter = format!("mission/{}", mission.div_euclid(10000));
+            let place = self.add(format!("mission/{mission}"), chapter, 0, texts);
+            // Talks have the numbers of ten missions in common.
+            self.units[place].mission = Some(mission.div_euclid(10).to_string());
+            let targets = targets.into_iter().flatten();
+            self.titles.extend(targets.map(|target| (place, target)));
+        }
     }
 
     /// Titles and names are texts like others where they are long. In other languages than Chinese most have twelve

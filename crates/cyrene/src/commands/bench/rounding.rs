@@ -19,7 +19,7 @@ use eval::metric::loss_gap::Loss;
 use eval::score::{self, Score};
 use kernel::ops::adamw::Rounding;
 use kernel::{DType, Device, Tensor};
-use model::Model;
+use model::{Config, Model};
 use serde::Serialize;
 use train::Job;
 use train::data::Plan;
@@ -141,7 +141,14 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     };
     let tokenizer = load::tokenizer(&base)?.map(Arc::new);
     let split = load_split(&recipe, folder)?;
-    let data = rows(&recipe, folder, split.as_ref(), tokenizer.as_deref())?;
+    let vocab_size = Config::load(&base)?.vocab_size;
+    let data = rows(
+        &recipe,
+        folder,
+        split.as_ref(),
+        tokenizer.as_deref(),
+        vocab_size,
+    )?;
     let held_out = data.held_out.get(&Side::Val).map_or(&[][..], Vec::as_slice);
     let samples = samples(held_out);
     if samples.is_empty() {

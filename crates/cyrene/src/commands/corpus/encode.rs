@@ -1,14 +1,13 @@
 //! `cyrene corpus encode`: what training sees of each row.
 
 use anyhow::Result;
+use corpus::examples::{self, Encoding, TrainingStage};
 use text::Tokenizer;
 use text::labels::LossScale;
 
 use crate::cli::{self, CorpusEncode, TrainStage};
-use crate::dataset::{self, Encoding};
 use crate::misuse;
-use crate::recipe::StageKind;
-use crate::ui::Ui;
+use crate::ui::{Ui, of_rows};
 
 pub fn run(args: &CorpusEncode, ui: &Ui) -> Result<()> {
     let tokenizer = Tokenizer::load(&args.tokenizer)?;
@@ -16,7 +15,9 @@ pub fn run(args: &CorpusEncode, ui: &Ui) -> Result<()> {
     if !args.file.is_file() {
         misuse!("{} is no file; expected JSON lines", args.file.display());
     }
-    for row in dataset::read(&args.file, encoding)? {
+    let read = of_rows(examples::of_file(&args.file, encoding))?;
+    read.notes.lines().iter().for_each(|line| ui.note(line));
+    for row in read.examples {
         ui.line(&serde_json::json!({ "input_ids": row.encoded.input_ids, "labels": row.encoded.labels }).to_string())?;
     }
     Ok(())
@@ -30,8 +31,8 @@ pub fn encoding(
 ) -> Encoding<'_> {
     Encoding {
         stage: match stage {
-            TrainStage::Cpt => StageKind::Cpt,
-            TrainStage::Sft => StageKind::Sft,
+            TrainStage::Cpt => TrainingStage::Cpt,
+            TrainStage::Sft => TrainingStage::Sft,
         },
         loss_scale: match loss_scale {
             cli::LossScale::IgnoreEmptyThink => LossScale::IgnoreEmptyThink,
@@ -39,5 +40,7 @@ pub fn encoding(
             cli::LossScale::LastRound => LossScale::LastRound,
         },
         tokenizer: Some(tokenizer),
+        // Rows of ids may be of a model whose vocabulary is larger than its tokenizer's.
+        vocab_size: None,
     }
 }

@@ -3,13 +3,12 @@
 use std::path::Path;
 
 use anyhow::Result;
-use corpus::account::Account;
+use corpus::account::{self, Account};
 use corpus::manifest::DataFile;
 use corpus::split::{Side, Split};
 use corpus::{Character, Language, SourceKind, SplitOptions, SplitRequest};
 
 use super::as_misuse;
-use crate::account;
 use crate::cli::CorpusSplit;
 use crate::misuse;
 use crate::ui::Ui;
@@ -80,7 +79,7 @@ fn tokens_beside(out: &Path, split: &Split) -> Result<Vec<Account>> {
                 .all(|s| split.side(s, file.language).is_some())
         };
         if dataset.files.iter().all(is_known) {
-            accounts.extend(corpus::account::account(&folder.join(task), Some(split))?);
+            accounts.extend(account::account(&folder.join(task), Some(split))?);
         }
     }
     Ok(accounts)

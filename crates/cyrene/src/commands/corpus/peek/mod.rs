@@ -8,6 +8,7 @@ use std::io::IsTerminal;
 
 use anyhow::Result;
 use corpus::Language;
+use corpus::examples::{self, SampleRequest, SampledExample};
 use corpus::split::Split;
 use serde::Serialize;
 use text::Tokenizer;
@@ -17,8 +18,7 @@ use self::page::Shown;
 use super::as_misuse;
 use super::encode::encoding;
 use crate::cli::CorpusPeek as Args;
-use crate::dataset::{self, Sampled};
-use crate::ui::Ui;
+use crate::ui::{Ui, of_rows};
 use crate::{env, misuse};
 
 const START: &str = "<|im_start|>";
@@ -87,14 +87,16 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     }
     let split = args.split.as_deref().map(Split::load).transpose()?;
     let encoding = encoding(args.stage, args.loss.loss_scale, &tokenizer);
-    let sample = dataset::sample(
-        &args.path,
-        split.as_ref(),
-        language,
-        args.rows,
-        args.seed,
+    let sample = of_rows(examples::sample(
+        SampleRequest {
+            path: &args.path,
+            split: split.as_ref(),
+            language,
+            n_rows: args.rows,
+            seed: args.seed,
+        },
         encoding,
-    )?;
+    ))?;
     if sample.is_empty() {
         misuse!(
             "{} has no row{}",
@@ -114,7 +116,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let mut kinds = BTreeSet::new();
     let mut shown = Vec::new();
     for (at, one) in sample.iter().enumerate() {
-        let encoded = &one.row.encoded;
+        let encoded = &one.example.encoded;
         n_tokens += encoded.input_ids.len();
         n_trained += encoded.n_trained();
         let spans = spans(&tokenizer, encoded, args.tokens);
@@ -157,40 +159,45 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     Ok(())
 }
 
-fn json(one: &Sampled, spans: &[Span]) -> serde_json::Value {
+fn json(one: &SampledExample, spans: &[Span]) -> serde_json::Value {
     serde_json::json!({
         "file": one.path,
         "row": one.row_number,
-        "language": one.row.language,
-        "scene": one.row.scene,
+        "language": one.example.language,
+        "scene": one.example.scene,
         "side": one.side,
-        "tokens": one.row.encoded.input_ids.len(),
-        "trained": one.row.encoded.n_trained(),
-        "input_ids": one.row.encoded.input_ids,
-        "labels": one.row.encoded.labels,
+        "tokens": one.example.encoded.input_ids.len(),
+        "trained": one.example.encoded.n_trained(),
+        "input_ids": one.example.encoded.input_ids,
+        "labels": one.example.encoded.labels,
         "spans": spans,
     })
 }
 
 /// `en.jsonl`: a page that is passed on need not say where it was made.
-fn name(one: &Sampled) -> String {
+fn name(one: &SampledExample) -> String {
     let name = one.path.file_name().unwrap_or_default();
     name.to_string_lossy().into_owned()
 }
 
 /// `corpora/sft/cyrene/en.jsonl row 3`.
-fn place(one: &Sampled) -> String {
+fn place(one: &SampledExample) -> String {
     format!("{} row {}", one.path.display(), one.row_number)
 }
 
 /// `en, scene harbour/2, side train, 60 tokens, 12 trained`.
-fn facts(one: &Sampled) -> String {
+fn facts(one: &SampledExample) -> String {
     let mut known = Vec::new();
-    known.extend(one.row.language.clone());
-    known.extend(one.row.scene.as_ref().map(|scene| format!("scene {scene}")));
+    known.extend(one.example.language.clone());
+    known.extend(
+        one.example
+            .scene
+            .as_ref()
+            .map(|scene| format!("scene {scene}")),
+    );
     known.extend(one.side.map(|side| format!("side {}", side.name())));
-    known.push(format!("{} tokens", one.row.encoded.input_ids.len()));
-    known.push(format!("{} trained", one.row.encoded.n_trained()));
+    known.push(format!("{} tokens", one.example.encoded.input_ids.len()));
+    known.push(format!("{} trained", one.example.encoded.n_trained()));
     known.join(", ")
 }
 
