@@ -662,6 +662,21 @@ fn port_in_use_is_said() {
     );
 }
 
+#[test]
+fn origin_that_no_browser_sends_is_misuse() {
+    fails(
+        &[
+            "serve",
+            "--model",
+            &model(),
+            "--allow-origin",
+            "localhost:3000",
+        ],
+        2,
+        &["localhost:3000", "http://localhost:3000"],
+    );
+}
+
 /// A file-size limit stands in for a full disk: writing fails half-way, and nothing may lie under its final name.
 #[cfg(unix)]
 #[test]

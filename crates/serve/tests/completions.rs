@@ -164,6 +164,27 @@ async fn echoed_tokens_carry_their_own_log_probabilities() {
 }
 
 #[tokio::test]
+async fn streamed_echo_carries_the_same_scores_for_every_reply() {
+    let server = Server::new();
+    let asked = json!({"echo": true, "logprobs": 1, "n": 2});
+    let asked = with(&body(json!(["The lamp", "Nobody"])), asked);
+    let whole = complete(&server, &asked).await;
+    let streamed = with(&asked, json!({"stream": true}));
+    let streamed = server.post("/v1/completions", &streamed).await;
+    let mut scores: Vec<Vec<Value>> = vec![Vec::new(); 4];
+    for chunk in streamed.chunks() {
+        let choice = &chunk["choices"][0];
+        let index = choice["index"].as_u64().unwrap() as usize;
+        let tokens = &choice["logprobs"]["token_logprobs"];
+        scores[index].extend(tokens.as_array().unwrap().clone());
+    }
+    for (choice, scores) in whole["choices"].as_array().unwrap().iter().zip(scores) {
+        assert_eq!(choice["logprobs"]["token_logprobs"], json!(scores));
+        assert_eq!(scores[0], Value::Null);
+    }
+}
+
+#[tokio::test]
 async fn text_is_scored_as_a_prompt_as_it_was_when_it_was_generated() {
     let server = Server::new();
     let letters =
