@@ -9,18 +9,20 @@ use serde_json::Value;
 /// The arrows of ARCHITECTURE.md: a crate and those of ours it may depend on. `cyrene` may use everything, `xtask` the kernels that it compiles.
 const ARROWS: &[(&str, &[&str])] = &[
     ("files", &[]),
+    ("report", &[]),
     ("kernel", &["files"]),
     ("text", &["files"]),
     ("model", &["kernel", "files"]),
     ("engine", &["model", "kernel"]),
-    ("corpus", &["text", "files"]),
+    ("corpus", &["text", "files", "report"]),
     ("train", &["model", "kernel", "text", "files"]),
-    ("eval", &["engine", "model", "text", "files"]),
+    ("eval", &["engine", "model", "text", "files", "report"]),
     ("serve", &["engine", "text", "eval"]),
     (
         "cyrene",
         &[
-            "files", "kernel", "text", "model", "engine", "corpus", "train", "eval", "serve",
+            "files", "report", "kernel", "text", "model", "engine", "corpus", "train", "eval",
+            "serve",
         ],
     ),
     ("xtask", &["kernel"]),

@@ -9,7 +9,7 @@ use text::{Persona, PersonaProfile};
 use crate::error::{Error, Result, shorten};
 use crate::import::Form;
 use crate::language::{ByLanguage, Language};
-use crate::near;
+use text::near;
 
 /// A character file (`characters/<name>.toml`), read and checked.
 #[derive(Debug, Clone, Deserialize)]

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::error::Error;
-use crate::near;
+use text::near;
 
 /// The codes, for messages.
 const CODES: [&str; 13] = [

@@ -2,8 +2,8 @@
 //!
 //! The road: [`source`] reads a story, [`rules`] make sentences into rows, [`build`] writes the data sets and their
 //! manifest, [`split`] holds scenes out, [`rows`] gives the rows back with their scene and side, [`examples`] makes them
-//! (and rows of anybody else's files) into ids to train on, [`stats`] says what data sets hold, [`export`] writes them
-//! for other tools. [`import`] makes stories of other forms into plain ones.
+//! (and rows of anybody else's files) into ids to train on, [`stats`] says what data sets hold, [`peek`] how training sees
+//! a row, [`pages`] shows both, [`export`] writes them for other tools. [`import`] makes stories of other forms into plain ones.
 
 #![warn(missing_docs)]
 
@@ -22,9 +22,10 @@ pub mod fuzz;
 pub mod import;
 mod language;
 pub mod manifest;
-mod near;
 mod output;
 mod packed;
+pub mod pages;
+pub mod peek;
 mod request;
 pub mod row_file;
 mod row_form;

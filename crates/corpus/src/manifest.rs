@@ -84,6 +84,14 @@ pub struct Tally {
     pub tokens: u64,
 }
 
+impl Tally {
+    /// Counts another's rows and tokens too.
+    pub fn add(&mut self, other: &Tally) {
+        self.rows += other.rows;
+        self.tokens += other.tokens;
+    }
+}
+
 /// The scenes of a row, as places in the list of scenes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]

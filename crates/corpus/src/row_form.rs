@@ -6,9 +6,9 @@ use serde_json::{Map, Value};
 use text::Message;
 
 use crate::examples::TrainingStage;
-use crate::near;
 use crate::packed::{self, IdsPart};
 use crate::row_notes::Remark;
+use text::near;
 
 /// What a row says.
 #[derive(Debug, Clone, PartialEq)]

@@ -32,6 +32,69 @@ pub struct Stats {
     pub speakers: Vec<(String, u64)>,
 }
 
+impl Stats {
+    /// The first bin in which any language has a row.
+    pub fn first_bin(&self) -> usize {
+        let first = |file: &FileStats| file.histogram.iter().position(|bin| bin.n_rows > 0);
+        self.files.iter().filter_map(first).min().unwrap_or(0)
+    }
+
+    /// The borders of the bins, in tokens, from the first that is not empty: `512`, `1k` (1024), `2k`.
+    pub fn edges(&self) -> Vec<String> {
+        let bins = self.files.iter().map(|file| &file.histogram);
+        let Some(most) = bins.max_by_key(|bins| bins.len()) else {
+            return Vec::new();
+        };
+        let used = most.get(self.first_bin()..).unwrap_or_default();
+        let Some(last) = used.last() else {
+            return Vec::new();
+        };
+        let borders = used.iter().map(|bin| bin.from).chain([last.to]);
+        borders.map(power_of_two).collect()
+    }
+
+    /// Rows and tokens by side over all files, in the order of the sides.
+    pub fn tallies_by_side(&self) -> Vec<(String, Tally)> {
+        let mut sums: Vec<(String, Tally)> = Vec::new();
+        // A side that a language lacks must not come after one that follows it: the file with the most sides says the order.
+        let mut files: Vec<_> = self.files.iter().collect();
+        files.sort_by_key(|file| std::cmp::Reverse(file.sides.len()));
+        for (side, tally) in files.into_iter().flat_map(|file| &file.sides) {
+            match sums.iter_mut().find(|(name, _)| name == side) {
+                Some((_, sum)) => sum.add(tally),
+                None => sums.push((side.clone(), *tally)),
+            }
+        }
+        sums
+    }
+
+    /// What languages lack over all files, by kind.
+    pub fn holes(&self) -> BTreeMap<String, u64> {
+        let mut sums = BTreeMap::new();
+        for (kind, n) in self.files.iter().flat_map(|file| &file.holes) {
+            *sums.entry(kind.clone()).or_default() += n;
+        }
+        sums
+    }
+
+    /// What the rules left out over all files, by rule.
+    pub fn filtered(&self) -> BTreeMap<String, Tally> {
+        let mut sums: BTreeMap<String, Tally> = BTreeMap::new();
+        for (rule, tally) in self.files.iter().flat_map(|file| &file.filtered) {
+            sums.entry(rule.clone()).or_default().add(tally);
+        }
+        sums
+    }
+}
+
+fn power_of_two(n: u64) -> String {
+    match n {
+        n if n >= 1 << 20 => format!("{}M", n >> 20),
+        n if n >= 1 << 10 => format!("{}k", n >> 10),
+        n => n.to_string(),
+    }
+}
+
 /// One file of a data set in numbers.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct FileStats {

@@ -1,7 +1,7 @@
 //! The data sets that can be built, by the names of the command line and of the folders they go to.
 
 use crate::error::{Error, Result};
-use crate::near;
+use text::near;
 
 /// A data set: stage and selection. `Amphoreus` is the character's part of the story, whatever the story.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -3,10 +3,7 @@
 mod cli;
 mod commands;
 mod env;
-mod figure;
-mod frame;
 mod interrupt;
-mod launch;
 mod load;
 mod lock;
 mod recipe;

@@ -496,7 +496,7 @@ fn apply(table: &mut Table, change: &str) -> Result<()> {
     Ok(())
 }
 
-fn refuse_unknown(table: &Table, text: &str, name: &str) -> Result<()> {
+fn refuse_unknown(table: &Table, source: &str, name: &str) -> Result<()> {
     let known: Vec<&str> = KEYS.iter().map(|key| key.path).collect();
     let tables: Vec<&str> = known
         .iter()
@@ -507,11 +507,11 @@ fn refuse_unknown(table: &Table, text: &str, name: &str) -> Result<()> {
             return Ok(());
         }
         let last = path.rsplit('.').next().unwrap_or(&path);
-        let line = text
+        let line = source
             .lines()
             .position(|line| line.trim_start().trim_start_matches('[').starts_with(last));
         let place = line.map_or(String::new(), |at| format!(":{}", at + 1));
-        let near = nearest(&path, known.iter().chain(&tables).copied());
+        let near = text::near::nearest(&path, known.iter().chain(&tables).copied()).unwrap_or("");
         misuse!(
             "unknown key `{path}` in {name}{place}; did you mean `{near}`? (`cyrene recipe` lists every key)"
         );
@@ -527,29 +527,6 @@ fn refuse_unknown(table: &Table, text: &str, name: &str) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The candidate with the fewest edits to `word`.
-fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> &'a str {
-    candidates
-        .min_by_key(|candidate| edits(word, candidate))
-        .unwrap_or("")
-}
-
-/// Levenshtein distance.
-fn edits(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, cb) in b.iter().enumerate() {
-            let change = diagonal + usize::from(ca != *cb);
-            diagonal = row[j + 1];
-            row[j + 1] = change.min(row[j] + 1).min(row[j + 1] + 1);
-        }
-    }
-    row[b.len()]
 }
 
 /// Every key with its default and meaning, as a recipe that can be edited and run.

@@ -38,6 +38,14 @@ pub fn of_rows<T>(result: corpus::Result<T>) -> anyhow::Result<T> {
     })
 }
 
+/// A library's error that the user's own words led to, as a [`Misuse`].
+///
+/// # Errors
+/// That one.
+pub fn misused<T, E: Display>(result: Result<T, E>) -> anyhow::Result<T> {
+    result.map_err(|error| anyhow::Error::new(Misuse(error.to_string())))
+}
+
 /// Where output goes.
 #[derive(Debug, Clone, Copy)]
 pub struct Ui {

@@ -7,7 +7,9 @@ use crate::{Result, Sample};
 /// Sum of token losses (nats) and number of predicted tokens of one sample.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Score {
+    /// Sum over the predicted tokens, in nats.
     pub nll: f64,
+    /// How many they are.
     pub tokens: usize,
 }
 

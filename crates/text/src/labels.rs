@@ -25,6 +25,12 @@ impl Encoded {
         self.labels.iter().filter(|&&l| l != IGNORE).count()
     }
 
+    /// Positions that a model is asked for: labels of all but the first position, which nothing comes before.
+    pub fn n_targets(&self) -> u64 {
+        let labels = self.labels.iter().skip(1);
+        labels.filter(|&&label| label != IGNORE).count() as u64
+    }
+
     /// The ids that carry loss, in order.
     pub fn trained_ids(&self) -> impl Iterator<Item = u32> {
         let pairs = self.input_ids.iter().zip(&self.labels);

@@ -52,7 +52,7 @@ impl Pieces {
             pieces.extend(
                 parts
                     .into_iter()
-                    .filter(|encoded| n_targets(encoded) > 0)
+                    .filter(|encoded| encoded.n_targets() > 0)
                     .map(|encoded| Piece {
                         document: document_idx,
                         encoded,
@@ -108,7 +108,7 @@ impl Pieces {
     /// Positions that carry loss in these rows.
     fn n_targets(&self, rows: &[RowPlan]) -> u64 {
         self.in_rows(rows)
-            .map(|piece| n_targets(&piece.encoded))
+            .map(|piece| piece.encoded.n_targets())
             .sum()
     }
 
@@ -289,7 +289,7 @@ impl Plan {
             documents_without_label: job
                 .train
                 .iter()
-                .filter(|document| n_targets(&document.encoded) == 0)
+                .filter(|document| document.encoded.n_targets() == 0)
                 .count() as u64,
             documents_split: job
                 .train
@@ -305,12 +305,6 @@ impl Plan {
             trained_labels: self.steps.iter().map(|step| step.n_targets).sum(),
         }
     }
-}
-
-/// Positions that carry loss: labels of all but the first position, which nothing comes before.
-pub fn n_targets(encoded: &Encoded) -> u64 {
-    let labels = encoded.labels.iter().skip(1);
-    labels.filter(|label| **label != IGNORE).count() as u64
 }
 
 /// The rows of one epoch: documents by weight, shuffled across all repeats, packed, and shuffled again where packing sorts them.
@@ -379,7 +373,7 @@ fn check_ids(
 }
 
 fn labels_of<'d>(documents: impl Iterator<Item = &'d Document>) -> u64 {
-    documents.map(|document| n_targets(&document.encoded)).sum()
+    documents.map(|document| document.encoded.n_targets()).sum()
 }
 
 /// As [`pack::split`], for ids that no tokenizer explains.

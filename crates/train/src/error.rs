@@ -121,6 +121,30 @@ pub enum Error {
         /// `key: was X, is Y`, one entry a key.
         differences: Vec<String>,
     },
+    /// A launcher's variables say that there are several processes, and not which this is.
+    #[error("WORLD_SIZE is set and RANK is not; set both, or neither to train by one process")]
+    RankUnset,
+    /// A launcher's variables contradict each other.
+    #[error("rank {rank} of {n_ranks} (RANK, WORLD_SIZE): ranks count from 0")]
+    RankBeyond {
+        /// This process.
+        rank: usize,
+        /// All of them.
+        n_ranks: usize,
+    },
+    /// Nobody says where the processes meet.
+    #[error("MASTER_ADDR is not set; give the name or address of rank 0's host")]
+    MasterUnset,
+    /// A launcher's variable that cannot be read.
+    #[error("the variable {name} is `{text}`, which is no {expected}")]
+    Variable {
+        /// Its name.
+        name: String,
+        /// What it says.
+        text: String,
+        /// `number` or `port`.
+        expected: &'static str,
+    },
     #[error(
         "a step has {micro_batches} micro-batches of {rows} rows, but {n_ranks} ranks are to share them; start fewer ranks, or give batch.accumulate = {n_ranks} or more and fewer batch.rows, whose product is what one step learns from"
     )]

@@ -2,15 +2,16 @@
 //!
 //! Knows no story, no tokenizer and no HTTP; the arithmetic is `model`'s and `kernel`'s. The loop is [`run()`], in `run.rs`.
 
+pub mod bench;
 mod checkpoint;
 pub mod data;
 mod error;
 mod identity;
 pub mod job;
+pub mod launch;
 pub mod memory;
 pub mod metrics;
 pub mod optimizer;
-pub mod probe;
 pub mod progress;
 pub mod ranks;
 mod record;

@@ -72,6 +72,15 @@ impl<'a> Training<'a> {
         }
     }
 
+    /// Bytes that a CPU needs: weights, for what trains gradient and two moments in f32, activations of a micro-batch.
+    pub fn cpu_bytes(&self) -> u64 {
+        let pass = self.pass(self.rows.rows);
+        let weights = pass.weights();
+        let weights = weights.iter().map(|spec| spec.numel() * spec.dtype.size());
+        let trained: usize = pass.trained().iter().map(TensorSpec::numel).sum();
+        (weights.sum::<usize>() + 12 * trained + pass.activation_bytes(&[])) as u64
+    }
+
     /// The pass over `rows` rows.
     pub fn pass(&self, rows: usize) -> TrainPass<'a> {
         TrainPass {

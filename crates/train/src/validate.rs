@@ -7,15 +7,15 @@ use std::collections::BTreeMap;
 
 use model::{Model, Saved};
 
-use crate::data::{Pieces, Plan, RowPlan, as_batch, n_targets};
+use crate::data::{Pieces, Plan, RowPlan, as_batch};
 use crate::error::Result;
 use crate::job::{Document, Job, ValidationSet};
 use crate::metrics::{AlertLine, ValidationLine};
-use crate::probe::{Kind, matched};
 use crate::ranks::Ranks;
 use crate::seed::{Purpose, Rng, derive};
 use kernel::ops::linear_cross_entropy::NO_TARGET;
 use text::pack::Row;
+use text::probe::{Kind, matched};
 
 /// held-out loss / probe loss − 1 above which a person is warned.
 pub const GAP_LIMIT: f64 = 0.10;
@@ -260,7 +260,7 @@ fn line(
 
 /// Bytes behind the targets of these documents; None if one of them does not know.
 fn bytes_of<'a>(documents: impl Iterator<Item = &'a Document>) -> Option<u64> {
-    let trained = documents.filter(|document| n_targets(&document.encoded) > 0);
+    let trained = documents.filter(|document| document.encoded.n_targets() > 0);
     trained
         .map(|document| (document.bytes > 0).then_some(document.bytes as u64))
         .sum()
@@ -281,6 +281,6 @@ fn probe_documents(job: &Job, plan: &Plan, held_out: &[Document]) -> Vec<usize> 
 fn kind(document: &Document) -> Kind<'_> {
     Kind {
         language: document.language.as_deref(),
-        targets: n_targets(&document.encoded),
+        targets: document.encoded.n_targets(),
     }
 }

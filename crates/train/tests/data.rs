@@ -6,7 +6,7 @@ mod common;
 use std::path::Path;
 
 use common::{VOCAB, document, job, labelled};
-use train::data::{Plan, n_targets};
+use train::data::Plan;
 use train::{Error, Job, Packing};
 
 /// A job on these documents, one row a step.
@@ -86,7 +86,7 @@ fn splitting_keeps_every_label() {
     }
     let plan = plan(&job);
     let account = plan.account();
-    let labels: u64 = job.train.iter().map(|d| n_targets(&d.encoded)).sum();
+    let labels: u64 = job.train.iter().map(|d| d.encoded.n_targets()).sum();
     assert_eq!(account.labels, labels);
     assert_eq!(account.trained_labels_per_epoch, labels);
     assert_eq!(account.documents_split, 2);

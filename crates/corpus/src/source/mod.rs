@@ -4,12 +4,12 @@ pub(crate) mod story;
 pub(crate) mod turn_based_game;
 
 use crate::error::{Error, Result};
-use crate::near;
 use crate::request::{BuildRequest, Progress, SplitRequest};
 use crate::rules::Counter;
 use crate::split::Split;
 use crate::staged::Built;
 use crate::stopwatch::Stopwatch;
+use text::near;
 
 /// A kind of source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,16 +7,17 @@ use anyhow::Result;
 use kernel::cuda::DeviceProperties;
 use kernel::host::HostMemory;
 use kernel::{DType, Device, Tensor, ops};
-use model::{Config, LoraConfig, TensorSpec};
+use model::{Config, LoraConfig};
 use serde::Serialize;
+use train::launch;
 use train::memory::{Bytes, MemoryPlan, Room, StepRows, Training};
 use train::{BatchConfig, DataConfig};
 
 use super::train::{base_folder, load_split, rows};
 use crate::cli::Doctor;
 use crate::recipe::{Recipe, Storage};
-use crate::ui::{Ui, clock, size};
-use crate::{env, launch, load, misuse, sizes};
+use crate::ui::{Ui, clock, misused, size};
+use crate::{env, load, misuse, sizes};
 
 /// The machine.
 #[derive(Debug, Clone, Serialize)]
@@ -141,7 +142,7 @@ pub fn run(args: &Doctor, ui: &Ui) -> Result<()> {
         (None, Device::Cpu) => UNKNOWN,
     };
     // As if all ranks were on one host, which is how training plans.
-    let n_ranks = launch::n_ranks(&env::get)?;
+    let n_ranks = misused(launch::n_ranks(&env::get))?;
     let host_bytes = match host_bytes {
         UNKNOWN => UNKNOWN,
         bytes => bytes / n_ranks,
@@ -440,7 +441,7 @@ pub fn memory_plan(name: String, training: &Training, place: Place) -> Result<St
     };
     match place {
         Place::Cpu { free_bytes } => {
-            plan.peak_bytes = cpu_bytes(training);
+            plan.peak_bytes = training.cpu_bytes();
             plan.available_bytes = free_bytes;
             plan.fits = plan.peak_bytes < free_bytes;
             plan.remedy = (!plan.fits).then(|| {
@@ -501,18 +502,6 @@ fn tightest(training: &Training, card: DeviceProperties, room: Room) -> train::R
         }
     }
     Ok(tightest)
-}
-
-/// Weights, what trains with gradient and two moments in f32, activations of a micro-batch.
-pub fn cpu_bytes(training: &Training) -> u64 {
-    let pass = training.pass(training.rows.rows);
-    let weights = pass.weights();
-    let weights: usize = weights
-        .iter()
-        .map(|spec| spec.numel() * spec.dtype.size())
-        .sum();
-    let trained: usize = pass.trained().iter().map(TensorSpec::numel).sum();
-    (weights + 12 * trained + pass.activation_bytes(&[])) as u64
 }
 
 /// Operations a second of one product of a middling shape, after a first run.

@@ -16,9 +16,8 @@ use eval::score::{self, Score};
 use eval::{Sample, Side};
 use model::Model;
 use text::labels::LossScale;
+use text::probe::{Kind, matched};
 use text::{Conversation, Message, Persona, PromptOptions, Role};
-use train::data::n_targets;
-use train::probe::{Kind, matched};
 
 use crate::cli::Eval;
 use crate::trained::TrainedRows;
@@ -357,7 +356,7 @@ fn samples(
 fn kind(row: &SourceExample) -> Kind<'_> {
     Kind {
         language: row.language.as_deref(),
-        targets: n_targets(&row.encoded),
+        targets: row.encoded.n_targets(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use ::train::launch;
 use ::train::ranks::Ranks;
 use anyhow::{Context, Result};
 use corpus::survey::Survey;
@@ -20,8 +21,8 @@ use crate::lock::RunLock;
 use crate::recipe::{Recipe, Source};
 use crate::stage::Stage;
 use crate::trained::TrainedRows;
-use crate::ui::{Misuse, Ui};
-use crate::{env, launch, load, misuse, sizes};
+use crate::ui::{Misuse, Ui, misused};
+use crate::{env, load, misuse, sizes};
 
 pub const DEMO_STORY: &str = include_str!("../../../../demo/story.jsonl");
 pub const DEMO_CHARACTER: &str = include_str!("../../../../characters/ovelle.toml");
@@ -31,7 +32,7 @@ const CHARACTER: &str = "character.toml";
 const SEED: u64 = 7;
 
 pub fn run(args: &Live, ui: &Ui) -> Result<()> {
-    if launch::from_env(&env::get)?.is_some_and(|launch| launch.n_ranks > 1) {
+    if misused(launch::from_env(&env::get))?.is_some_and(|launch| launch.n_ranks > 1) {
         misuse!(
             "`live` runs as one process; prepare the data with `live --until corpus`, then start `cyrene train RECIPE` with the launcher"
         );

@@ -14,6 +14,7 @@ use kernel::Device;
 use model::{Config, Model};
 use text::{Persona, Tokenizer};
 use train::job::ResultKind;
+use train::launch::{self, Launch};
 use train::metrics::{AlertLine, ValidationLine};
 use train::ranks::{Limits, Ranks};
 use train::validate::ALL;
@@ -23,11 +24,10 @@ use train::{
 
 use super::fetch::{default_folder, is_hub_id};
 use crate::cli::Train as Args;
-use crate::launch::{self, Launch};
 use crate::lock::RunLock;
 use crate::recipe::Recipe;
 use crate::trained::TrainedRows;
-use crate::ui::{Bar, Misuse, Ui, of_rows, size};
+use crate::ui::{Bar, Misuse, Ui, misused, of_rows, size};
 use crate::{env, interrupt, load, misuse};
 
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
@@ -48,7 +48,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         .clone()
         .unwrap_or_else(|| Path::new("runs").join(name));
     let folder = args.recipe.parent().unwrap_or(Path::new(""));
-    let (ranks, device) = match launch::from_env(&env::get)? {
+    let (ranks, device) = match misused(launch::from_env(&env::get))? {
         None => {
             let device = load::device_within(&args.device.device, &args.memory)?;
             (Ranks::alone(), device)

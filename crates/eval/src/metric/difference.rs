@@ -11,9 +11,11 @@ use crate::score::Score;
 /// The loss of one model less that of another on the same samples, in nats a token: below 0 the first is the better one.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Difference {
+    /// The mean over all predicted tokens.
     pub nats_per_token: f64,
     /// 95 % interval: bootstrap over scenes.
     pub low: f64,
+    /// Its other end.
     pub high: f64,
 }
 

@@ -9,6 +9,7 @@ pub struct Vocabulary {
 }
 
 impl Vocabulary {
+    /// The words that stand in any of the texts.
     pub fn of<'a>(texts: impl IntoIterator<Item = &'a str>) -> Self {
         let words = texts.into_iter().flat_map(words).collect();
         Vocabulary { words }

@@ -13,12 +13,15 @@ pub const RED_FLAG: f64 = 0.10;
 /// Summed losses of a group of samples.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct Loss {
+    /// Samples, those without a predicted token among them.
     pub rows: usize,
     /// Predicted tokens, end tokens among them.
     pub tokens: usize,
     /// UTF-8 bytes of the text behind them.
     pub bytes: usize,
+    /// Sum of the losses / `tokens`.
     pub nats_per_token: f64,
+    /// Sum of the losses / ln 2 / `bytes`: comparable between tokenizers.
     pub bits_per_byte: f64,
 }
 
@@ -46,13 +49,17 @@ impl Loss {
 /// One language's line (or `all`).
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Gap {
+    /// Its code, or `all`.
     pub language: String,
+    /// On rows that were trained on, as long as the held-out ones.
     pub train_probe: Loss,
+    /// On the side `val`.
     pub held_out: Loss,
     /// held-out / train probe - 1, in nats a token; NaN (in JSON: null) without a train probe.
     pub gap: f64,
     /// 95 % interval of `gap`: bootstrap over scenes.
     pub gap_low: f64,
+    /// Its other end.
     pub gap_high: f64,
     /// Above [`RED_FLAG`].
     pub red_flag: bool,
@@ -99,9 +106,13 @@ fn line(name: &str, samples: &[Sample], scores: &[Score], keep: impl Fn(&Sample)
 /// One language's losses (or those of `all`) on every held-out side.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SideLosses {
+    /// Its code, or `all`.
     pub language: String,
+    /// Scenes held out in all languages.
     pub val: Loss,
+    /// Whole missions held out, with what retells them.
     pub val_strict: Option<Loss>,
+    /// Scenes held out in this language alone.
     pub probe_x: Option<Loss>,
     /// bits a byte of `val` - bits a byte of `probe-x`, between rows of the same length: what the other translations taught.
     pub transfer: Option<f64>,

@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use super::look::{STYLE, escape, thousands};
+use report::frame;
+use report::look::{escape, thousands};
+
 use super::{Baseline, Report, StageReport};
 use crate::metric::loss_gap::{Gap, Loss, RED_FLAG};
 
@@ -17,9 +19,7 @@ pub(super) fn page(report: &Report) -> String {
     let mut out = String::new();
     let _ = write!(
         out,
-        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>Evaluation of {name}</title><style>{STYLE}{BARS}</style></head><body>\
-         <h1>Evaluation of {name}</h1><p class=\"soft\">{params} parameters · {version} · split {split}</p><p>{note}</p>",
-        name = escape(&report.model),
+        "<p class=\"soft\">{params} parameters · {version} · split {split}</p><p>{note}</p>",
         params = thousands(report.n_params),
         version = escape(&report.version),
         split = escape(report.split_sha256.get(..12).unwrap_or("")),
@@ -69,8 +69,7 @@ pub(super) fn page(report: &Report) -> String {
             );
         }
     }
-    out.push_str("</body></html>\n");
-    out
+    frame::page(&format!("Evaluation of {}", report.model), &[BARS], &out)
 }
 
 fn section(out: &mut String, stage: &StageReport) {

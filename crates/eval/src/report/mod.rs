@@ -1,7 +1,6 @@
 //! `report.json` for machines and `report.html` for eyes, from the same data.
 
 mod html;
-pub mod look;
 
 use std::path::Path;
 
@@ -13,15 +12,19 @@ use crate::metric::loss_gap::{Gap, SideLosses};
 /// Everything an evaluation found.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
+    /// The character's name, or the model's folder.
     pub model: String,
+    /// Parameters of the model.
     pub n_params: u64,
     /// A plain sentence on what this model can and cannot be.
     pub note: String,
+    /// Of the program: `cyrene 0.1.0`.
     pub version: String,
     /// SHA-256 of the split file: what was held out.
     pub split_sha256: String,
     /// One per kind of rows: story text, then conversations.
     pub stages: Vec<StageReport>,
+    /// What the model answers to held-out turns.
     pub replies: Vec<Reply>,
     /// Mean share of the replies' words that the story holds.
     pub known_words: Option<f64>,
@@ -52,21 +55,28 @@ pub struct StageReport {
 /// A counting model's held-out loss.
 #[derive(Debug, Clone, Serialize)]
 pub struct Baseline {
+    /// What it counts.
     pub name: &'static str,
     /// `None` for a model that does not see tokens.
     pub nats_per_token: Option<f64>,
+    /// On the held-out rows.
     pub bits_per_byte: f64,
 }
 
 /// One prompt and what the model answered.
 #[derive(Debug, Clone, Serialize)]
 pub struct Reply {
+    /// Its code.
     pub language: String,
     /// Scene of the held-out turn the prompt was taken from.
     pub scene: String,
+    /// The last turn before the reply.
     pub prompt: String,
+    /// What the model said.
     pub reply: String,
+    /// `stop`, `length` or `cancelled`.
     pub finish_reason: String,
+    /// Share of its words that the story holds.
     pub known_words: Option<f64>,
 }
 

@@ -13,9 +13,9 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result, shorten, without_position};
 use crate::import;
 use crate::language::{ByLanguage, Language};
-use crate::near;
 use crate::scene::{Line, LineKind, Scene, Speaker, Story, Text};
 use files::hex;
+use text::near;
 
 /// What JSON allows behind a value.
 const JSON_SPACE: [char; 4] = ['\n', '\r', '\t', ' '];

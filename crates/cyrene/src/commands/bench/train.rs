@@ -1,25 +1,19 @@
 //! `cyrene bench train`: optimizer steps on random tokens and random weights of a real shape.
 
-use std::time::Instant;
-
 use anyhow::Result;
 use kernel::host::HostMemory;
 use kernel::{DType, Device};
 use model::{Config, LoraConfig, Model};
 use serde::Serialize;
-use text::pack::Row;
 use train::OptimizerConfig;
+use train::bench::{RandomSteps, Timing, flops_per_token};
 use train::memory::{Bytes, MemoryPlan, StepRows, Training};
 use train::step::Trainer;
 
 use super::{ceiling, device_name, shapes, storage};
 use crate::cli::{BenchTrain as Args, TunerArg};
-use crate::commands::doctor::cpu_bytes;
 use crate::ui::{Ui, size};
 use crate::{load, misuse};
-
-/// Steps before the clock starts: kernels are compiled, memory taken.
-const WARMUP: usize = 2;
 
 /// One case, as `--json` prints it.
 #[derive(Debug, Serialize)]
@@ -93,7 +87,7 @@ fn refuse_too_large(config: &Config, args: &Args, dtype: DType) -> Result<()> {
         rank: 0,
         n_ranks: 1,
     };
-    let (needed, free) = (cpu_bytes(&training), HostMemory::now().available_bytes);
+    let (needed, free) = (training.cpu_bytes(), HostMemory::now().available_bytes);
     if needed > free {
         misuse!(
             "the steps need {} of memory, and {} are free; choose a smaller --size, fewer --rows or --row-tokens{}",
@@ -111,6 +105,62 @@ fn refuse_too_large(config: &Config, args: &Args, dtype: DType) -> Result<()> {
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let device = load::device_within(&args.device.device, &args.memory)?;
     let config = shapes(&args.size)?;
+    check(args, device)?;
+    let document_tokens = args.document_tokens.unwrap_or(args.row_tokens);
+    let ceiling_tflops = match device {
+        Device::Cpu => None,
+        Device::Cuda(card) => Some(ceiling::product_tflops(card)?),
+    };
+
+    // 1. weights
+    let device_name = device_name(device);
+    ui.note(format_args!(
+        "{} parameters, random, on {device_name}",
+        config.n_params()
+    ));
+    let dtype = storage(args.dtype, device);
+    if device == Device::Cpu {
+        refuse_too_large(&config, args, dtype)?;
+    }
+    let flops_per_token = flops_per_token(&config, args.tuner == TunerArg::Lora, document_tokens);
+    let vocab_size = config.vocab_size;
+    let model = random_model(args, config, dtype, device)?;
+    let rows = step_rows(args);
+    let mut trainer = Trainer::new(model, &OptimizerConfig::default(), 3, rows)?;
+    let memory = trainer.memory.clone();
+    if let Some(memory) = &memory {
+        let peak = size(memory.peak_bytes() as u64);
+        ui.note(format_args!("{}; {peak} at most", memory.describe()));
+    }
+
+    // 2. steps
+    let steps = RandomSteps {
+        rows,
+        document_tokens,
+        vocab_size,
+        micro_rows: memory.as_ref().map_or(args.rows, |memory| memory.rows),
+    };
+    let timing = steps.time(&mut trainer, args.steps, |step, ms, loss| {
+        ui.note(format_args!("step {step}: {ms:.1} ms, loss {loss:.4}"));
+    })?;
+    if args.profile {
+        profile(&steps, &mut trainer, device, ui)?;
+    }
+
+    // 3. figures
+    let tokens_per_s = steps.n_tokens() as f64 / timing.ms_step * 1e3;
+    let line = Line {
+        model_tflops: tokens_per_s * flops_per_token / 1e12,
+        tokens_per_s,
+        ceiling_tflops,
+        device_name,
+        ..line(args, &steps, &timing, memory.as_ref(), dtype, device)?
+    };
+    ui.result(&line, || line.text())
+}
+
+/// Whether the numbers of the command line can be computed with.
+fn check(args: &Args, device: Device) -> Result<()> {
     let n_rows = args.rows.checked_mul(args.accumulate);
     let Some(n_tokens) = n_rows.and_then(|n| n.checked_mul(args.row_tokens)) else {
         misuse!(
@@ -123,27 +173,14 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     if args.profile && device == Device::Cpu {
         misuse!("--profile times the kernels of a GPU; this is the CPU");
     }
-    let document_tokens = args.document_tokens.unwrap_or(args.row_tokens);
-    if n_tokens == 0 || document_tokens == 0 || args.steps == 0 || args.accumulate == 0 {
+    if n_tokens == 0 || args.document_tokens == Some(0) || args.steps == 0 {
         misuse!("rows, row-tokens, document-tokens, accumulate and steps must be 1 or more");
     }
+    Ok(())
+}
 
-    let ceiling_tflops = match device {
-        Device::Cpu => None,
-        Device::Cuda(card) => Some(ceiling::product_tflops(card)?),
-    };
-    // 1. weights
-    let device_name = device_name(device);
-    let n_params = config.n_params();
-    ui.note(format_args!(
-        "{n_params} parameters, random, on {device_name}"
-    ));
-    let dtype = storage(args.dtype, device);
-    if device == Device::Cpu {
-        refuse_too_large(&config, args, dtype)?;
-    }
-    let vocab_size = config.vocab_size;
-    let flops_per_token = flops_per_token(&config, args.tuner, document_tokens);
+/// Weights from a seed, with an adapter if one is to be trained.
+fn random_model(args: &Args, config: Config, dtype: DType, device: Device) -> Result<Model> {
     let mut model = Model::init(config, 1, dtype)?.to_device(device)?;
     if let Some(lora) = lora(args) {
         model.attach_lora(&lora, 2)?;
@@ -151,64 +188,32 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     if let Device::Cuda(card) = device {
         card.reset_peak();
     }
-    let rows = step_rows(args);
-    let mut trainer = Trainer::new(model, &OptimizerConfig::default(), 3, rows)?;
-    let memory = trainer.memory.clone();
-    if let Some(memory) = &memory {
-        let peak = size(memory.peak_bytes() as u64);
-        ui.note(format_args!("{}; {peak} at most", memory.describe()));
-    }
-    let micro_rows = memory.as_ref().map_or(args.rows, |memory| memory.rows);
-    let micro_batches = |step: usize| -> Vec<Row> {
-        let n_rows = args.rows * args.accumulate;
-        (0..n_rows)
-            .step_by(micro_rows)
-            .map(|first| {
-                let n_tokens = micro_rows.min(n_rows - first) * args.row_tokens;
-                let seed = (step * n_rows + first) as u64;
-                random_row(n_tokens, document_tokens, vocab_size, seed)
-            })
-            .collect()
-    };
+    Ok(model)
+}
 
-    // 2. steps
-    let mut milliseconds = Vec::new();
-    let mut loss = 0.0;
-    for step in 0..WARMUP + args.steps {
-        let rows = micro_batches(step);
-        let n_targets = n_targets(&rows);
-        let start = Instant::now();
-        loss = trainer.step(rows.into_iter(), n_targets, 2e-5)?.loss;
-        device.synchronize()?;
-        milliseconds.push(1e3 * start.elapsed().as_secs_f64());
-        ui.note(format_args!(
-            "step {}: {:.1} ms, loss {loss:.4}",
-            step + 1,
-            milliseconds[step]
-        ));
-    }
-
-    let profile = match device {
-        Device::Cuda(card) if args.profile => {
-            card.start_profile();
-            let rows = micro_batches(0);
-            let n_targets = n_targets(&rows);
-            trainer.step(rows.into_iter(), n_targets, 2e-5)?;
-            card.take_profile()
-        }
-        _ => Vec::new(),
+/// Says what each kernel of a step took.
+fn profile(steps: &RandomSteps, trainer: &mut Trainer, device: Device, ui: &Ui) -> Result<()> {
+    let Device::Cuda(card) = device else {
+        return Ok(());
     };
-    for (name, ms, calls) in profile {
+    card.start_profile();
+    steps.once(trainer)?;
+    for (name, ms, calls) in card.take_profile() {
         ui.note(format_args!("{ms:9.2} ms {calls:5} x {name}"));
     }
+    Ok(())
+}
 
-    // 3. figures
-    let ms_first_step = milliseconds[0];
-    let mut timed = milliseconds.split_off(WARMUP);
-    timed.sort_by(f64::total_cmp);
-    let ms_step = timed[timed.len() / 2];
-    let tokens_per_s = n_tokens as f64 / ms_step * 1e3;
-    let line = Line {
+/// What is known of a case but for its rates.
+fn line(
+    args: &Args,
+    steps: &RandomSteps,
+    timing: &Timing,
+    memory: Option<&MemoryPlan>,
+    dtype: DType,
+    device: Device,
+) -> Result<Line> {
+    Ok(Line {
         bench: "train",
         size: args.size.clone(),
         tuner: match args.tuner {
@@ -218,20 +223,20 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         dtype: dtype.to_string(),
         rows: args.rows,
         row_tokens: args.row_tokens,
-        document_tokens,
+        document_tokens: steps.document_tokens,
         accumulate: args.accumulate,
-        tokens_per_s,
-        ms_step,
-        ms_first_step,
-        micro_rows,
-        keeps: memory.as_ref().map_or([0; 4], MemoryPlan::kept),
-        offloaded_bytes: memory.as_ref().map_or(0, |memory| memory.host_bytes),
+        tokens_per_s: 0.0,
+        ms_step: timing.ms_step,
+        ms_first_step: timing.ms_first_step,
+        micro_rows: steps.micro_rows,
+        keeps: memory.map_or([0; 4], MemoryPlan::kept),
+        offloaded_bytes: memory.map_or(0, |memory| memory.host_bytes),
         peak_bytes: match device {
             Device::Cpu => None,
             Device::Cuda(card) => Some(card.allocated_bytes().1),
         },
-        predicted_peak_bytes: memory.as_ref().map(MemoryPlan::peak_bytes),
-        predicted: memory.as_ref().map(|memory| memory.bytes),
+        predicted_peak_bytes: memory.map(MemoryPlan::peak_bytes),
+        predicted: memory.map(|memory| memory.bytes),
         overhead_bytes: match device {
             Device::Cpu => None,
             Device::Cuda(card) => {
@@ -239,85 +244,33 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
                 Some(in_use.saturating_sub(card.allocated_bytes().0))
             }
         },
-        model_tflops: tokens_per_s * flops_per_token / 1e12,
-        ceiling_tflops,
+        model_tflops: 0.0,
+        ceiling_tflops: None,
         device: device.to_string(),
-        device_name,
-        loss,
-    };
-    ui.result(&line, || {
-        format!(
-            "{} {} · {} x {} tokens: {:.0} tokens/s, {:.1} ms a step (first {:.0}), {:.1} TFLOP/s{}{}",
-            line.size,
-            line.tuner,
-            line.rows,
-            line.row_tokens,
-            line.tokens_per_s,
-            line.ms_step,
-            line.ms_first_step,
-            line.model_tflops,
-            line.ceiling_tflops.map_or(String::new(), |ceiling| format!(
-                " ({:.0} % of {ceiling:.0})",
-                100.0 * line.model_tflops / ceiling
-            )),
-            line.peak_bytes.map_or(String::new(), |bytes| format!(", peak {}", size(bytes as u64)))
-        )
+        device_name: String::new(),
+        loss: timing.loss,
     })
 }
 
-/// Operations a token: 6 a weight of the matrices (4 where the base is frozen), and the attention of a document's mean context.
-fn flops_per_token(config: &Config, tuner: TunerArg, document_tokens: usize) -> f64 {
-    let head = config.vocab_size * config.hidden_size;
-    let tables = if config.tie_word_embeddings {
-        head
-    } else {
-        2 * head
-    };
-    let matrices = (config.n_params() as usize - tables + head) as f64;
-    let n_attention = config
-        .layer_types
-        .iter()
-        .filter(|layer| **layer == model::LayerType::Full)
-        .count();
-    let attention = (n_attention * config.num_attention_heads * config.head_dim) as f64
-        * 2.0
-        * document_tokens as f64;
-    let passes = match tuner {
-        TunerArg::Full => 3.0,
-        TunerArg::Lora => 2.0,
-    };
-    passes * 2.0 * matrices + 3.5 * attention
-}
-
-fn n_targets(rows: &[Row]) -> u64 {
-    let targets = rows.iter().flat_map(|row| &row.targets_t);
-    targets.filter(|target| **target >= 0).count() as u64
-}
-
-fn random_row(n_tokens: usize, document_tokens: usize, vocab_size: usize, seed: u64) -> Row {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5eed;
-    let tokens_t: Vec<u32> = (0..n_tokens)
-        .map(|_| {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            ((state >> 33) as usize % vocab_size) as u32
-        })
-        .collect();
-    let mut cu_seqlens: Vec<u32> = (0..n_tokens)
-        .step_by(document_tokens)
-        .map(|t| t as u32)
-        .collect();
-    cu_seqlens.push(n_tokens as u32);
-    let mut targets_t: Vec<i32> = tokens_t.iter().skip(1).map(|id| *id as i32).collect();
-    targets_t.push(-1);
-    for end in &cu_seqlens[1..] {
-        targets_t[*end as usize - 1] = -1;
-    }
-    Row {
-        tokens_t,
-        targets_t,
-        documents: (0..cu_seqlens.len() - 1).collect(),
-        cu_seqlens,
+impl Line {
+    fn text(&self) -> String {
+        let share = self.ceiling_tflops.map_or(String::new(), |ceiling| {
+            let share = 100.0 * self.model_tflops / ceiling;
+            format!(" ({share:.0} % of {ceiling:.0})")
+        });
+        let peak = self.peak_bytes.map_or(String::new(), |bytes| {
+            format!(", peak {}", size(bytes as u64))
+        });
+        format!(
+            "{} {} · {} x {} tokens: {:.0} tokens/s, {:.1} ms a step (first {:.0}), {:.1} TFLOP/s{share}{peak}",
+            self.size,
+            self.tuner,
+            self.rows,
+            self.row_tokens,
+            self.tokens_per_s,
+            self.ms_step,
+            self.ms_first_step,
+            self.model_tflops,
+        )
     }
 }

@@ -7,9 +7,8 @@ use anyhow::{Context, Result};
 use corpus::{BuildReport, BuildRequest, Character, Language, Progress, SourceKind, Split, Task};
 use text::{Tokenizer, WordPattern};
 
-use super::as_misuse;
 use crate::cli::{CorpusBuild, CountWith};
-use crate::ui::Ui;
+use crate::ui::{Ui, misused};
 
 pub fn run(args: &CorpusBuild, ui: &Ui) -> Result<()> {
     let (character, plan) = plan(args)?;
@@ -67,11 +66,11 @@ pub struct Plan<'a> {
 /// A character file that cannot be read, an unknown task, language or source.
 pub fn plan(args: &CorpusBuild) -> Result<(Character, Plan<'_>)> {
     let character = Character::load(&args.character)?;
-    let tasks = args.tasks.iter().map(|name| as_misuse(Task::parse(name)));
+    let tasks = args.tasks.iter().map(|name| misused(Task::parse(name)));
     let tasks = tasks.collect::<Result<Vec<_>>>()?;
-    let languages = as_misuse(Language::parse_all(&args.languages))?;
+    let languages = misused(Language::parse_all(&args.languages))?;
     let plan = Plan {
-        source: as_misuse(SourceKind::parse(&args.source))?,
+        source: misused(SourceKind::parse(&args.source))?,
         root: &args.root,
         tasks,
         languages,

@@ -2,17 +2,16 @@
 
 use anyhow::Result;
 use corpus::split::Split;
-use eval::report::look::thousands;
+use report::look::thousands;
 
-use super::as_misuse;
 use crate::cli::{CorpusExport as Args, TableFormat};
-use crate::ui::{Ui, size};
+use crate::ui::{Ui, misused, size};
 
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let split = args.split.as_deref().map(Split::load).transpose()?;
     let mut files = Vec::new();
     for path in &args.paths {
-        for path in as_misuse(corpus::rows::datasets(path))? {
+        for path in misused(corpus::rows::datasets(path))? {
             files.extend(match args.format {
                 TableFormat::Parquet => {
                     corpus::export::parquet(&path, split.as_ref(), args.out.as_deref())?

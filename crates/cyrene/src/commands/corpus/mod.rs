@@ -11,7 +11,7 @@ mod stats;
 use anyhow::Result;
 
 use crate::cli::Corpus;
-use crate::ui::{Misuse, Ui};
+use crate::ui::Ui;
 
 pub fn run(command: Corpus, ui: &Ui) -> Result<()> {
     match command {
@@ -23,8 +23,4 @@ pub fn run(command: Corpus, ui: &Ui) -> Result<()> {
         Corpus::Encode(args) => encode::run(&args, ui),
         Corpus::Export(args) => export::run(&args, ui),
     }
-}
-
-fn as_misuse<T>(result: corpus::Result<T>) -> Result<T> {
-    result.map_err(|error| anyhow::Error::new(Misuse(error.to_string())))
 }

@@ -8,10 +8,9 @@ use corpus::manifest::DataFile;
 use corpus::split::{Side, Split};
 use corpus::{Character, Language, SourceKind, SplitOptions, SplitRequest};
 
-use super::as_misuse;
 use crate::cli::CorpusSplit;
 use crate::misuse;
-use crate::ui::Ui;
+use crate::ui::{Ui, misused};
 
 pub fn run(args: &CorpusSplit, ui: &Ui) -> Result<()> {
     for (name, share) in [
@@ -24,9 +23,9 @@ pub fn run(args: &CorpusSplit, ui: &Ui) -> Result<()> {
             misuse!("{name} {share}: expected a share from 0 to below 0.5");
         }
     }
-    let character = as_misuse(Character::load(&args.character))?;
+    let character = misused(Character::load(&args.character))?;
     let request = SplitRequest {
-        source: as_misuse(SourceKind::parse(&args.source))?,
+        source: misused(SourceKind::parse(&args.source))?,
         root: &args.root,
         vendor: args.vendor.as_deref(),
         character: &character,

@@ -11,8 +11,11 @@ const LABEL: f64 = 120.0;
 /// A bar: the parts in the order of the names, and what is written at its end.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Bar {
+    /// What stands before or above it.
     pub label: String,
+    /// Lengths of its parts.
     pub values: Vec<f64>,
+    /// What stands behind it.
     pub note: String,
 }
 

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use super::{Kind, Span, visible};
-use crate::figure::plain;
-use crate::frame;
+use report::look::plain;
+use report::{figure, frame};
+
+use crate::peek::{Kind, Span, visible};
 
 const STYLE: &str = "
 :root { --system: #8a3ea8; --user: #0f6f7c; --assistant: #2c7a4b; --think: #2f6db3; --mark: #96600a; }
@@ -19,9 +20,13 @@ h2 { font-size: 1rem; margin: 1.8rem 0 .2rem; overflow-wrap: anywhere; } .facts 
 ";
 
 /// A row: its place as a heading, what is known of it, its spans.
+#[derive(Debug)]
 pub struct Shown {
+    /// Its place.
     pub title: String,
+    /// Language, scene, side, counts.
     pub facts: String,
+    /// What it says.
     pub spans: Vec<Span>,
 }
 
@@ -59,5 +64,6 @@ pub fn page(rows: &[Shown], summary: &str, every_token: bool) -> String {
         }
         body.push_str("</div>");
     }
-    frame::page("Rows as training sees them", STYLE, &body)
+    body.push_str(&frame::made_by());
+    frame::page("Rows as training sees them", &[figure::STYLE, STYLE], &body)
 }

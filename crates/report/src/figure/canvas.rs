@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::{Figure, plain};
+use super::Figure;
+use crate::look::plain;
 
 /// Elements written one after another; lengths are in the picture's units.
 #[derive(Default)]

@@ -1,10 +1,7 @@
 //! The nearest known word to a misspelt one, so that an error can name what was probably meant.
 
 /// The known word within two edits (or a third of the word) of `word`; ties go to the first.
-pub(crate) fn near_miss<'a>(
-    word: &str,
-    known: impl IntoIterator<Item = &'a str>,
-) -> Option<&'a str> {
+pub fn near_miss<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let limit = (word.chars().count() / 3).max(2);
     known
         .into_iter()
@@ -15,8 +12,13 @@ pub(crate) fn near_miss<'a>(
 }
 
 /// "; did you mean `x`?" or nothing: the tail of an error text.
-pub(crate) fn hint<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+pub fn hint<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     near_miss(word, known).map_or_else(String::new, |k| format!("; did you mean `{k}`?"))
+}
+
+/// The known word with the fewest edits to `word`, however many; ties go to the first.
+pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    known.into_iter().min_by_key(|known| distance(word, known))
 }
 
 /// Levenshtein distance in characters.
@@ -45,5 +47,7 @@ mod tests {
         assert_eq!(near_miss("speaker_id", known), Some("speaker_ids"));
         assert_eq!(near_miss("lanugages", known), Some("languages"));
         assert_eq!(near_miss("temperature", known), None);
+        assert_eq!(nearest("lanugages", known), Some("languages"));
+        assert_eq!(nearest("languages", []), None);
     }
 }

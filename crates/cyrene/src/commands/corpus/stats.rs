@@ -1,21 +1,18 @@
 //! `cyrene corpus stats`: what data sets hold and how often a mixture shows it, as a table, as pictures and as a page.
 
-mod figures;
-mod page;
-
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use corpus::pages::stats as pages;
 use corpus::split::Split;
 use corpus::stats::{MANY_PASSES, Passes, Stats};
-use eval::report::look::thousands;
+use report::look::thousands;
 use serde::Serialize;
 
-use super::as_misuse;
 use crate::cli::CorpusStats as Args;
 use crate::misuse;
 use crate::recipe::Recipe;
-use crate::ui::Ui;
+use crate::ui::{Ui, misused};
 
 /// Name of the page in the output folder.
 const PAGE: &str = "stats.html";
@@ -50,7 +47,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     // 2. the numbers
     let mut datasets = Vec::new();
     for path in &paths {
-        for path in as_misuse(corpus::rows::datasets(path))? {
+        for path in misused(corpus::rows::datasets(path))? {
             if !path.exists() {
                 misuse!(
                     "{} does not exist; expected what `cyrene corpus build` wrote",
@@ -71,7 +68,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
 
     // 3. the pictures
     if let Some(out) = &args.out {
-        let sections = figures::sections(&report);
+        let sections = pages::sections(&report.datasets, report.passes.as_ref());
         for section in &sections {
             for picture in &section.pictures {
                 let path = out.join(format!("{}.svg", picture.figure.name));
@@ -80,7 +77,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
             }
         }
         let path = out.join(PAGE);
-        files::write(&path, page::page(&sections).as_bytes())?;
+        files::write(&path, pages::page(&sections).as_bytes())?;
         report.files.insert(0, path);
     }
     ui.result(&report, || text(&report))
@@ -155,8 +152,8 @@ fn dataset_lines(stats: &Stats, lines: &mut Vec<String>) {
         thousands(stats.n_scenes as u64)
     ));
     // 1. a line for each language
-    let first = figures::first_bin(stats);
-    let edges = figures::edges(stats);
+    let first = stats.first_bin();
+    let edges = stats.edges();
     let range = match (edges.first(), edges.last()) {
         (Some(from), Some(to)) => format!("rows by tokens, {from} to {to}"),
         _ => String::new(),
@@ -198,7 +195,7 @@ fn dataset_lines(stats: &Stats, lines: &mut Vec<String>) {
             .map(|(side, n)| format!("{side} {}", thousands(*n)))
             .collect(),
     );
-    let sides = figures::sides(stats);
+    let sides = stats.tallies_by_side();
     more(
         "rows by side",
         sides
@@ -214,12 +211,13 @@ fn dataset_lines(stats: &Stats, lines: &mut Vec<String>) {
     );
     more(
         "holes",
-        figures::holes(stats)
+        stats
+            .holes()
             .iter()
             .map(|(what, n)| format!("{what} {}", thousands(*n)))
             .collect(),
     );
-    let filtered = figures::filtered(stats);
+    let filtered = stats.filtered();
     more(
         "left out",
         filtered

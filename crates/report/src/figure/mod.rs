@@ -11,7 +11,7 @@ pub use bars::{Bar, bars};
 pub use columns::columns;
 pub use panels::panels;
 
-use eval::report::look::escape;
+use crate::look::plain;
 
 /// Width of every picture in its own units; a phone shows it at 0.9, a desk at 1.4 pixels a unit.
 const WIDTH: f64 = 380.0;
@@ -34,7 +34,9 @@ const N_COLOURS: usize = 13;
 /// A series of a picture: a name and a value for each place.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Series {
+    /// What the legend calls it.
     pub name: String,
+    /// Rows by column.
     pub values: Vec<u64>,
 }
 
@@ -43,6 +45,7 @@ pub struct Series {
 pub struct Figure {
     /// Stem of its file's name.
     pub name: String,
+    /// What it shows.
     pub title: String,
     /// What a reader who cannot see it is told.
     pub description: String,
@@ -107,16 +110,6 @@ fn colour(series_idx: usize) -> String {
 /// The colour class of a kind (a side, a sort of hole): other neighbours than languages have, blue first.
 fn kind_colour(kind_idx: usize) -> String {
     colour(8 + 8 * kind_idx)
-}
-
-/// Text that any XML reader takes: escaped, and without the characters that XML has no way to write.
-pub fn plain(text: &str) -> String {
-    let shown = |c: char| match c {
-        '\t' | '\n' => c,
-        '\0'..='\u{1f}' | '\u{fffe}' | '\u{ffff}' => '\u{fffd}',
-        c => c,
-    };
-    escape(&text.chars().map(shown).collect::<String>())
 }
 
 #[cfg(test)]

@@ -1,13 +1,10 @@
 //! Which pictures a data set and a mixture have, and the table beside each.
 
-use std::collections::BTreeMap;
+use report::figure::{self, Bar, Figure, Series};
+use report::look::thousands;
 
-use corpus::manifest::Tally;
-use corpus::stats::{MANY_PASSES, PassCount, Passes, Stats};
-use eval::report::look::thousands;
-
-use super::Report;
-use crate::figure::{self, Bar, Figure, Series};
+use crate::manifest::Tally;
+use crate::stats::{FileStats, MANY_PASSES, PassCount, Passes, Stats};
 
 /// Speakers in the picture, and in the table beside it.
 const DRAWN_SPEAKERS: usize = 12;
@@ -16,24 +13,35 @@ const LISTED_SPEAKERS: usize = 30;
 const PASS_BARS: usize = 14;
 
 /// A part of the page.
+#[derive(Debug)]
 pub struct Section {
+    /// Its heading, and the subject of its pictures as files.
     pub title: String,
+    /// A line of numbers.
     pub summary: String,
     /// What a reader should worry about.
     pub warning: Option<String>,
+    /// What is drawn.
     pub pictures: Vec<Picture>,
 }
 
 /// A picture, what it says, and its numbers.
+#[derive(Debug)]
 pub struct Picture {
+    /// The picture.
     pub figure: Figure,
+    /// How it is to be read.
     pub caption: String,
+    /// Its numbers.
     pub table: Table,
 }
 
 /// Numbers as text; the first column names the row.
+#[derive(Debug)]
 pub struct Table {
+    /// Names of the columns.
     pub head: Vec<String>,
+    /// The cells, a line a row.
     pub rows: Vec<Vec<String>>,
 }
 
@@ -46,9 +54,10 @@ impl Table {
     }
 }
 
-pub fn sections(report: &Report) -> Vec<Section> {
+/// A section for each data set, then one for the passes of a mixture.
+pub fn sections(datasets: &[Stats], passes: Option<&Passes>) -> Vec<Section> {
     let mut sections: Vec<Section> = Vec::new();
-    for stats in &report.datasets {
+    for stats in datasets {
         // The same data set may come twice, as two of its files.
         let n_before = sections
             .iter()
@@ -60,7 +69,7 @@ pub fn sections(report: &Report) -> Vec<Section> {
         }
         sections.push(of_dataset(stats, &slug));
     }
-    sections.extend(report.passes.as_ref().map(of_passes));
+    sections.extend(passes.map(of_passes));
     sections
 }
 
@@ -70,7 +79,7 @@ fn of_dataset(stats: &Stats, slug: &str) -> Section {
     pictures.extend(holes_picture(stats, slug));
     pictures.extend(filtered_picture(stats, slug));
     pictures.extend(speakers_picture(stats, slug));
-    let sum = |f: fn(&corpus::stats::FileStats) -> u64| thousands(stats.files.iter().map(f).sum());
+    let sum = |f: fn(&FileStats) -> u64| thousands(stats.files.iter().map(f).sum());
     Section {
         title: stats.task.clone(),
         summary: format!(
@@ -84,46 +93,9 @@ fn of_dataset(stats: &Stats, slug: &str) -> Section {
     }
 }
 
-/// The first bin in which any language has a row.
-pub fn first_bin(stats: &Stats) -> usize {
-    let first =
-        |file: &corpus::stats::FileStats| file.histogram.iter().position(|bin| bin.n_rows > 0);
-    stats.files.iter().filter_map(first).min().unwrap_or(0)
-}
-
-/// The borders of the bins from the first that is not empty.
-pub fn edges(stats: &Stats) -> Vec<String> {
-    let Some(most) = stats
-        .files
-        .iter()
-        .map(|file| &file.histogram)
-        .max_by_key(|bins| bins.len())
-    else {
-        return Vec::new();
-    };
-    let used = most.get(first_bin(stats)..).unwrap_or_default();
-    let Some(last) = used.last() else {
-        return Vec::new();
-    };
-    used.iter()
-        .map(|bin| bin.from)
-        .chain([last.to])
-        .map(power_of_two)
-        .collect()
-}
-
-/// `512`, `1k` (1024), `2k`.
-fn power_of_two(n: u64) -> String {
-    match n {
-        n if n >= 1 << 20 => format!("{}M", n >> 20),
-        n if n >= 1 << 10 => format!("{}k", n >> 10),
-        n => n.to_string(),
-    }
-}
-
 fn series(stats: &Stats) -> Vec<Series> {
-    let first = first_bin(stats);
-    let of_file = |file: &corpus::stats::FileStats| Series {
+    let first = stats.first_bin();
+    let of_file = |file: &FileStats| Series {
         name: file.key.clone(),
         values: file
             .histogram
@@ -148,14 +120,14 @@ fn lengths(stats: &Stats, slug: &str) -> Picture {
         table.rows.push(row(&file.key, numbers));
     }
     Picture {
-        figure: figure::columns(&format!("{slug}-lengths"), "Length of rows", &edges(stats), "tokens", &series(stats)),
+        figure: figure::columns(&format!("{slug}-lengths"), "Length of rows", &stats.edges(), "tokens", &series(stats)),
         caption: "How long rows are, the languages stacked. Half of a language's rows are at most as long as its median, 95 % at most as long as the next column says.".to_owned(),
         table,
     }
 }
 
 fn tails(stats: &Stats, slug: &str) -> Picture {
-    let edges = edges(stats);
+    let edges = stats.edges();
     let series = series(stats);
     let mut table = Table::new(&["tokens"]);
     table.head.extend(series.iter().map(|one| one.name.clone()));
@@ -176,7 +148,11 @@ fn tails(stats: &Stats, slug: &str) -> Picture {
 }
 
 fn sides_picture(stats: &Stats, slug: &str) -> Option<Picture> {
-    let names: Vec<String> = sides(stats).into_iter().map(|(side, _)| side).collect();
+    let names: Vec<String> = stats
+        .tallies_by_side()
+        .into_iter()
+        .map(|(side, _)| side)
+        .collect();
     if names.is_empty() {
         return None;
     }
@@ -234,7 +210,7 @@ fn sides_picture(stats: &Stats, slug: &str) -> Option<Picture> {
 }
 
 fn holes_picture(stats: &Stats, slug: &str) -> Option<Picture> {
-    let kinds: Vec<String> = holes(stats).into_keys().collect();
+    let kinds: Vec<String> = stats.holes().into_keys().collect();
     if kinds.is_empty() {
         return None;
     }
@@ -261,7 +237,7 @@ fn holes_picture(stats: &Stats, slug: &str) -> Option<Picture> {
 }
 
 fn filtered_picture(stats: &Stats, slug: &str) -> Option<Picture> {
-    let rules = filtered(stats);
+    let rules = stats.filtered();
     if rules.is_empty() {
         return None;
     }
@@ -416,42 +392,6 @@ fn grouped(counts: &[PassCount]) -> Vec<(String, u64)> {
         (label, group.iter().map(|count| count.count).sum())
     };
     counts.chunks(per_line).map(line).collect()
-}
-
-/// Rows and tokens by side over all files, in the order of the sides.
-pub fn sides(stats: &Stats) -> Vec<(String, Tally)> {
-    let mut sums: Vec<(String, Tally)> = Vec::new();
-    // A side that a language lacks must not come after one that follows it: the file with the most sides says the order.
-    let mut files: Vec<_> = stats.files.iter().collect();
-    files.sort_by_key(|file| std::cmp::Reverse(file.sides.len()));
-    for (side, tally) in files.into_iter().flat_map(|file| &file.sides) {
-        match sums.iter_mut().find(|(name, _)| name == side) {
-            Some((_, sum)) => add(sum, tally),
-            None => sums.push((side.clone(), *tally)),
-        }
-    }
-    sums
-}
-
-pub fn holes(stats: &Stats) -> BTreeMap<String, u64> {
-    let mut sums = BTreeMap::new();
-    for (kind, n) in stats.files.iter().flat_map(|file| &file.holes) {
-        *sums.entry(kind.clone()).or_default() += n;
-    }
-    sums
-}
-
-pub fn filtered(stats: &Stats) -> BTreeMap<String, Tally> {
-    let mut sums: BTreeMap<String, Tally> = BTreeMap::new();
-    for (rule, tally) in stats.files.iter().flat_map(|file| &file.filtered) {
-        add(sums.entry(rule.clone()).or_default(), tally);
-    }
-    sums
-}
-
-fn add(sum: &mut Tally, tally: &Tally) {
-    sum.rows += tally.rows;
-    sum.tokens += tally.tokens;
 }
 
 fn row(name: &str, numbers: impl IntoIterator<Item = u64>) -> Vec<String> {

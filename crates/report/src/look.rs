@@ -38,3 +38,13 @@ pub fn escape(text: &str) -> String {
         .replace('>', "&gt;")
         .replace('"', "&quot;")
 }
+
+/// Text that any XML reader takes: escaped, and without the characters that XML has no way to write.
+pub fn plain(text: &str) -> String {
+    let shown = |c: char| match c {
+        '\t' | '\n' => c,
+        '\0'..='\u{1f}' | '\u{fffe}' | '\u{ffff}' => '\u{fffd}',
+        c => c,
+    };
+    escape(&text.chars().map(shown).collect::<String>())
+}

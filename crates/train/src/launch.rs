@@ -1,15 +1,32 @@
 //! Whether this process was started as one of several, and its place among them, from the variables that launchers set: torchrun and
 //! Kubernetes' training jobs (RANK, WORLD_SIZE, ...), Open MPI's mpirun, and srun.
 
-use anyhow::Result;
-use train::ranks::Place;
+use crate::error::{Error, Result};
+use crate::ranks::Place;
 
-use crate::env::{
-    LOCAL_RANK, MASTER_ADDR, MASTER_PORT, OMPI_LOCAL_RANK, OMPI_LOCAL_SIZE, OMPI_RANK, OMPI_SIZE,
-    RANK, SLURM_JOB_ID, SLURM_LOCALID, SLURM_NODELIST, SLURM_PROCID, SLURM_TASKS,
-    TORCHELASTIC_USE_AGENT_STORE, WORLD_SIZE,
-};
-use crate::misuse;
+/// Number of this process among those of a training run, as torchrun and Kubernetes' training jobs set it.
+const RANK: &str = "RANK";
+/// Processes of the run.
+const WORLD_SIZE: &str = "WORLD_SIZE";
+/// Number among the processes of one host.
+const LOCAL_RANK: &str = "LOCAL_RANK";
+/// Host of rank 0, for all launchers.
+const MASTER_ADDR: &str = "MASTER_ADDR";
+/// Port of rank 0, for all launchers.
+const MASTER_PORT: &str = "MASTER_PORT";
+/// `True` where torchrun itself listens on `MASTER_PORT`.
+const TORCHELASTIC_USE_AGENT_STORE: &str = "TORCHELASTIC_USE_AGENT_STORE";
+/// Open MPI's names.
+const OMPI_RANK: &str = "OMPI_COMM_WORLD_RANK";
+const OMPI_SIZE: &str = "OMPI_COMM_WORLD_SIZE";
+const OMPI_LOCAL_RANK: &str = "OMPI_COMM_WORLD_LOCAL_RANK";
+const OMPI_LOCAL_SIZE: &str = "OMPI_COMM_WORLD_LOCAL_SIZE";
+/// Slurm's names; tasks and hosts are those of the step that srun started, not of the job.
+const SLURM_PROCID: &str = "SLURM_PROCID";
+const SLURM_TASKS: &str = "SLURM_STEP_NUM_TASKS";
+const SLURM_LOCALID: &str = "SLURM_LOCALID";
+const SLURM_NODELIST: &str = "SLURM_STEP_NODELIST";
+const SLURM_JOB_ID: &str = "SLURM_JOB_ID";
 
 /// Where rank 0 listens if nothing says otherwise; torchrun's own default.
 const PORT: u16 = 29500;
@@ -17,7 +34,9 @@ const PORT: u16 = 29500;
 /// One process of several.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Launch {
+    /// Number among all processes of the run.
     pub rank: usize,
+    /// Processes of the run.
     pub n_ranks: usize,
     /// Number among the processes of this host: that of its GPU.
     pub local_rank: usize,
@@ -52,14 +71,12 @@ impl Launch {
 /// Reads the variables through `get`; None for a process that was started by itself.
 ///
 /// # Errors
-/// [`crate::ui::Misuse`] for variables that are missing beside others, or are no numbers.
+/// [`Error::RankUnset`], [`Error::RankBeyond`], [`Error::MasterUnset`], [`Error::Variable`].
 pub fn from_env(get: &dyn Fn(&str) -> Option<String>) -> Result<Option<Launch>> {
     let number = |name| number(get, name);
     let (rank, n_ranks, local_rank, host) = if let Some(n_ranks) = number(WORLD_SIZE)? {
         let Some(rank) = number(RANK)? else {
-            misuse!(
-                "WORLD_SIZE is set and RANK is not; set both, or neither to train by one process"
-            )
+            return Err(Error::RankUnset);
         };
         (rank, n_ranks, number(LOCAL_RANK)?.unwrap_or(0), None)
     } else if let (Some(rank), Some(n_ranks)) = (number(OMPI_RANK)?, number(OMPI_SIZE)?) {
@@ -75,17 +92,17 @@ pub fn from_env(get: &dyn Fn(&str) -> Option<String>) -> Result<Option<Launch>> 
         return Ok(None);
     };
     if rank >= n_ranks {
-        misuse!("rank {rank} of {n_ranks} (RANK, WORLD_SIZE): ranks count from 0");
+        return Err(Error::RankBeyond { rank, n_ranks });
     }
     let host = match get(MASTER_ADDR).or(host) {
         Some(host) => host,
         None if n_ranks == 1 => "127.0.0.1".to_owned(),
-        None => misuse!("MASTER_ADDR is not set; give the name or address of rank 0's host"),
+        None => return Err(Error::MasterUnset),
     };
     let port = match get(MASTER_PORT) {
         Some(text) => match text.parse::<u16>() {
             Ok(port) => port,
-            Err(_) => misuse!("the variable MASTER_PORT is `{text}`, which is no port"),
+            Err(_) => return Err(no(MASTER_PORT, text, "port")),
         },
         // Jobs of one host keep out of each other's way.
         None => match number(SLURM_JOB_ID)? {
@@ -108,7 +125,7 @@ pub fn from_env(get: &dyn Fn(&str) -> Option<String>) -> Result<Option<Launch>> 
 /// Processes of the run that the variables speak of, whichever of them this one is; 1 without them.
 ///
 /// # Errors
-/// [`crate::ui::Misuse`] for a number of processes that is none.
+/// [`Error::Variable`].
 pub fn n_ranks(get: &dyn Fn(&str) -> Option<String>) -> Result<usize> {
     for name in [WORLD_SIZE, OMPI_SIZE, SLURM_TASKS] {
         if let Some(n_ranks) = number(get, name)? {
@@ -124,7 +141,15 @@ fn number(get: &dyn Fn(&str) -> Option<String>, name: &str) -> Result<Option<usi
     };
     match text.parse() {
         Ok(number) => Ok(Some(number)),
-        Err(_) => misuse!("the variable {name} is `{text}`, which is no number"),
+        Err(_) => Err(no(name, text, "number")),
+    }
+}
+
+fn no(name: &str, text: String, expected: &'static str) -> Error {
+    Error::Variable {
+        name: name.to_owned(),
+        text,
+        expected,
     }
 }
 

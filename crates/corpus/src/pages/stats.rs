@@ -2,9 +2,10 @@
 
 use std::fmt::Write;
 
-use super::figures::{Section, Table};
-use crate::figure::plain;
-use crate::frame;
+use report::look::plain;
+use report::{figure, frame};
+
+pub use super::stats_figures::{Picture, Section, Table, sections};
 
 const STYLE: &str = "
 body { max-width: 78rem; } h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; } nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; } nav a { color: var(--blue); }
@@ -46,7 +47,8 @@ pub fn page(sections: &[Section]) -> String {
         out.push_str("</section>");
     }
     out.push_str("</main>");
-    frame::page("Data sets", STYLE, &out)
+    out.push_str(&frame::made_by());
+    frame::page("Data sets", &[figure::STYLE, STYLE], &out)
 }
 
 /// A table that scrolls by itself, by keyboard too, so that the page never does sideways.
