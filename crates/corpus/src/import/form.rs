@@ -135,7 +135,11 @@ impl Form {
 
     /// The form of a file: what its content shows, else what its ending says.
     pub(crate) fn of(path: &Path, bytes: &[u8], text: &str) -> Option<Form> {
-        Form::by_content(bytes, text).or_else(|| Form::by_ending(path))
+        // JSON that is none of ours is no plain text, whatever its name.
+        let inner = text.trim_start().strip_prefix('{').map(str::trim_start);
+        let is_json = inner.is_some_and(|inner| inner.starts_with('"'));
+        let by_ending = || Form::by_ending(path).filter(|form| !(is_json && *form == Form::Plain));
+        Form::by_content(bytes, text).or_else(by_ending)
     }
 
     /// The form that a file must have because of what it holds.
@@ -175,15 +179,15 @@ impl Form {
 
     fn of_json(text: &str, first: &str) -> Option<Form> {
         let object = |text: &str| serde_json::from_str::<Map<String, Value>>(text).ok();
-        if object(first).is_some_and(|object| chat_log::is_line(&object)) {
-            return Some(Form::ChatLog);
-        }
         let head = text
             .char_indices()
             .nth(4000)
             .map_or(text, |(end, _)| &text[..end]);
         if discord::is_export(head) {
             return Some(Form::Discord);
+        }
+        if object(first).is_some_and(|object| chat_log::is_line(&object)) {
+            return Some(Form::ChatLog);
         }
         object(text)
             .is_some_and(|object| card::is_card(&object))

@@ -309,6 +309,10 @@ fn stories_rows_and_unknown_files_are_not_recognised() {
         ("broken.jsonl", b"{\"campaign\": \"sea\",\n"),
         ("sky.png", b"\x89PNG\r\n\x1a\n"),
         ("x.toml", b"name = 1"),
+        (
+            "story.txt",
+            b"{\"campaign\": \"sea\", \"scene\": \"s\", \"lines\": []}\n{\"campaign\":",
+        ),
     ]);
     for name in [
         "sea",
@@ -318,6 +322,7 @@ fn stories_rows_and_unknown_files_are_not_recognised() {
         "broken.jsonl",
         "sky.png",
         "x.toml",
+        "story.txt",
         "none",
     ] {
         assert_eq!(recognised(&folder, name), None, "{name}");
