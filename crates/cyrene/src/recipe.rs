@@ -1,7 +1,7 @@
 //! A recipe: one TOML file that says what to train, on what, and how. Unknown keys are refused with the nearest known one named.
 //!
-//! [`KEYS`] is the one list of keys with their defaults and meanings: `cyrene recipe` prints it, the check for unknown keys reads it,
-//! and a test holds it against the structs.
+//! [`keys`] lists all keys with their defaults and meanings: `cyrene recipe` prints them, the check for unknown keys reads them. Those that
+//! training reads are declared with their structs (`train::recipe_table`); a test holds the others against theirs.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,10 @@ use corpus::examples::TrainingStage;
 use serde::{Deserialize, Serialize};
 use text::labels::LossScale;
 use toml::{Table, Value};
-use train::job::{BatchConfig, OptimizerConfig, Packing, RunConfig, TunerConfig};
+use train::job::{
+    BatchConfig, DataConfig, LoraTuner, OptimizerConfig, Packing, RunConfig, TunerConfig,
+};
+use train::recipe_table::Key;
 use train::schedule::Schedule;
 
 use crate::misuse;
@@ -89,11 +92,11 @@ fn default_seed() -> u64 {
 }
 
 fn default_row_tokens() -> usize {
-    train::job::DataConfig::default().row_tokens
+    DataConfig::default().row_tokens
 }
 
 fn default_packing() -> Packing {
-    train::job::DataConfig::default().packing
+    DataConfig::default().packing
 }
 
 fn default_validation_share() -> f64 {
@@ -108,232 +111,79 @@ fn one() -> f64 {
     1.0
 }
 
-/// A key of the recipe: dotted path, default (or an example where there is none) as TOML, meaning.
-pub struct Key {
-    pub path: &'static str,
-    pub value: &'static str,
-    /// Must be given; `value` is then an example.
-    pub required: bool,
-    /// Absent by default; `value` is then an example, printed as a comment.
-    pub optional: bool,
-    pub doc: &'static str,
-}
-
-const fn key(path: &'static str, value: &'static str, doc: &'static str) -> Key {
-    Key {
-        path,
-        value,
-        required: false,
-        optional: false,
-        doc,
-    }
-}
-
-const fn required(path: &'static str, value: &'static str, doc: &'static str) -> Key {
-    Key {
-        path,
-        value,
-        required: true,
-        optional: false,
-        doc,
-    }
-}
-
-const fn optional(path: &'static str, value: &'static str, doc: &'static str) -> Key {
-    Key {
-        path,
-        value,
-        required: false,
-        optional: true,
-        doc,
-    }
-}
-
-/// Every key there is.
-pub const KEYS: &[Key] = &[
-    required(
+/// Keys of the file itself.
+const OWN_KEYS: &[Key] = &[
+    Key::required(
         "stage",
         "\"cpt\"",
         "cpt: loss on all text; sft: loss on what the assistant says",
     ),
-    required(
+    Key::required(
         "base",
         "\"Qwen/Qwen3.5-4B-Base\"",
         "model to start from: a Hugging Face folder (relative to this file) or a Hub id that `cyrene fetch` got",
     ),
-    key(
+    Key::with_default(
         "seed",
         "7",
         "order of documents, adapter initialisation, dropout",
     ),
-    key(
+    Key::with_default(
         "dtype",
         "\"f32\"",
         "storage of weights and activations: f32 or bf16; sums are f32 either way",
     ),
-    optional(
+    Key::optional(
         "character",
         "\"../characters/ovelle.toml\"",
         "whose name, system prompt, greeting and profile the result carries (persona.json); default is the base's",
     ),
-    key(
-        "data.row_tokens",
-        "5120",
-        "tokens of a packed row; longer documents are split at sentence ends, nothing is cut off",
-    ),
-    key(
-        "data.packing",
-        "\"binpack\"",
-        "binpack: fullest rows; sequential: in order",
-    ),
-    required(
+];
+
+/// Keys of `[data]` beside those that training reads.
+const DATA_KEYS: &[Key] = &[
+    Key::required(
         "data.sources",
         "[{ path = \"corpora/pt/amphoreus\", weight = 3 }, { path = \"corpora/pt/amphoreus/chs.jsonl\", weight = 1 }]",
         "JSON-lines files or folders of them; a weight of n is n passes an epoch, reshuffled each time",
     ),
-    optional(
+    Key::optional(
         "data.split",
         "\"corpora/split.json\"",
         "scenes held out for validation, as `cyrene corpus split` wrote them",
     ),
-    key(
+    Key::with_default(
         "data.validation_share",
         "0.02",
         "without data.split: share of the documents held out by seed and text; 0 for none",
     ),
-    key(
+    Key::with_default(
         "data.validation_tokens",
         "100000",
         "tokens of each held-out side scored during training, documents drawn by seed; `cyrene eval` scores all",
     ),
-    key(
+    Key::with_default(
         "data.loss_scale",
         "\"ignore_empty_think\"",
         "sft: ignore_empty_think, default (the empty think block carries loss too) or last_round",
     ),
-    key(
-        "tuner.kind",
-        "\"full\"",
-        "full: every weight of the text model; lora: low-rank adapters beside frozen linear layers",
-    ),
-    optional(
-        "tuner.rank",
-        "16",
-        "lora: rank of A [rank, in] and B [out, rank]; default 16",
-    ),
-    optional(
-        "tuner.alpha",
-        "32",
-        "lora: the adapter's output is scaled by alpha / rank; default 32",
-    ),
-    optional(
-        "tuner.dropout",
-        "0.0",
-        "lora: share of the adapter's inputs zeroed while training; default 0",
-    ),
-    optional(
-        "tuner.targets",
-        "[]",
-        "lora: names of layers (q_proj, in_proj_qkv, ...); empty means every linear layer but the head",
-    ),
-    key(
-        "optimizer.lr",
-        "2e-5",
-        "AdamW: highest learning rate, reached when the warmup ends",
-    ),
-    key(
-        "optimizer.min_lr",
-        "2e-6",
-        "learning rate at the end; at most lr",
-    ),
-    key(
-        "optimizer.schedule",
-        "\"cosine\"",
-        "cosine, linear or constant",
-    ),
-    key(
-        "optimizer.warmup_ratio",
-        "0.1",
-        "share of all steps that warm up",
-    ),
-    optional(
-        "optimizer.warmup_steps",
-        "20",
-        "warmup in steps; overrides warmup_ratio",
-    ),
-    key(
-        "optimizer.betas",
-        "[0.9, 0.95]",
-        "decay of the first and second moment",
-    ),
-    key(
-        "optimizer.eps",
-        "1e-8",
-        "added to the root of the second moment",
-    ),
-    key(
-        "optimizer.weight_decay",
-        "0.1",
-        "decoupled; norms, biases and dt_bias are spared",
-    ),
-    key(
-        "optimizer.grad_clip",
-        "1.0",
-        "global gradient norm above which gradients are scaled down; 0: never",
-    ),
-    key("batch.rows", "3", "rows of a micro-batch"),
-    key(
-        "batch.accumulate",
-        "8",
-        "micro-batches of an optimizer step; a last step may be smaller",
-    ),
-    key(
-        "run.epochs",
-        "1",
-        "passes over the sources, each as often as its weight says",
-    ),
-    optional("run.steps", "1200", "optimizer steps; overrides epochs"),
-    key(
-        "run.validate_every",
-        "50",
-        "steps between validations; 0: only at the start and the end",
-    ),
-    key(
-        "run.validate_at_start",
-        "true",
-        "held-out loss of the untrained model as step 0",
-    ),
-    key(
-        "run.save_every_minutes",
-        "10.0",
-        "minutes between checkpoints; 0: none by the clock",
-    ),
-    key(
-        "run.save_every",
-        "0",
-        "steps between checkpoints; 0: none by count",
-    ),
-    key(
-        "run.keep_last",
-        "2",
-        "newest checkpoints kept beside the best; 0: all",
-    ),
-    key(
-        "run.save_best",
-        "true",
-        "a checkpoint whenever the held-out loss is the lowest so far",
-    ),
-    key(
-        "run.save_dtype",
-        "\"base\"",
-        "number type of the result: base (as the base has it), bf16 or f32",
-    ),
-    key(
-        "run.result",
-        "\"last\"",
-        "weights the run ends with: last, or best (lowest held-out loss)",
-    ),
 ];
+
+/// Every key there is, in the order of the reference; those that training reads stand beside their structs.
+fn keys() -> impl Iterator<Item = &'static Key> {
+    [
+        OWN_KEYS,
+        DataConfig::KEYS,
+        DATA_KEYS,
+        &[TunerConfig::KIND],
+        LoraTuner::KEYS,
+        OptimizerConfig::KEYS,
+        BatchConfig::KEYS,
+        RunConfig::KEYS,
+    ]
+    .into_iter()
+    .flatten()
+}
 
 impl Recipe {
     /// Reads a recipe file and applies `--set key=value` changes.
@@ -497,7 +347,7 @@ fn apply(table: &mut Table, change: &str) -> Result<()> {
 }
 
 fn refuse_unknown(table: &Table, source: &str, name: &str) -> Result<()> {
-    let known: Vec<&str> = KEYS.iter().map(|key| key.path).collect();
+    let known: Vec<&str> = keys().map(|key| key.path).collect();
     let tables: Vec<&str> = known
         .iter()
         .filter_map(|path| path.split_once('.').map(|(table, _)| table))
@@ -535,7 +385,7 @@ pub fn reference() -> String {
         "# Every key of a recipe. Keys behind `#` are absent by default; the value shown is an example.\n",
     );
     let mut table = "";
-    for key in KEYS {
+    for key in keys() {
         let (in_table, name) = key.path.split_once('.').unwrap_or(("", key.path));
         if in_table != table {
             out.push_str(&format!("\n[{in_table}]\n"));
@@ -565,10 +415,7 @@ pub fn explain(text: &str) -> String {
         }
         let name = line.split('=').next().unwrap_or("").trim();
         let path = format!("{table}{name}");
-        if let Some(key) = KEYS
-            .iter()
-            .find(|key| key.path == path && line.contains('='))
-        {
+        if let Some(key) = keys().find(|key| key.path == path && line.contains('=')) {
             out.push_str(&format!("# {}\n", key.doc));
         }
         out.push_str(line);
@@ -664,7 +511,7 @@ mod tests {
             .lines()
             .map(|line| match line.strip_prefix('#') {
                 Some(rest)
-                    if KEYS.iter().any(|key| {
+                    if keys().any(|key| {
                         key.optional
                             && rest.starts_with(&format!(
                                 "{} = ",
@@ -683,7 +530,10 @@ mod tests {
             recipe.data.split.as_deref(),
             Some(Path::new("corpora/split.json"))
         );
-        assert!(matches!(recipe.tuner, TunerConfig::Lora { rank: 16, .. }));
+        assert!(matches!(
+            recipe.tuner,
+            TunerConfig::Lora(LoraTuner { rank: 16, .. })
+        ));
     }
 
     #[test]

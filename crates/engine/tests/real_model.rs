@@ -39,7 +39,7 @@ fn tiny_model() -> Model {
         "tie_word_embeddings": true,
         "vocab_size": VOCAB,
     });
-    Model::init(Config::from_json(&config).unwrap(), 3, DType::F32).unwrap()
+    Model::init(Config::from_json(&config).unwrap(), 3, DType::F32)
 }
 
 fn start(config: EngineConfig) -> EngineHandle {

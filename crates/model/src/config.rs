@@ -5,7 +5,6 @@ use std::path::Path;
 use kernel::DType;
 use serde_json::{Map, Value};
 
-use crate::qwen3_5::memory::weights;
 use crate::{Error, Result};
 
 /// Width of the causal convolution that the kernels implement.
@@ -32,26 +31,39 @@ pub(crate) enum Form {
 /// Qwen3.5's text configuration; fields are named as upstream.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
+    /// Ids that the embedding table has rows for.
     pub vocab_size: usize,
+    /// Width of the residual stream.
     pub hidden_size: usize,
+    /// Width of the feed-forward.
     pub intermediate_size: usize,
     /// One entry a layer.
     pub layer_types: Vec<LayerType>,
+    /// Query heads of an attention layer.
     pub num_attention_heads: usize,
+    /// Key and value heads of an attention layer.
     pub num_key_value_heads: usize,
+    /// Width of each head of an attention layer.
     pub head_dim: usize,
     /// Dimensions of each head that rotate: head_dim · partial_rotary_factor.
     pub rotary_dims: usize,
+    /// Base of the rotary wavelengths.
     pub rope_theta: f64,
+    /// Key heads of a delta net.
     pub linear_num_key_heads: usize,
+    /// Width of each key head of a delta net.
     pub linear_key_head_dim: usize,
+    /// Value heads of a delta net.
     pub linear_num_value_heads: usize,
+    /// Width of each value head of a delta net.
     pub linear_value_head_dim: usize,
+    /// Added to mean squares by the norms.
     pub rms_norm_eps: f32,
     /// The head is the embedding table.
     pub tie_word_embeddings: bool,
     /// Standard deviation of fresh matrices.
     pub initializer_range: f64,
+    /// Longest context, in tokens, that the model was made for.
     pub max_position_embeddings: usize,
     pub(crate) form: Form,
     raw: Value,
@@ -146,16 +158,25 @@ impl Config {
         &self.raw
     }
 
-    /// Trainable numbers of the text model; a tied head counts once, visual and mtp tensors do not.
-    pub fn n_params(&self) -> u64 {
-        let weights = weights(self, DType::Bf16);
-        weights.iter().map(|spec| spec.numel() as u64).sum()
-    }
-
     /// Channels of the delta net's convolution: queries, keys and values side by side.
     pub(crate) fn conv_channels(&self) -> usize {
         2 * self.linear_num_key_heads * self.linear_key_head_dim
             + self.linear_num_value_heads * self.linear_value_head_dim
+    }
+
+    /// Width of the delta net's values: all value heads side by side.
+    pub(crate) fn value_width(&self) -> usize {
+        self.linear_num_value_heads * self.linear_value_head_dim
+    }
+
+    /// Width of attention's queries: all heads side by side.
+    pub(crate) fn query_width(&self) -> usize {
+        self.num_attention_heads * self.head_dim
+    }
+
+    /// Width of attention's keys, and of its values.
+    pub(crate) fn key_width(&self) -> usize {
+        self.num_key_value_heads * self.head_dim
     }
 
     /// The JSON to save: without a quantization note, and with the stated dtype if weights change theirs.

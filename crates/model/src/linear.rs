@@ -17,9 +17,10 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
-    pub fn zeros(n_out: usize, n_in: usize, dtype: DType) -> Self {
+    /// Of shape [O,I].
+    pub fn zeros(shape: &[usize], dtype: DType) -> Self {
         Linear {
-            weight: Parameter::zeros(&[n_out, n_in], dtype),
+            weight: Parameter::zeros(shape, dtype),
             adapter: None,
         }
     }

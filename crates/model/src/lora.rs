@@ -3,15 +3,12 @@
 
 use kernel::cuda::footprint;
 use kernel::ops::dropout::Dropout;
-use kernel::ops::{Write, low_rank, matmul};
+use kernel::ops::{Write, low_rank};
 use kernel::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::config::Config;
-use crate::linear::Linear;
 use crate::parameter::{Gradients, Parameter};
-use crate::qwen3_5::{Qwen3_5, memory, names};
-use crate::{Error, Result, random};
+use crate::{Error, Result};
 
 /// Settings of an adapter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,6 +24,30 @@ pub struct LoraConfig {
     /// Last parts of module names, such as `q_proj`; empty: every linear layer of the text model but the head.
     #[serde(default)]
     pub targets: Vec<String>,
+}
+
+impl LoraConfig {
+    /// Refuses values that no adapter has.
+    ///
+    /// # Errors
+    /// [`Error::LoraConfig`] with the key.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.rank == 0 {
+            return Err(Error::LoraConfig {
+                key: "rank",
+                value: 0.0,
+                expected: "give 1 or more",
+            });
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(Error::LoraConfig {
+                key: "dropout",
+                value: f64::from(self.dropout),
+                expected: "give 0 or more, less than 1",
+            });
+        }
+        Ok(())
+    }
 }
 
 /// What alpha is divided by.
@@ -87,19 +108,18 @@ impl Scratch {
     }
 
     /// Bytes on a GPU once every layer has had its turn: one [T,R] for each adapter, and one gradient.
-    pub fn bytes_for(config: &Config, lora: &LoraConfig, n_tokens: usize, dtype: DType) -> usize {
-        let n_adapters = memory::adapters(config, lora).len() / 2;
-        (n_adapters + 1) * footprint(n_tokens * lora.rank * dtype.size())
+    pub fn bytes_for(n_adapters: usize, rank: usize, n_tokens: usize, dtype: DType) -> usize {
+        (n_adapters + 1) * footprint(n_tokens * rank * dtype.size())
     }
 
     /// Allocates what a training pass over `n_tokens` needs.
     ///
     /// # Errors
     /// [`Error::Kernel`] if the GPU has no room.
-    pub fn reserve(&mut self, config: &Config, lora: &LoraConfig, n_tokens: usize) -> Result<()> {
-        self.make_places(memory::adapters(config, lora).len() / 2);
+    pub fn reserve(&mut self, n_adapters: usize, rank: usize, n_tokens: usize) -> Result<()> {
+        self.make_places(n_adapters);
         for tensor in self.u_tr.iter_mut().chain([&mut self.d_u_tr]) {
-            tensor.resize(&[n_tokens, lora.rank])?;
+            tensor.resize(&[n_tokens, rank])?;
         }
         Ok(())
     }
@@ -236,108 +256,10 @@ impl Adapter {
     }
 }
 
-/// See [`crate::Model::attach_lora`].
-pub(crate) fn attach(model: &mut Qwen3_5, config: &LoraConfig, seed: u64) -> Result<()> {
-    check_range(config)?;
-    let targets = resolve_targets(model, &config.targets)?;
-    for (layer_number, (name, linear)) in names::linears_mut(model).into_iter().enumerate() {
-        let stream = layer_number as u64;
-        linear.adapter = targets
-            .iter()
-            .any(|target| *target == names::last_part(&name))
-            .then(|| fresh(linear, config, stream, seed));
-    }
-    model.lora = Some(LoraConfig {
-        targets,
-        ..config.clone()
-    });
-    model.number_parameters();
-    Ok(())
-}
-
-/// See [`crate::Model::merge_lora`].
-pub(crate) fn merge(model: &mut Qwen3_5) -> Result<()> {
-    if model.lora.take().is_none() {
-        return Err(Error::NoAdapter);
-    }
-    for (_, linear) in names::linears_mut(model) {
-        if let Some(adapter) = linear.adapter.take() {
-            // W [O,I] += scale · B [O,R] A [R,I]: the product that backward_input makes.
-            matmul::backward_input(
-                &mut linear.weight.tensor,
-                &adapter.b_or.tensor,
-                &adapter.a_ri.tensor,
-                adapter.scale(),
-                Write::Accumulate,
-            )?;
-        }
-    }
-    model.number_parameters();
-    Ok(())
-}
-
-/// A from the same range as torch's kaiming_uniform(a = √5): ±1/√in; B zero.
-fn fresh(linear: &Linear, config: &LoraConfig, layer_number: u64, seed: u64) -> Adapter {
-    let [n_out, n_in] = [
-        linear.weight.tensor.shape()[0],
-        linear.weight.tensor.shape()[1],
-    ];
-    let bound = 1.0 / (n_in as f64).sqrt();
-    let a = (0..(config.rank * n_in) as u64)
-        .map(|i| ((2.0 * random::uniform(seed, layer_number, i) - 1.0) * bound) as f32)
-        .collect();
-    Adapter {
-        a_ri: Parameter::of(Tensor::from_f32(&[config.rank, n_in], a)),
-        b_or: Parameter::zeros(&[n_out, config.rank], DType::F32),
-        alpha: config.alpha,
-        scaling: Scaling::Rank,
-        dropout: config.dropout,
-        layer_number,
-    }
-}
-
-fn check_range(config: &LoraConfig) -> Result<()> {
-    if config.rank == 0 {
-        return Err(Error::LoraConfig {
-            key: "rank",
-            value: 0.0,
-            expected: "give 1 or more",
-        });
-    }
-    if !(0.0..1.0).contains(&config.dropout) {
-        return Err(Error::LoraConfig {
-            key: "dropout",
-            value: f64::from(config.dropout),
-            expected: "give 0 or more, less than 1",
-        });
-    }
-    Ok(())
-}
-
-/// The asked-for targets, each checked; all of them if none is named.
-fn resolve_targets(model: &Qwen3_5, asked: &[String]) -> Result<Vec<String>> {
-    let mut known: Vec<String> = Vec::new();
-    for (name, _) in names::linears(model) {
-        let target = names::last_part(&name);
-        if !known.iter().any(|k| k == target) {
-            known.push(target.to_owned());
-        }
-    }
-    if let Some(name) = asked.iter().find(|name| !known.contains(name)) {
-        return Err(Error::LoraTarget {
-            name: name.clone(),
-            known: known.join(", "),
-        });
-    }
-    Ok(if asked.is_empty() {
-        known
-    } else {
-        asked.to_vec()
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use crate::random;
+
     use super::*;
 
     fn adapter(dropout: f32) -> Adapter {

@@ -7,6 +7,7 @@ use crate::Result;
 /// Gradients of the trainable tensors, f32, in the order of `Model::trainable_names`.
 #[derive(Debug)]
 pub struct Gradients {
+    /// One a trainable tensor, of its shape.
     pub tensors: Vec<Tensor>,
     /// Whether a tensor is the weight of a linear layer, which a first product may assign.
     linear: Vec<bool>,

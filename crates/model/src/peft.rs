@@ -12,7 +12,7 @@ use crate::checkpoint::{self, Checkpoint, Planned, Writer};
 use crate::config::read_json;
 use crate::lora::{Adapter, LoraConfig, Scaling};
 use crate::parameter::Parameter;
-use crate::qwen3_5::Qwen3_5;
+use crate::qwen3_5::Model;
 use crate::qwen3_5::names::{self, AdapterTensor, Side};
 use crate::{Error, Result};
 
@@ -62,7 +62,7 @@ const READ: [&str; 13] = [
 const PLAIN_STARTS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
 
 /// See [`crate::Model::load_adapter`].
-pub(crate) fn load(model: &mut Qwen3_5, dir: &Path) -> Result<()> {
+pub(crate) fn load(model: &mut Model, dir: &Path) -> Result<()> {
     for name in [CONFIG, WEIGHTS] {
         if !dir.join(name).is_file() {
             return Err(missing_file(dir, name));
@@ -74,7 +74,7 @@ pub(crate) fn load(model: &mut Qwen3_5, dir: &Path) -> Result<()> {
     // 1. every layer that is a target has its tensors, and they fit
     let mut adapters = Vec::new();
     let mut targets = Vec::new();
-    for (layer_number, (module, linear)) in names::linears(model).into_iter().enumerate() {
+    for (layer_number, (module, linear)) in model.linears().into_iter().enumerate() {
         let Some(pair) = pairs.remove(&module) else {
             if settings.names_as_target(&format!("{prefix}{module}"))? {
                 return Err(settings.error(format!(
@@ -98,7 +98,7 @@ pub(crate) fn load(model: &mut Qwen3_5, dir: &Path) -> Result<()> {
             pair.module
         )));
     }
-    for ((_, linear), adapter) in names::linears_mut(model).into_iter().zip(adapters) {
+    for ((_, linear), adapter) in model.linears_mut().into_iter().zip(adapters) {
         linear.adapter = adapter;
     }
     model.lora = Some(LoraConfig {
@@ -107,12 +107,11 @@ pub(crate) fn load(model: &mut Qwen3_5, dir: &Path) -> Result<()> {
         dropout: settings.dropout,
         targets,
     });
-    model.number_parameters();
     Ok(())
 }
 
 /// See [`crate::Model::save_adapter`].
-pub(crate) fn save(model: &Qwen3_5, dir: &Path, base_name: &str) -> Result<()> {
+pub(crate) fn save(model: &Model, dir: &Path, base_name: &str) -> Result<()> {
     let lora = model.lora.as_ref().ok_or(Error::NoAdapter)?;
     let tensors: Vec<(String, &Tensor)> = model
         .trainable_names()
@@ -550,9 +549,10 @@ fn as_layers(value: &Value) -> Option<Vec<u64>> {
 }
 
 /// What PEFT 0.21 writes for plain LoRA.
-fn config_json(model: &Qwen3_5, lora: &LoraConfig, base_name: &str) -> Value {
+fn config_json(model: &Model, lora: &LoraConfig, base_name: &str) -> Value {
     let form = model.config.form;
-    let adapters: Vec<(String, &Adapter)> = names::linears(model)
+    let adapters: Vec<(String, &Adapter)> = model
+        .linears()
         .into_iter()
         .filter_map(|(module, linear)| Some((names::full(form, &module), linear.adapter.as_ref()?)))
         .collect();
@@ -617,9 +617,9 @@ fn config_json(model: &Qwen3_5, lora: &LoraConfig, base_name: &str) -> Value {
 }
 
 /// A pattern over the text model's layers, so that the vision tower never matches; a list of names where only some layers are adapted.
-fn target_modules(model: &Qwen3_5, lora: &LoraConfig) -> Value {
+fn target_modules(model: &Model, lora: &LoraConfig) -> Value {
     let form = model.config.form;
-    let named = names::linears(model).into_iter().filter(|(module, _)| {
+    let named = model.linears().into_iter().filter(|(module, _)| {
         let last = names::last_part(module);
         lora.targets.iter().any(|target| target == last)
     });

@@ -5,7 +5,7 @@ mod common;
 
 use common::{Row, assert_close, named, sum, tiny, tiny_json, trainable};
 use kernel::DType;
-use model::{Config, Keep, LoraConfig, Model, Saved, SequenceState, TrainPass};
+use model::{Config, LoraConfig, Model, Recompute, Saved, SequenceState, TrainPass};
 
 fn loss(model: &Model, saved: &mut Saved, row: &Row) -> f64 {
     sum(&model.nll(saved, &row.batch()).unwrap())
@@ -188,7 +188,7 @@ fn generation_matches_full_forward_however_it_is_cut() {
     for dtype in [DType::F32, DType::Bf16] {
         let tolerance = if dtype == DType::F32 { 1e-5 } else { 2e-2 };
         let config = Config::from_json(&tiny_json(false)).unwrap();
-        let model = Model::init(config, 13, dtype).unwrap();
+        let model = Model::init(config, 13, dtype);
         let tokens_t = Row::seeded(&[150], 61, 4).tokens_t;
         let expected = model
             .logits(&mut Saved::default(), &tokens_t, &[0, 150])
@@ -248,7 +248,7 @@ fn batched_step_equals_single_steps_and_clones_go_their_own_way() {
 fn saved_bytes_are_predicted_exactly_and_reused() {
     for dtype in [DType::F32, DType::Bf16] {
         let config = Config::from_json(&tiny_json(true)).unwrap();
-        let model = Model::init(config, 1, dtype).unwrap();
+        let model = Model::init(config, 1, dtype);
         let mut saved = Saved::default();
         let mut grads = model.gradients().unwrap();
         for lengths in [vec![40, 24], vec![9], vec![64]] {
@@ -264,7 +264,7 @@ fn saved_bytes_are_predicted_exactly_and_reused() {
 }
 
 #[test]
-fn what_is_not_kept_is_computed_again_to_the_bit() {
+fn what_is_recomputed_is_the_same_to_the_bit() {
     let mut model = tiny(true, 22);
     let n_layers = model.config().layer_types.len();
     let lora = LoraConfig {
@@ -277,40 +277,47 @@ fn what_is_not_kept_is_computed_again_to_the_bit() {
         if with_lora {
             model.attach_lora(&lora, 3).unwrap();
         }
-        let run = |keeps: Vec<Keep>| {
+        let run = |policy: Vec<Recompute>| {
             let row = Row::seeded(&[33, 12], 61, 6);
             let mut grads = model.gradients().unwrap();
-            let mut saved = Saved::keeping(keeps.clone());
+            let mut saved = Saved::with_policy(policy.clone());
             let nll = model
                 .forward_backward(&mut saved, &mut grads, &row.batch(), 1.0, 9)
                 .unwrap();
             let dtype = model.dtype();
-            let predicted = Saved::bytes_for(model.config(), 45, dtype, &keeps);
-            assert_eq!(saved.bytes(), predicted, "{keeps:?}");
+            let predicted = Saved::bytes_for(model.config(), 45, dtype, &policy);
+            assert_eq!(saved.bytes(), predicted, "{policy:?}");
             (nll, grads.tensors, saved.bytes())
         };
-        let (nll, grads, all) = run(vec![Keep::All; n_layers]);
+        let (nll, grads, all) = run(vec![Recompute::Nothing; n_layers]);
         let mixed = (0..n_layers)
-            .map(|layer| [Keep::Input, Keep::All, Keep::Mixer, Keep::Products][layer % 4])
+            .map(|layer| {
+                [
+                    Recompute::Layer,
+                    Recompute::Nothing,
+                    Recompute::FeedForward,
+                    Recompute::Elementwise,
+                ][layer % 4]
+            })
             .collect();
-        for keeps in [
+        for policy in [
             Vec::new(),
-            vec![Keep::Mixer; n_layers],
-            vec![Keep::Input; n_layers],
+            vec![Recompute::FeedForward; n_layers],
+            vec![Recompute::Layer; n_layers],
             mixed,
         ] {
-            let is_mixed = keeps.windows(2).any(|pair| pair[0] != pair[1]);
-            let (again_nll, again, less) = run(keeps);
+            let is_mixed = policy.windows(2).any(|pair| pair[0] != pair[1]);
+            let (again_nll, again, less) = run(policy);
             assert_eq!(again_nll, nll);
             assert_eq!(again, grads);
-            // What is lent may cost a mixed choice more than it saves in a model of so few layers.
+            // What is shared may cost a mixed choice more than it saves in a model of so few layers.
             assert!(less < all || is_mixed, "{less} bytes of {all}");
         }
     }
 }
 
 #[test]
-fn each_choice_keeps_less_and_repeats_more() {
+fn each_policy_keeps_less_and_recomputes_more() {
     let config = Config::from_json(&tiny_json(true)).unwrap();
     let pass = TrainPass {
         config: &config,
@@ -319,17 +326,21 @@ fn each_choice_keeps_less_and_repeats_more() {
         n_tokens: 64,
         longest: 64,
     };
-    let choices = Saved::choices(&config);
+    let policies = Recompute::policies(&config);
     let n_layers = config.layer_types.len();
-    assert_eq!(choices.first(), Some(&vec![Keep::All; n_layers]));
-    assert_eq!(choices.last(), Some(&vec![Keep::Input; n_layers]));
-    for pair in choices.windows(2) {
-        let [more, less] = [&pair[0], &pair[1]]
-            .map(|keeps| (pass.repeated_operations(keeps), pass.repeated_bytes(keeps)));
+    assert_eq!(policies.first(), Some(&vec![Recompute::Nothing; n_layers]));
+    assert_eq!(policies.last(), Some(&vec![Recompute::Layer; n_layers]));
+    for pair in policies.windows(2) {
+        let [more, less] = [&pair[0], &pair[1]].map(|policy| {
+            (
+                pass.recomputed_operations(policy),
+                pass.recomputed_bytes(policy),
+            )
+        });
         assert!(less.0 >= more.0 && less.1 >= more.1 && less != more);
     }
-    let bytes = |keeps: &Vec<Keep>| pass.activation_bytes(keeps);
-    assert!(bytes(choices.last().unwrap()) < bytes(&choices[0]));
+    let bytes = |policy: &Vec<Recompute>| pass.activation_bytes(policy);
+    assert!(bytes(policies.last().unwrap()) < bytes(&policies[0]));
 }
 
 #[test]
@@ -350,7 +361,7 @@ fn specs_are_those_of_the_model() {
             dropout: 0.0,
             targets,
         });
-        let mut model = Model::init(config.clone(), 1, DType::Bf16).unwrap();
+        let mut model = Model::init(config.clone(), 1, DType::Bf16);
         if let Some(lora) = &lora {
             model.attach_lora(lora, 2).unwrap();
         }
@@ -388,10 +399,10 @@ fn lora_scratch_is_predicted_and_reserved() {
             dropout,
             targets: Vec::new(),
         };
-        let mut model = Model::init(config.clone(), 1, DType::F32).unwrap();
+        let mut model = Model::init(config.clone(), 1, DType::F32);
         model.attach_lora(&lora, 2).unwrap();
         let mut saved = Saved::default();
-        saved.reserve(&model, 45).unwrap();
+        model.reserve(&mut saved, 45).unwrap();
         let reserved = (saved.bytes(), saved.lora_bytes());
         let mut grads = model.gradients().unwrap();
         let row = Row::seeded(&[33, 12], 61, 6);

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// What a row is matched by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kind<'a> {
+    /// Language code, where one is known.
     pub language: Option<&'a str>,
     /// Labels that are learned from.
     pub targets: u64,

@@ -37,9 +37,11 @@ const VERSION: u32 = 1;
 /// What a checkpoint remembers besides weights and moments.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct State {
+    /// Version of this file.
     pub version: u32,
     /// Optimizer steps done; also the position in the data.
     pub step: u64,
+    /// Steps of the whole run.
     pub total_steps: u64,
     /// What decides the numbers of a run, key by key; see `identity.rs`.
     pub identity: serde_json::Map<String, Value>,
@@ -51,17 +53,22 @@ pub struct State {
     pub elapsed_s: f64,
     /// Length of metrics.jsonl when this was written.
     pub metrics_bytes: u64,
+    /// Where the event file ended.
     pub tensorboard: Position,
     /// The step whose held-out loss is the newest.
     pub validated_step: Option<u64>,
+    /// The last training step.
     pub last_train: Option<TrainLine>,
+    /// The last held-out losses.
     pub last_validation: Vec<ValidationLine>,
 }
 
 /// The lowest held-out loss and the step that had it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Best {
+    /// The step, from 1.
     pub step: u64,
+    /// Its held-out loss.
     pub loss: f64,
 }
 

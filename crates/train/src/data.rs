@@ -24,7 +24,9 @@ pub struct Pieces {
 /// What one packed row will hold: piece indices, and their tokens together.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RowPlan {
+    /// Indices of its pieces.
     pub pieces: Vec<usize>,
+    /// Tokens of all of them.
     pub n_tokens: u64,
 }
 
@@ -142,8 +144,11 @@ pub struct Plan {
 /// One optimizer step: some rows of one epoch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Step {
+    /// The epoch, from 0.
     pub epoch_idx: usize,
+    /// Rows of the epoch that the step sees.
     pub rows: Range<usize>,
+    /// Tokens of all of them.
     pub n_tokens: u64,
     /// Positions that carry loss, over all micro-batches: the loss is divided by this.
     pub n_targets: u64,
@@ -214,6 +219,7 @@ impl Plan {
         Ok(plan)
     }
 
+    /// Optimizer steps of the whole run.
     pub fn total_steps(&self) -> u64 {
         self.steps.len() as u64
     }
@@ -243,6 +249,7 @@ impl Plan {
         steps.iter().map(|step| step.n_tokens).sum()
     }
 
+    /// Where the documents and tokens are.
     pub fn account(&self) -> &Account {
         &self.account
     }

@@ -2,92 +2,137 @@
 
 use std::path::{Path, PathBuf};
 
+/// What this crate returns.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Errors of `train`; every variant carries the data to find the cause.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// The model, its files or its adapter.
     #[error(transparent)]
     Model(#[from] model::Error),
+    /// An op or a device failed outside a step.
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
+    /// The GPU has too little memory for any plan.
     #[error(
-        "training needs {} of the GPU even with one row of {row_tokens} tokens at a time and every layer computed twice, and it has {}; lower data.row_tokens, {}, or close other programs on the GPU", gib(*.needed), gib(*.available), lighter(*.is_lora)
+        "training needs {} of the GPU even with one row of {row_tokens} tokens at a time and every layer recomputed in the backward pass, and it has {}; lower data.row_tokens, {}, or close other programs on the GPU", gib(*.needed), gib(*.available), lighter(*.is_lora)
     )]
     DoesNotFit {
+        /// Bytes of the least demanding plan.
         needed: usize,
+        /// Bytes that there are.
         available: usize,
+        /// Tokens of a row.
         row_tokens: usize,
         /// Whether adapters train already.
         is_lora: bool,
     },
+    /// The host has too little memory for the moments that do not fit on the GPU.
     #[error(
         "training within {} of the GPU needs {} of host memory for the optimizer's moments, and {} can be locked; close other programs, give the machine or its container more memory, {}, or use a GPU with more memory", gib(*.gpu_bytes), gib(*.needed), gib(*.available), lighter(*.is_lora)
     )]
     DoesNotFitHost {
+        /// Bytes of the least demanding plan.
         needed: usize,
+        /// Bytes that there are.
         available: usize,
+        /// Bytes of the GPU that training may use.
         gpu_bytes: usize,
         /// Whether adapters train already.
         is_lora: bool,
     },
+    /// The tokenizer.
     #[error(transparent)]
     Text(#[from] text::Error),
     /// A checkpoint cannot be written, cleared or removed.
     #[error(transparent)]
     Files(#[from] files::Error),
+    /// A file or folder could not be read or written.
     #[error("{action} {path}: {source}")]
     Io {
+        /// What was tried, as a gerund.
         action: &'static str,
+        /// The file or folder.
         path: PathBuf,
+        /// What the system or the parser said.
         source: std::io::Error,
     },
+    /// A checkpoint's state is damaged.
     #[error(
         "reading {path}: {source}; delete the folder it lies in to go on from an older checkpoint"
     )]
     State {
+        /// The file or folder.
         path: PathBuf,
+        /// What the system or the parser said.
         source: serde_json::Error,
     },
+    /// A checkpoint's moments are damaged.
     #[error(
         "reading {path}: {source}; delete the folder it lies in to go on from an older checkpoint"
     )]
     OptimizerFile {
+        /// The file or folder.
         path: PathBuf,
+        /// What the system or the parser said.
         source: safetensors::SafeTensorError,
     },
+    /// A checkpoint's moments are of another model.
     #[error(
         "{path} has no tensor `{name}` of shape {shape:?} and type {dtype}; it belongs to another model, or to a run on another kind of device (moments of bf16 weights are bf16 on a GPU, f32 on a CPU): go on there, or give another --out"
     )]
     OptimizerTensor {
+        /// The file or folder.
         path: PathBuf,
+        /// The name of the tensor.
         name: String,
+        /// The shape it should have.
         shape: Vec<usize>,
+        /// The type it should have.
         dtype: kernel::DType,
     },
+    /// A checkpoint is of another model.
     #[error("{path} holds another model than the one that is to be trained; give another --out")]
-    OtherModel { path: PathBuf },
+    OtherModel {
+        /// The file or folder.
+        path: PathBuf,
+    },
+    /// A key of the recipe is out of range.
     #[error("`{key}` is {value}, but must be {expected}")]
     BadValue {
+        /// The key as the recipe has it.
         key: &'static str,
+        /// The value.
         value: String,
+        /// What would be in range.
         expected: &'static str,
     },
+    /// Nothing in the rows carries loss.
     #[error(
         "none of the {documents} training documents has a token to train on: every label after the first is -100; check the loss mask of the rows and the weights of the sources"
     )]
-    NoTrainableToken { documents: usize },
+    NoTrainableToken {
+        /// How many there are.
+        documents: usize,
+    },
     /// `document` counts from 0 in the order of the job.
     #[error(
         "document {document} of the {split} data (source {source_idx}) holds token id {id} at position {position}, but the model's vocabulary has {vocab_size}; encode the rows with this model's tokenizer"
     )]
     TokenBeyondVocabulary {
+        /// `train`, or the name of a held-out set.
         split: &'static str,
+        /// Its number, from 0, in the order of the job.
         document: usize,
+        /// The source it is from.
         source_idx: u32,
+        /// Where in the document.
         position: usize,
+        /// The token id.
         id: u32,
+        /// Ids that the model has.
         vocab_size: usize,
     },
     /// `document` counts from 0 in the order of the job.
@@ -95,28 +140,43 @@ pub enum Error {
         "document {document} of the {split} data (source {source_idx}) has {ids} ids and {labels} labels; they must be equally many"
     )]
     LabelCount {
+        /// `train`, or the name of a held-out set.
         split: &'static str,
+        /// Its number, from 0, in the order of the job.
         document: usize,
+        /// The source it is from.
         source_idx: u32,
+        /// Number of ids.
         ids: usize,
+        /// Number of labels.
         labels: usize,
     },
+    /// The loss or the gradient is NaN or infinite.
     #[error("{what} is {value} at step {step}; nothing of this step was kept. {remedy}", remedy = last_good(.last_checkpoint))]
     NotFinite {
+        /// `loss` or `gradient norm`.
         what: &'static str,
+        /// The value.
         value: f32,
+        /// The step, from 1.
         step: u64,
+        /// The checkpoint to go on from.
         last_checkpoint: Option<PathBuf>,
     },
     /// The GPU is gone, full or refused a call; `cause` says which.
     #[error("step {step} failed: {cause}. {remedy}", remedy = go_on(.last_checkpoint))]
     DeviceFailed {
+        /// The step, from 1.
         step: u64,
+        /// What the GPU said.
         cause: kernel::Error,
+        /// The checkpoint to go on from.
         last_checkpoint: Option<PathBuf>,
     },
+    /// The folder belongs to another recipe or other data.
     #[error("{dir} was trained with another recipe or other data ({}); give another --out, restore the recipe, or use --force to go on with the new one", .differences.join("; "))]
     RecipeChanged {
+        /// The folder.
         dir: PathBuf,
         /// `key: was X, is Y`, one entry a key.
         differences: Vec<String>,
@@ -145,37 +205,62 @@ pub enum Error {
         /// `number` or `port`.
         expected: &'static str,
     },
+    /// Some ranks would have nothing to do.
     #[error(
         "a step has {micro_batches} micro-batches of {rows} rows, but {n_ranks} ranks are to share them; start fewer ranks, or give batch.accumulate = {n_ranks} or more and fewer batch.rows, whose product is what one step learns from"
     )]
     TooFewMicroBatches {
+        /// Micro-batches of a step.
         micro_batches: usize,
+        /// Rows of each.
         rows: usize,
+        /// How many processes train together.
         n_ranks: usize,
     },
+    /// The ranks did not find each other.
     #[error("rank {rank} of {n_ranks} at {place}: {what}")]
-    Meeting {
+    Rendezvous {
+        /// The process's number.
         rank: usize,
+        /// How many processes train together.
         n_ranks: usize,
-        /// Where rank 0 is met.
+        /// Where rank 0 listens.
         place: String,
+        /// What happened.
         what: String,
     },
+    /// A rank failed.
     #[error(
         "rank {rank} failed, and with it the run: {what}; start all ranks again by the same command to go on from the last checkpoint"
     )]
-    Rank { rank: usize, what: String },
+    Rank {
+        /// The process's number.
+        rank: usize,
+        /// What happened.
+        what: String,
+    },
+    /// The ranks were not started alike.
     #[error(
         "{what} is {here} on rank {rank} and {first} on rank 0; start all ranks with one recipe, the same data and the same kind of device"
     )]
     RanksDiffer {
+        /// What differs.
         what: String,
+        /// The process's number.
         rank: usize,
+        /// What it is on this rank.
         here: String,
+        /// What it is on rank 0.
         first: String,
     },
+    /// A stop was asked for; everything is saved.
     #[error("stopped after step {step}; run the same command again to go on from {checkpoint}")]
-    Interrupted { step: u64, checkpoint: PathBuf },
+    Interrupted {
+        /// The step, from 1.
+        step: u64,
+        /// The checkpoint that was written.
+        checkpoint: PathBuf,
+    },
 }
 
 /// What takes less memory than the job does, of what it does not do already.

@@ -12,23 +12,15 @@ use text::Tokenizer;
 use text::labels::Encoded;
 
 use crate::error::{Error, Result};
+use crate::recipe_table::{Key, recipe_table};
 
-/// `[data]`: the keys that training itself needs; where the rows come from is the binary's part of the table.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct DataConfig {
-    /// Tokens of one packed row at most; a longer document is split at sentence ends, never cut short. Default 5120.
-    pub row_tokens: usize,
-    /// How documents share a row: `binpack` (fullest rows) or `sequential` (in order, a new row when the next does not fit). Default `binpack`.
-    pub packing: Packing,
-}
-
-impl Default for DataConfig {
-    fn default() -> Self {
-        DataConfig {
-            row_tokens: 5120,
-            packing: Packing::Binpack,
-        }
+recipe_table! {
+    /// `[data]`: the keys that training itself needs; where the rows come from is the binary's part of the table.
+    DataConfig as "data" {
+        /// tokens of a packed row; longer documents are split at sentence ends, nothing is cut off
+        row_tokens: usize = 5120;
+        /// binpack: fullest rows; sequential: in order
+        packing: Packing = Packing::Binpack => with_default "\"binpack\"";
     }
 }
 
@@ -36,7 +28,9 @@ impl Default for DataConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Packing {
+    /// The fullest rows.
     Binpack,
+    /// In order; a new row where the next document does not fit.
     Sequential,
 }
 
@@ -47,20 +41,21 @@ pub enum TunerConfig {
     /// Every weight of the text model.
     Full {},
     /// Low-rank adapters beside frozen linear layers.
-    Lora {
-        /// Rank of A [rank, in] and B [out, rank]. Default 16.
-        #[serde(default = "default_rank")]
-        rank: usize,
-        /// The adapter's output is scaled by alpha / rank. Default 32.
-        #[serde(default = "default_alpha")]
-        alpha: f32,
-        /// Share of the adapter's inputs set to zero while training, in [0, 1). Default 0.
-        #[serde(default)]
-        dropout: f32,
-        /// Names of the layers that get an adapter (`q_proj`, `in_proj_qkv`, ...); empty: every linear layer but the head. Default empty.
-        #[serde(default)]
-        targets: Vec<String>,
-    },
+    Lora(LoraTuner),
+}
+
+recipe_table! {
+    /// The keys of `[tuner]` with `kind = "lora"`.
+    LoraTuner as "tuner" {
+        /// lora: rank of A [rank, in] and B [out, rank]; default 16
+        rank: usize = 16 => optional "16";
+        /// lora: the adapter's output is scaled by alpha / rank; default 32
+        alpha: f32 = 32.0 => optional "32";
+        /// lora: share of the adapter's inputs zeroed while training; default 0
+        dropout: f32 = 0.0 => optional "0.0";
+        /// lora: names of layers (q_proj, in_proj_qkv, ...); empty means every linear layer but the head
+        targets: Vec<String> = Vec::new() => optional "[]";
+    }
 }
 
 impl Default for TunerConfig {
@@ -70,71 +65,49 @@ impl Default for TunerConfig {
 }
 
 impl TunerConfig {
+    /// The key that chooses between the variants.
+    pub const KIND: Key = Key::with_default(
+        "tuner.kind",
+        "\"full\"",
+        "full: every weight of the text model; lora: low-rank adapters beside frozen linear layers",
+    );
+
     /// The adapter's settings; None where all weights train.
     pub fn lora(&self) -> Option<LoraConfig> {
         match self {
             TunerConfig::Full {} => None,
-            TunerConfig::Lora {
-                rank,
-                alpha,
-                dropout,
-                targets,
-            } => Some(LoraConfig {
-                rank: *rank,
-                alpha: *alpha,
-                dropout: *dropout,
-                targets: targets.clone(),
+            TunerConfig::Lora(lora) => Some(LoraConfig {
+                rank: lora.rank,
+                alpha: lora.alpha,
+                dropout: lora.dropout,
+                targets: lora.targets.clone(),
             }),
         }
     }
 }
 
-fn default_rank() -> usize {
-    16
-}
-
-fn default_alpha() -> f32 {
-    32.0
-}
-
-/// `[optimizer]`: AdamW, its schedule and its clipping.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct OptimizerConfig {
-    /// Highest learning rate, reached at the end of the warmup. Default 2e-5.
-    pub lr: f64,
-    /// Learning rate at the end of the run (`constant` ignores it). Default 2e-6.
-    pub min_lr: f64,
-    /// `cosine`, `linear` or `constant`. Default `cosine`.
-    pub schedule: ScheduleKind,
-    /// Share of all steps that warm up; steps = ceil(total · ratio). Default 0.1.
-    pub warmup_ratio: f64,
-    /// Warmup in steps; overrides `warmup_ratio` where given. Default absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub warmup_steps: Option<u64>,
-    /// Decay rates of the first and second moment. Default [0.9, 0.95].
-    pub betas: [f64; 2],
-    /// Added to the root of the second moment. Default 1e-8.
-    pub eps: f64,
-    /// Decoupled decay of weights; norms, biases and `dt_bias` are spared. Default 0.1.
-    pub weight_decay: f64,
-    /// Global gradient norm above which gradients are scaled down; 0 turns clipping off. Default 1.0.
-    pub grad_clip: f64,
-}
-
-impl Default for OptimizerConfig {
-    fn default() -> Self {
-        OptimizerConfig {
-            lr: 2e-5,
-            min_lr: 2e-6,
-            schedule: ScheduleKind::Cosine,
-            warmup_ratio: 0.1,
-            warmup_steps: None,
-            betas: [0.9, 0.95],
-            eps: 1e-8,
-            weight_decay: 0.1,
-            grad_clip: 1.0,
-        }
+recipe_table! {
+    /// `[optimizer]`: AdamW, its schedule and its clipping.
+    OptimizerConfig as "optimizer" {
+        /// AdamW: highest learning rate, reached when the warmup ends
+        lr: f64 = 2e-5;
+        /// learning rate at the end; at most lr
+        min_lr: f64 = 2e-6;
+        /// cosine, linear or constant
+        schedule: ScheduleKind = ScheduleKind::Cosine => with_default "\"cosine\"";
+        /// share of all steps that warm up
+        warmup_ratio: f64 = 0.1;
+        /// warmup in steps; overrides warmup_ratio
+        #[serde(skip_serializing_if = "Option::is_none")]
+        warmup_steps: Option<u64> = None => optional "20";
+        /// decay of the first and second moment
+        betas: [f64; 2] = [0.9, 0.95];
+        /// added to the root of the second moment
+        eps: f64 = 1e-8;
+        /// decoupled; norms, biases and dt_bias are spared
+        weight_decay: f64 = 0.1;
+        /// global gradient norm above which gradients are scaled down; 0: never
+        grad_clip: f64 = 1.0;
     }
 }
 
@@ -142,71 +115,48 @@ impl Default for OptimizerConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ScheduleKind {
+    /// Half a cosine from `lr` to `min_lr`.
     Cosine,
+    /// A straight line from `lr` to `min_lr`.
     Linear,
+    /// `lr` throughout.
     Constant,
 }
 
-/// `[batch]`: how many rows an optimizer step sees: rows · accumulate.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct BatchConfig {
-    /// Packed rows of one micro-batch, laid end to end as one. Default 3.
-    pub rows: usize,
-    /// Micro-batches of one optimizer step. Default 8.
-    pub accumulate: usize,
-}
-
-impl Default for BatchConfig {
-    fn default() -> Self {
-        BatchConfig {
-            rows: 3,
-            accumulate: 8,
-        }
+recipe_table! {
+    /// `[batch]`: how many rows an optimizer step sees: rows · accumulate.
+    BatchConfig as "batch" {
+        /// rows of a micro-batch
+        rows: usize = 3;
+        /// micro-batches of an optimizer step; a last step may be smaller
+        accumulate: usize = 8;
     }
 }
 
-/// `[run]`: how long, and what happens on the way. Only `epochs` and `steps` change what is learned.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct RunConfig {
-    /// Passes over the training documents (each source as often as its weight says in one pass). Default 1.
-    pub epochs: u64,
-    /// Optimizer steps; where given it overrides `epochs`, with as many passes as it takes. Default absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub steps: Option<u64>,
-    /// Held-out loss every so many steps; 0: only at the start and the end. Default 50.
-    pub validate_every: u64,
-    /// Held-out loss of the untrained model as step 0, the line that all gains are read against. Default true.
-    pub validate_at_start: bool,
-    /// Minutes between checkpoints; 0: none by the clock. Default 10.
-    pub save_every_minutes: f64,
-    /// Steps between checkpoints; 0: none by count. Default 0.
-    pub save_every: u64,
-    /// Newest checkpoints that are kept, beside the best; 0: all. Default 2.
-    pub keep_last: usize,
-    /// A checkpoint whenever the held-out loss is the lowest so far. Default true.
-    pub save_best: bool,
-    /// Number type of the result's weights: `base` (as the base has them), `bf16` or `f32`. Default `base`.
-    pub save_dtype: SaveDType,
-    /// Weights that the run ends with: `last`, or `best` (lowest held-out loss; needs `save_best` and held-out data). Default `last`.
-    pub result: ResultKind,
-}
-
-impl Default for RunConfig {
-    fn default() -> Self {
-        RunConfig {
-            epochs: 1,
-            steps: None,
-            validate_every: 50,
-            validate_at_start: true,
-            save_every_minutes: 10.0,
-            save_every: 0,
-            keep_last: 2,
-            save_best: true,
-            save_dtype: SaveDType::Base,
-            result: ResultKind::Last,
-        }
+recipe_table! {
+    /// `[run]`: how long, and what happens on the way. Only `epochs` and `steps` change what is learned.
+    RunConfig as "run" {
+        /// passes over the sources, each as often as its weight says
+        epochs: u64 = 1;
+        /// optimizer steps; overrides epochs
+        #[serde(skip_serializing_if = "Option::is_none")]
+        steps: Option<u64> = None => optional "1200";
+        /// steps between validations; 0: only at the start and the end
+        validate_every: u64 = 50;
+        /// held-out loss of the untrained model as step 0
+        validate_at_start: bool = true;
+        /// minutes between checkpoints; 0: none by the clock
+        save_every_minutes: f64 = 10.0;
+        /// steps between checkpoints; 0: none by count
+        save_every: u64 = 0;
+        /// newest checkpoints kept beside the best; 0: all
+        keep_last: usize = 2;
+        /// a checkpoint whenever the held-out loss is the lowest so far
+        save_best: bool = true;
+        /// number type of the result: base (as the base has it), bf16 or f32
+        save_dtype: SaveDType = SaveDType::Base => with_default "\"base\"";
+        /// weights the run ends with: last, or best (lowest held-out loss)
+        result: ResultKind = ResultKind::Last => with_default "\"last\"";
     }
 }
 
@@ -214,8 +164,11 @@ impl Default for RunConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SaveDType {
+    /// As the base has it.
     Base,
+    /// Two bytes a weight; what releases hold in f32 stays so.
     Bf16,
+    /// Four bytes a weight.
     F32,
 }
 
@@ -247,6 +200,7 @@ pub struct Document {
 pub struct ValidationSet {
     /// Name in `metrics.jsonl` (`split`): `val`, `val-strict`, `probe-x`.
     pub name: String,
+    /// What is measured.
     pub documents: Vec<Document>,
 }
 
@@ -254,11 +208,17 @@ pub struct ValidationSet {
 pub struct Job {
     /// Seed of the order of documents, of adapters and of dropout.
     pub seed: u64,
+    /// `[data]`.
     pub data: DataConfig,
+    /// `[tuner]`.
     pub tuner: TunerConfig,
+    /// `[optimizer]`.
     pub optimizer: OptimizerConfig,
+    /// `[batch]`.
     pub batch: BatchConfig,
+    /// `[run]`.
     pub run: RunConfig,
+    /// Documents to learn from.
     pub train: Vec<Document>,
     /// Passes of each source in one epoch, indexed by [`Document::source`]; a source beyond the end has weight 1.
     /// A weight of 2.25 means two whole passes and a seeded quarter of the documents, drawn anew each epoch.
@@ -289,7 +249,6 @@ impl Job {
     /// # Errors
     /// [`Error::BadValue`] with the key's name as the recipe has it.
     pub fn check(&self) -> Result<()> {
-        let optimizer = &self.optimizer;
         require(
             self.data.row_tokens >= 2,
             "data.row_tokens",
@@ -326,34 +285,6 @@ impl Job {
             self.run.save_every_minutes,
             "0 or more",
         )?;
-        for (key, value) in [
-            ("optimizer.lr", optimizer.lr),
-            ("optimizer.min_lr", optimizer.min_lr),
-            ("optimizer.eps", optimizer.eps),
-            ("optimizer.weight_decay", optimizer.weight_decay),
-            ("optimizer.grad_clip", optimizer.grad_clip),
-        ] {
-            require(
-                value.is_finite() && value >= 0.0,
-                key,
-                value,
-                "a finite number, 0 or more",
-            )?;
-        }
-        require(
-            (0.0..=1.0).contains(&optimizer.warmup_ratio),
-            "optimizer.warmup_ratio",
-            optimizer.warmup_ratio,
-            "a share from 0 to 1",
-        )?;
-        for beta in optimizer.betas {
-            require(
-                (0.0..1.0).contains(&beta),
-                "optimizer.betas",
-                beta,
-                "at least 0 and below 1",
-            )?;
-        }
         require(
             self.run.result == ResultKind::Last
                 || (self.run.save_best && self.held_out().next().is_some()),
@@ -369,28 +300,11 @@ impl Job {
                 "a finite number, 0 or more",
             )?;
         }
-        if let TunerConfig::Lora {
-            rank,
-            alpha,
-            dropout,
-            ..
-        } = &self.tuner
-        {
-            require(*rank >= 1, "tuner.rank", rank, "at least 1")?;
-            require(
-                alpha.is_finite() && *alpha > 0.0,
-                "tuner.alpha",
-                alpha,
-                "a number above 0",
-            )?;
-            require(
-                (0.0..1.0).contains(dropout),
-                "tuner.dropout",
-                dropout,
-                "at least 0 and below 1",
-            )?;
+        self.optimizer.check()?;
+        match &self.tuner {
+            TunerConfig::Full {} => Ok(()),
+            TunerConfig::Lora(lora) => lora.check(),
         }
-        Ok(())
     }
 
     /// All held-out documents, set after set.
@@ -404,6 +318,60 @@ impl Job {
             .get(source as usize)
             .copied()
             .unwrap_or(1.0)
+    }
+}
+
+impl OptimizerConfig {
+    /// Refuses values that no run can have.
+    fn check(&self) -> Result<()> {
+        for (key, value) in [
+            ("optimizer.lr", self.lr),
+            ("optimizer.min_lr", self.min_lr),
+            ("optimizer.eps", self.eps),
+            ("optimizer.weight_decay", self.weight_decay),
+            ("optimizer.grad_clip", self.grad_clip),
+        ] {
+            require(
+                value.is_finite() && value >= 0.0,
+                key,
+                value,
+                "a finite number, 0 or more",
+            )?;
+        }
+        require(
+            (0.0..=1.0).contains(&self.warmup_ratio),
+            "optimizer.warmup_ratio",
+            self.warmup_ratio,
+            "a share from 0 to 1",
+        )?;
+        for beta in self.betas {
+            require(
+                (0.0..1.0).contains(&beta),
+                "optimizer.betas",
+                beta,
+                "at least 0 and below 1",
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl LoraTuner {
+    /// Refuses values that no adapter can have.
+    fn check(&self) -> Result<()> {
+        require(self.rank >= 1, "tuner.rank", self.rank, "at least 1")?;
+        require(
+            self.alpha.is_finite() && self.alpha > 0.0,
+            "tuner.alpha",
+            self.alpha,
+            "a number above 0",
+        )?;
+        require(
+            (0.0..1.0).contains(&self.dropout),
+            "tuner.dropout",
+            self.dropout,
+            "at least 0 and below 1",
+        )
     }
 }
 
@@ -475,12 +443,12 @@ mod tests {
                 .unwrap();
         assert_eq!(
             tuner,
-            TunerConfig::Lora {
+            TunerConfig::Lora(LoraTuner {
                 rank: 4,
                 alpha: 32.0,
                 dropout: 0.0,
                 targets: vec!["q_proj".to_string()],
-            }
+            })
         );
     }
 }

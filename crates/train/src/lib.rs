@@ -2,6 +2,8 @@
 //!
 //! Knows no story, no tokenizer and no HTTP; the arithmetic is `model`'s and `kernel`'s. The loop is [`run()`], in `run.rs`.
 
+#![warn(missing_docs)]
+
 pub mod bench;
 mod checkpoint;
 pub mod data;
@@ -14,6 +16,7 @@ pub mod metrics;
 pub mod optimizer;
 pub mod progress;
 pub mod ranks;
+pub mod recipe_table;
 mod record;
 mod run;
 pub mod schedule;

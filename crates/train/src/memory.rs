@@ -1,16 +1,17 @@
-//! The memory plan: what of an optimizer step stays on the GPU, what is computed twice, how many rows go at once.
+//! The memory plan: what of an optimizer step stays on the GPU, what is recomputed in the backward pass, how many rows go at once.
 //!
 //! Everything is counted before anything is allocated, from the configuration alone, so that `doctor` says what training will do and
 //! training does what `doctor` said. Of all plans that fit, the one with the least extra time is chosen; what a plan costs is
 //! reckoned in round figures of a card's class, which decide between plans and are shown to nobody.
 
+use std::fmt;
 use std::ops::RangeInclusive;
 
 use kernel::cuda::{DeviceProperties, WORKSPACE_BYTES, footprint, nccl, table_bytes};
 use kernel::host::HostMemory;
 use kernel::ops::adamw_host::stream_bytes;
 use kernel::{DType, Device};
-use model::{Config, Keep, LoraConfig, Model, Saved, TensorSpec, TrainPass};
+use model::{Config, LoraConfig, Model, Recompute, TensorSpec, TrainPass};
 
 use crate::error::{Error, Result};
 use crate::job::Job;
@@ -21,6 +22,7 @@ use crate::ranks::{Owners, Ranks};
 pub struct StepRows {
     /// Rows of a micro-batch, at most.
     pub rows: usize,
+    /// Tokens of a row.
     pub row_tokens: usize,
     /// Micro-batches of that many rows.
     pub accumulate: usize,
@@ -29,6 +31,7 @@ pub struct StepRows {
 }
 
 impl StepRows {
+    /// What the job's recipe asks for.
     pub fn of(job: &Job) -> Self {
         StepRows {
             rows: job.batch.rows,
@@ -49,10 +52,13 @@ impl StepRows {
 /// What is to be trained.
 #[derive(Debug, Clone, Copy)]
 pub struct Training<'a> {
+    /// Of the model.
     pub config: &'a Config,
+    /// Of weights and activations.
     pub dtype: DType,
     /// None: all weights train.
     pub lora: Option<&'a LoraConfig>,
+    /// The rows of a step.
     pub rows: StepRows,
     /// Which of the processes that train together is planned for; 0 where there is one.
     pub rank: usize,
@@ -61,6 +67,7 @@ pub struct Training<'a> {
 }
 
 impl<'a> Training<'a> {
+    /// Training of `model` by this rank.
     pub fn of(model: &'a Model, rows: StepRows, ranks: &Ranks) -> Self {
         Training {
             config: model.config(),
@@ -96,10 +103,13 @@ impl<'a> Training<'a> {
 /// Bytes on the GPU by what they are for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Bytes {
+    /// Of all weights, an adapter's included.
     pub weights: usize,
+    /// Of what trains, in f32.
     pub gradients: usize,
     /// Of the tensors that the rank owns: those that stay on the GPU, and the ring that the others pass through.
     pub moments: usize,
+    /// Kept from forward to backward, and the gradients of activations.
     pub activations: usize,
     /// Of ops, cuBLASLt's workspace included.
     pub scratch: usize,
@@ -110,6 +120,7 @@ pub struct Bytes {
 }
 
 impl Bytes {
+    /// Their sum: the peak.
     pub fn total(&self) -> usize {
         let of_step = self.moments + self.activations + self.scratch + self.tables;
         self.weights + self.gradients + of_step + self.nccl
@@ -121,15 +132,79 @@ impl Bytes {
 pub struct MemoryPlan {
     /// Rows of a micro-batch; the step has as many rows as were asked for.
     pub rows: usize,
-    /// What each layer keeps from forward to backward.
-    pub keeps: Vec<Keep>,
+    /// What each layer recomputes in the backward pass.
+    pub policy: Vec<Recompute>,
     /// Of each trained tensor, whether its moments lie in host memory.
     pub offloaded: Vec<bool>,
+    /// What the step takes on the GPU.
     pub bytes: Bytes,
     /// Bytes of moments in pinned host memory.
     pub host_bytes: usize,
     /// Scratch to reserve, of `bytes.scratch`.
     pub op_scratch_bytes: usize,
+}
+
+/// Layers by what they recompute in the backward pass, see [`Recompute`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Recomputing {
+    /// Layers that recompute nothing.
+    pub nothing: usize,
+    /// Layers that recompute norms, convolutions and gates.
+    pub elementwise: usize,
+    /// Layers that recompute those and the feed-forward.
+    pub feed_forward: usize,
+    /// Layers that recompute everything.
+    pub layer: usize,
+}
+
+impl Recomputing {
+    /// Counts the layers of a policy.
+    pub fn of(policy: &[Recompute]) -> Self {
+        let count = |choice| policy.iter().filter(|other| **other == choice).count();
+        Recomputing {
+            nothing: count(Recompute::Nothing),
+            elementwise: count(Recompute::Elementwise),
+            feed_forward: count(Recompute::FeedForward),
+            layer: count(Recompute::Layer),
+        }
+    }
+
+    /// Layers that recompute matrix products.
+    pub fn n_products(self) -> usize {
+        self.feed_forward + self.layer
+    }
+}
+
+impl fmt::Display for Recomputing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Recomputing {
+            nothing,
+            elementwise,
+            feed_forward,
+            layer,
+        } = *self;
+        let n_layers = nothing + elementwise + feed_forward + layer;
+        let mut first = true;
+        for (n, what) in [
+            (elementwise, "their norms and gates"),
+            (feed_forward, "their feed-forward"),
+            (layer, "everything"),
+        ] {
+            match (n, first) {
+                (0, _) => continue,
+                (n, true) => write!(
+                    f,
+                    "to save memory {n} of {n_layers} layers recompute {what} in the backward pass"
+                )?,
+                (n, false) => write!(f, ", {n} {what}")?,
+            }
+            first = false;
+        }
+        match first {
+            true => write!(f, "no layer has to recompute anything"),
+            false => Ok(()),
+        }
+    }
 }
 
 /// What a plan may use.
@@ -158,7 +233,7 @@ impl MemoryPlan {
         at_once: RangeInclusive<usize>,
     ) -> Result<MemoryPlan> {
         let budget = room.gpu_bytes;
-        let choices = Saved::choices(training.config);
+        let policies = Recompute::policies(training.config);
         let fixed = Fixed::of(training);
         let mut best: Option<(f64, MemoryPlan)> = None;
         let (mut least, mut least_host) = (usize::MAX, usize::MAX);
@@ -168,10 +243,10 @@ impl MemoryPlan {
             let n_passes = micro_batches.div_ceil(training.n_ranks);
             let waiting_s = fixed.waiting_seconds(training, card, rows);
             let op_scratch_bytes = pass.scratch_bytes(card);
-            for keeps in &choices {
+            for policy in &policies {
                 // 1. all but the moments
                 let mut bytes = fixed.bytes;
-                bytes.activations = pass.activation_bytes(keeps);
+                bytes.activations = pass.activation_bytes(policy);
                 bytes.scratch = op_scratch_bytes + footprint(WORKSPACE_BYTES);
                 bytes.tables = table_bytes(pass.n_tokens);
                 // 2. as many moments as fit
@@ -191,13 +266,13 @@ impl MemoryPlan {
                     continue;
                 }
                 // 3. what it costs
-                let seconds = n_passes as f64 * fixed.pass_seconds(&pass, card, keeps)
+                let seconds = n_passes as f64 * fixed.pass_seconds(&pass, card, policy)
                     + waiting_s
                     + host_bytes as f64 / Rates::of(card).link_bytes;
                 if best.as_ref().is_none_or(|(other, _)| seconds < *other) {
                     let plan = MemoryPlan {
                         rows,
-                        keeps: keeps.clone(),
+                        policy: policy.clone(),
                         offloaded,
                         bytes,
                         host_bytes,
@@ -205,7 +280,7 @@ impl MemoryPlan {
                     };
                     best = Some((seconds, plan));
                 }
-                // Whatever keeps less repeats more, and has nothing to win by it.
+                // Whatever recomputes more takes longer, and has nothing to win by it.
                 if host_bytes == 0 {
                     break;
                 }
@@ -260,20 +335,14 @@ impl MemoryPlan {
         self.bytes.total()
     }
 
-    /// Layers that keep all, what costs products, that but for the feed-forward, their input alone.
-    pub fn kept(&self) -> [usize; 4] {
-        let count = |keep| self.keeps.iter().filter(|k| **k == keep).count();
-        [Keep::All, Keep::Products, Keep::Mixer, Keep::Input].map(count)
+    /// Layers by what they recompute in the backward pass.
+    pub fn recomputing(&self) -> Recomputing {
+        Recomputing::of(&self.policy)
     }
 
     /// One line for people.
     pub fn describe(&self) -> String {
-        let [all, products, mixer, input] = self.kept();
-        let mut text = format!(
-            "{} rows at a time; of {} layers, {all} keep all, {products} compute norms and gates twice, {mixer} their feed-forward as well, {input} everything",
-            self.rows,
-            self.keeps.len(),
-        );
+        let mut text = format!("{} rows at a time; {}", self.rows, self.recomputing());
         if self.host_bytes > 0 {
             text.push_str(&format!(
                 "; moments of {} of {} tensors in host memory, {:.1} GiB",
@@ -306,7 +375,7 @@ fn spec_bytes(specs: &[TensorSpec], dtype: impl Fn(&TensorSpec) -> DType) -> usi
         .sum()
 }
 
-/// What does not depend on rows and keeps.
+/// What does not depend on rows and the recompute policy.
 struct Fixed {
     /// Weights, gradients and what NCCL takes.
     bytes: Bytes,
@@ -332,7 +401,7 @@ impl Fixed {
         let trained = training.pass(1).trained();
         // Both moments have the weight's type: see `optimizer::moment_dtype`.
         let sizes: Vec<usize> = trained.iter().map(TensorSpec::numel).collect();
-        let owners = Owners::deal(&sizes, training.rank, training.n_ranks);
+        let owners = Owners::assign(&sizes, training.rank, training.n_ranks);
         let moments = trained.iter().enumerate().map(|(tensor, spec)| {
             let bytes = spec.numel() * spec.dtype.size();
             match owners.has(tensor) {
@@ -398,17 +467,17 @@ impl Fixed {
         hosted
     }
 
-    /// What one pass costs beside the arithmetic that every plan needs: work done twice, weights and gradients read and gradients
+    /// What one pass costs beside the arithmetic that every plan needs: work done again, weights and gradients read and gradients
     /// written once more, launches.
-    fn pass_seconds(&self, pass: &TrainPass, card: DeviceProperties, keeps: &[Keep]) -> f64 {
+    fn pass_seconds(&self, pass: &TrainPass, card: DeviceProperties, policy: &[Recompute]) -> f64 {
         let rates = Rates::of(card);
         let moved = 3 * self.bytes.weights + 2 * 4 * self.n_trained;
-        pass.repeated_operations(keeps) / rates.operations
-            + (moved as f64 + pass.repeated_bytes(keeps)) / rates.memory_bytes
+        pass.recomputed_operations(policy) / rates.operations
+            + (moved as f64 + pass.recomputed_bytes(policy)) / rates.memory_bytes
             + self.n_layers as f64 * LAUNCHES_PER_LAYER * LAUNCH_S
     }
 
-    /// What ranks wait for the one that computes most rows, where they cannot be dealt evenly; nothing where there is one rank.
+    /// What ranks wait for the one that computes most rows, where they cannot be shared out evenly; nothing where there is one rank.
     fn waiting_seconds(&self, training: &Training, card: DeviceProperties, at_once: usize) -> f64 {
         let StepRows {
             rows,
@@ -425,7 +494,7 @@ impl Fixed {
     }
 }
 
-/// Rows of a step that rank 0 computes, who has the most: micro-batches of at most `at_once` rows are dealt in turn.
+/// Rows of a step that rank 0 computes, who has the most: micro-batches of at most `at_once` rows go to the ranks round-robin.
 fn most_rows(rows: StepRows, at_once: usize, n_ranks: usize) -> usize {
     let micro_batches = rows.micro_batches(at_once);
     let full = micro_batches.div_ceil(n_ranks) * at_once;
@@ -547,11 +616,11 @@ mod tests {
             // More memory is never slower.
             let fixed = Fixed::of(&training);
             let seconds = 3_usize.div_ceil(plan.rows) as f64
-                * fixed.pass_seconds(&training.pass(plan.rows), card, &plan.keeps)
+                * fixed.pass_seconds(&training.pass(plan.rows), card, &plan.policy)
                 + plan.host_bytes as f64 / Rates::of(card).link_bytes;
             assert!(seconds <= last, "{gib} GiB");
             last = seconds;
-            let full = plan.kept()[0] == 32 && plan.host_bytes == 0;
+            let full = plan.recomputing().nothing == 32 && plan.host_bytes == 0;
             assert!(full || budget - plan.peak_bytes() < 2 * GIB, "{gib} GiB");
         }
     }
@@ -590,7 +659,7 @@ mod tests {
     #[test]
     fn a_host_with_less_memory_gets_another_plan_or_is_told_what_is_needed() {
         let config = config_4b();
-        // Of many micro-batches, so that computing twice costs more than moving moments.
+        // Of many micro-batches, so that recomputing costs more than moving moments.
         let mut training = training(&config, 3);
         training.rows.accumulate = 16;
         let card = h100(40 * GIB);
@@ -609,7 +678,7 @@ mod tests {
         let within = ample.host_bytes - 1;
         let tight = plan(gpu, within).unwrap();
         assert!(tight.host_bytes <= within && tight.peak_bytes() <= gpu);
-        assert!((tight.rows, &tight.keeps) != (ample.rows, &ample.keeps));
+        assert!((tight.rows, &tight.policy) != (ample.rows, &ample.policy));
         // 3. too little: what the least demanding plan needs
         let small = 30 * GIB;
         let Err(Error::DoesNotFitHost { needed, .. }) = plan(small, GIB) else {
@@ -653,7 +722,7 @@ mod tests {
             (training.rank, training.n_ranks) = (rank, 2);
             let trained = training.pass(1).trained();
             let sizes: Vec<usize> = trained.iter().map(TensorSpec::numel).collect();
-            let owners = Owners::deal(&sizes, rank, 2);
+            let owners = Owners::assign(&sizes, rank, 2);
             let plan = MemoryPlan::new(&training, card, room(card.buffer_bytes())).unwrap();
             assert!(plan.n_offloaded() > 0, "{}", plan.describe());
             for (tensor, offloaded) in plan.offloaded.iter().enumerate() {
@@ -662,6 +731,28 @@ mod tests {
             plan.host_bytes
         });
         assert!(offloaded.into_iter().all(|bytes| bytes < 8 * GIB));
+    }
+
+    #[test]
+    fn a_plan_says_in_words_what_is_recomputed() {
+        let said = |nothing, elementwise, feed_forward, layer| {
+            let counts = Recomputing {
+                nothing,
+                elementwise,
+                feed_forward,
+                layer,
+            };
+            counts.to_string()
+        };
+        assert_eq!(said(32, 0, 0, 0), "no layer has to recompute anything");
+        assert_eq!(
+            said(20, 0, 12, 0),
+            "to save memory 12 of 32 layers recompute their feed-forward in the backward pass"
+        );
+        assert_eq!(
+            said(0, 3, 2, 1),
+            "to save memory 3 of 6 layers recompute their norms and gates in the backward pass, 2 their feed-forward, 1 everything"
+        );
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub struct TrainLine {
     pub epoch: f64,
     /// Nats a trained token: sum over all micro-batches / trained tokens of the step.
     pub loss: f64,
+    /// The learning rate of the step.
     pub lr: f64,
     /// Global norm before clipping.
     pub grad_norm: f64,
@@ -24,14 +25,18 @@ pub struct TrainLine {
     pub tokens: u64,
     /// Tokens of this step that carry loss.
     pub trained_tokens: u64,
+    /// Tokens of the step over its seconds.
     pub tokens_per_s: f64,
 }
 
 /// Held-out loss of one language, or of `all`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ValidationLine {
+    /// Steps that were trained.
     pub step: u64,
+    /// Name of the held-out set.
     pub split: String,
+    /// Language code, or `all`.
     pub language: String,
     /// Nats a held-out target token.
     pub loss: f64,
@@ -46,9 +51,13 @@ pub struct ValidationLine {
 /// Something a person should look at.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AlertLine {
+    /// Steps that were trained.
     pub step: u64,
+    /// What kind it is.
     pub alert: String,
+    /// How bad it is.
     pub level: String,
+    /// What it says to people.
     pub text: String,
 }
 

@@ -33,11 +33,21 @@ pub struct AdamW {
 #[derive(Debug)]
 pub enum Moments {
     /// On the weight's device.
-    Resident { m: Tensor, v: Tensor },
+    Resident {
+        /// The first moment.
+        m: Tensor,
+        /// The second.
+        v: Tensor,
+    },
     /// In pinned host memory, while the weight lies on a GPU.
     Host(HostMoments),
     /// With the rank that owns the tensor; here nothing but their shape and type.
-    Elsewhere { shape: Vec<usize>, dtype: DType },
+    Elsewhere {
+        /// The weight's.
+        shape: Vec<usize>,
+        /// The moments'.
+        dtype: DType,
+    },
 }
 
 impl AdamW {

@@ -30,15 +30,19 @@ impl Progress for Silent {}
 /// What is about to happen.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Start {
+    /// Steps of the whole run.
     pub total_steps: u64,
     /// Steps that a checkpoint already holds; 0 for a fresh run.
     pub resumed_step: u64,
+    /// Steps that warm up.
     pub warmup_steps: u64,
+    /// Where the documents and tokens are.
     pub account: Account,
     /// How the steps are done on a GPU; None on a CPU.
     pub memory: Option<MemoryPlan>,
     /// Micro-batches of a whole step, which the ranks compute in turn.
     pub micro_batches: usize,
+    /// How many processes train together.
     pub n_ranks: usize,
     /// Values that are trained.
     pub trainable: u64,
@@ -47,7 +51,9 @@ pub struct Start {
 /// One step, with what is left.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepReport {
+    /// What is recorded of it.
     pub line: TrainLine,
+    /// Steps of the whole run.
     pub total_steps: u64,
     /// Seconds until the result lies there: steps, validations and checkpoints still to come;
     /// a third of a training token's time is taken for a held-out one until
@@ -83,7 +89,9 @@ impl Span {
 /// Work that is still to come.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Remaining {
+    /// Tokens that are still to be trained.
     pub train_tokens: u64,
+    /// Held-out tokens that are still to be measured.
     pub validate_tokens: u64,
     /// Seconds between checkpoints; 0 if none by the clock.
     pub save_every_s: f64,

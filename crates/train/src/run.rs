@@ -26,7 +26,9 @@ use crate::validate::{Validator, gap_alert};
 /// What a finished run has to say.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Summary {
+    /// Steps that were trained.
     pub steps: u64,
+    /// Where the documents and tokens are.
     pub account: Account,
     /// The last training step.
     pub train: Option<TrainLine>,
@@ -56,7 +58,7 @@ pub fn run(model: Model, job: &Job, progress: &mut dyn Progress) -> Result<(Mode
 }
 
 /// As [`run`], by several processes together, each with the same model and job: a step's micro-batches and the optimizer's moments are
-/// dealt to them, and what is learned is the same up to the order of sums. Rank 0 alone reads and writes the job's folder; its checkpoints
+/// divided among them, and what is learned is the same up to the order of sums. Rank 0 alone reads and writes the job's folder; its checkpoints
 /// are those of one process, and any number of ranks goes on from them.
 ///
 /// # Errors

@@ -12,10 +12,15 @@ use crate::job::{OptimizerConfig, ScheduleKind};
 /// Source: transformers `cosine_with_min_lr`, `linear` (which has min_lr 0), `constant_with_warmup`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Schedule {
+    /// The shape after warmup.
     pub kind: ScheduleKind,
+    /// The highest rate.
     pub lr: f64,
+    /// The rate at the end.
     pub min_lr: f64,
+    /// Steps that warm up.
     pub warmup_steps: u64,
+    /// Steps of the whole run.
     pub total_steps: u64,
 }
 

@@ -15,10 +15,13 @@ use crate::seed::{Purpose, derive};
 /// A model with what training it needs: moments, gradients, activations.
 #[derive(Debug)]
 pub struct Trainer {
+    /// The weights that train.
     pub model: Model,
+    /// Its moments.
     pub optimizer: AdamW,
+    /// Activations, reused from row to row.
     pub saved: Saved,
-    /// None on a CPU, which keeps all.
+    /// None on a CPU, which needs none.
     pub memory: Option<MemoryPlan>,
     /// Rows of a micro-batch, the same on all ranks.
     pub rows_per_batch: usize,
@@ -64,7 +67,7 @@ impl Trainer {
         let names = model.trainable_names();
         let tensors = model.trainable();
         let sizes: Vec<usize> = tensors.iter().map(|tensor| tensor.numel()).collect();
-        let owners = Owners::deal(&sizes, ranks.rank(), ranks.n_ranks());
+        let owners = Owners::assign(&sizes, ranks.rank(), ranks.n_ranks());
         let named = names.iter().map(String::as_str).zip(tensors);
         let offloaded = memory.as_ref().map_or(&[][..], |memory| &memory.offloaded);
         let mut trainer = Trainer {
@@ -88,9 +91,9 @@ impl Trainer {
         let (Some(memory), Device::Cuda(cuda)) = (&self.memory, self.model.device()) else {
             return Ok(());
         };
-        self.saved = Saved::keeping(memory.keeps.clone());
-        self.saved
-            .reserve(&self.model, memory.rows * rows.row_tokens)?;
+        self.saved = Saved::with_policy(memory.policy.clone());
+        let n_tokens = memory.rows * rows.row_tokens;
+        self.model.reserve(&mut self.saved, n_tokens)?;
         Ok(cuda.reserve_scratch(memory.op_scratch_bytes)?)
     }
 

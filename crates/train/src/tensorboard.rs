@@ -21,7 +21,9 @@ const SUFFIX: &str = ".cyrene";
 /// How far an event file had been written: what a checkpoint remembers, so that a resumed run doubles nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
+    /// Its name, in the run's folder.
     pub file_name: String,
+    /// Its length.
     pub bytes: u64,
 }
 

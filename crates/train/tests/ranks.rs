@@ -27,10 +27,10 @@ const LOSS_REL: f64 = 1e-5;
 const WEIGHT_ABS: f32 = 2e-4;
 
 const LIMITS: Limits = Limits {
-    meeting: Duration::from_secs(60),
-    together: Duration::from_secs(60),
+    rendezvous: Duration::from_secs(60),
+    collective: Duration::from_secs(60),
     silence: Duration::from_secs(30),
-    beat: Duration::from_millis(200),
+    heartbeat: Duration::from_millis(200),
 };
 
 fn free_port() -> u16 {
@@ -401,7 +401,7 @@ fn fewer_micro_batches_than_ranks_are_refused_with_what_to_change() {
 fn a_rank_that_does_not_come_is_named_to_those_that_did() {
     let port = free_port();
     let limits = Limits {
-        meeting: Duration::from_secs(2),
+        rendezvous: Duration::from_secs(2),
         ..LIMITS
     };
     let join = move |rank| Ranks::join(&place(rank, 4, port), limits, Device::Cpu);

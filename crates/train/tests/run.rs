@@ -11,17 +11,16 @@ use common::{
 };
 use kernel::{DType, Device};
 use model::{Model, Saved};
-use train::job::ResultKind;
+use train::job::{LoraTuner, ResultKind};
 use train::metrics::{AlertLine, ValidationLine};
 use train::{Document, Error, Silent, TunerConfig, ValidationSet};
 
 fn lora() -> TunerConfig {
-    TunerConfig::Lora {
+    TunerConfig::Lora(LoraTuner {
         rank: 4,
         alpha: 8.0,
-        dropout: 0.0,
-        targets: Vec::new(),
-    }
+        ..LoraTuner::default()
+    })
 }
 
 fn validation_lines(job: &train::Job) -> Vec<ValidationLine> {

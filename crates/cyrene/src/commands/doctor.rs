@@ -10,7 +10,7 @@ use kernel::{DType, Device, Tensor, ops};
 use model::{Config, LoraConfig};
 use serde::Serialize;
 use train::launch;
-use train::memory::{Bytes, MemoryPlan, Room, StepRows, Training};
+use train::memory::{Bytes, MemoryPlan, Recomputing, Room, StepRows, Training};
 use train::{BatchConfig, DataConfig};
 
 use super::train::{base_folder, load_split, rows};
@@ -65,10 +65,10 @@ pub struct Choices {
     pub row_tokens: usize,
     /// Processes that train together, a GPU each, as WORLD_SIZE has it; the plan is that of the one with most moments.
     pub ranks: usize,
-    /// Layers that compute products twice because the GPU has no room to keep them.
+    /// Layers that recompute matrix products in the backward pass, because the GPU has no room to keep them.
     pub recomputing_layers: usize,
-    /// Layers that keep all, what costs products, that but for the feed-forward, their input alone.
-    pub keeps: [usize; 4],
+    /// Layers by what they recompute in the backward pass.
+    pub recompute: Recomputing,
     /// Tensors whose moments lie in pinned host memory, and their bytes there.
     pub offloaded_tensors: usize,
     pub offloaded_bytes: u64,
@@ -211,7 +211,7 @@ impl StagePlan {
     fn describe(&self) -> String {
         let verdict = match &self.remedy {
             None => format!(
-                "fits in {}: {} rows of {} tokens at a time, {} layers compute products twice, {} of moments in host memory{}",
+                "fits in {}: {} rows of {} tokens at a time, {} layers recompute matrix products in the backward pass, {} of moments in host memory{}",
                 size(self.available_bytes),
                 self.choices.rows,
                 self.choices.row_tokens,
@@ -433,7 +433,10 @@ pub fn memory_plan(name: String, training: &Training, place: Place) -> Result<St
             row_tokens: rows.row_tokens,
             ranks: training.n_ranks,
             recomputing_layers: 0,
-            keeps: [0, training.config.layer_types.len(), 0, 0],
+            recompute: Recomputing {
+                elementwise: training.config.layer_types.len(),
+                ..Recomputing::default()
+            },
             offloaded_tensors: 0,
             offloaded_bytes: 0,
         },
@@ -463,11 +466,10 @@ pub fn memory_plan(name: String, training: &Training, place: Place) -> Result<St
                 Ok(memory) => {
                     plan.peak_bytes = memory.peak_bytes() as u64;
                     plan.choices.rows = memory.rows;
-                    plan.choices.keeps = memory.kept();
+                    plan.choices.recompute = memory.recomputing();
                     plan.choices.offloaded_tensors = memory.n_offloaded();
                     plan.choices.offloaded_bytes = memory.host_bytes as u64;
-                    let [all, products, ..] = memory.kept();
-                    plan.choices.recomputing_layers = memory.keeps.len() - all - products;
+                    plan.choices.recomputing_layers = memory.recomputing().n_products();
                     plan.bytes = Some(memory.bytes);
                 }
                 Err(error @ train::Error::DoesNotFitHost { needed, .. }) => {

@@ -479,13 +479,13 @@ impl Run {
         let character = std::fs::read(&self.character_path)
             .with_context(|| format!("reading {}", self.character_path.display()))?;
         files::write(&dir.join(CHARACTER), &character)?;
-        let means = train::Means {
+        let options = train::RunOptions {
             device: self.device,
             ranks: &Ranks::alone(),
             rows_at_once: None,
             force: false,
         };
-        train::train(recipe, dir, dir, &means, &self.ui)
+        train::train(recipe, dir, dir, &options, &self.ui)
     }
 
     /// The recipe's mixture on this run's data set: all languages, and single ones once more where the character has them. A story has
@@ -527,7 +527,7 @@ fn make_base(run: &Run, folder: &Path) -> Result<()> {
         sizes::TINY => DType::F32,
         _ => DType::Bf16,
     };
-    let model = Model::init(config, SEED, dtype)?;
+    let model = Model::init(config, SEED, dtype);
     run.ui.note(format_args!(
         "      {} parameters from seed {SEED}, {} tokens trained on {} texts",
         model.config().n_params(),

@@ -55,13 +55,13 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         }
         Some(launch) => join(&launch, args, &recipe, ui)?,
     };
-    let means = Means {
+    let options = RunOptions {
         device,
         ranks: &ranks,
         rows_at_once: args.rows_at_once.map(|rows| rows as usize),
         force: args.force,
     };
-    let trained = train(&recipe, folder, &out, &means, ui);
+    let trained = train(&recipe, folder, &out, &options, ui);
     match &trained {
         Err(error) if !is_of_all_ranks(error) => ranks.fail(&format!("{error:#}")),
         _ => ranks.leave(),
@@ -73,13 +73,13 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     }
 }
 
-/// Meets the processes that the launcher started beside this one.
+/// Connects to the processes that the launcher started beside this one.
 fn join(launch: &Launch, args: &Args, recipe: &Recipe, ui: &Ui) -> Result<(Ranks, Device)> {
     interrupt::expect_echo();
     let name = launch.device(&args.device.device, kernel::cuda::device_count());
     let device = load::device_within(&name, &args.memory)?;
     let limits = Limits {
-        meeting: Duration::from_secs(args.wait_for_ranks),
+        rendezvous: Duration::from_secs(args.wait_for_ranks),
         ..Limits::default()
     };
     let recipe_hash = files::sha256(recipe.resolved()?.as_bytes());
@@ -90,13 +90,13 @@ fn join(launch: &Launch, args: &Args, recipe: &Recipe, ui: &Ui) -> Result<(Ranks
     );
     let ranks = Ranks::join(&launch.place(run), limits, device)?;
     if ranks.is_first() {
-        ui.note(gathered(ranks.n_ranks(), device));
+        ui.note(ranks_joined(ranks.n_ranks(), device));
     }
     Ok((ranks, device))
 }
 
 /// Who is there, and how they speak to each other.
-fn gathered(n_ranks: usize, device: Device) -> String {
+fn ranks_joined(n_ranks: usize, device: Device) -> String {
     let by = match device {
         Device::Cpu => "over TCP".to_owned(),
         Device::Cuda(_) => kernel::cuda::nccl::version()
@@ -109,7 +109,7 @@ fn gathered(n_ranks: usize, device: Device) -> String {
 }
 
 /// How several ranks share a whole step, and what that leaves idle.
-fn dealt(micro_batches: usize, n_ranks: usize) -> String {
+fn micro_batches_of_ranks(micro_batches: usize, n_ranks: usize) -> String {
     let most = micro_batches.div_ceil(n_ranks);
     let uneven = match micro_batches % n_ranks {
         0 => String::new(),
@@ -140,8 +140,8 @@ pub struct Trained {
 /// Name of the file in the run's folder that holds [`Trained::sources`].
 const ACCOUNT: &str = "account.json";
 
-/// What a run is done with, beside what it does.
-pub struct Means<'a> {
+/// What a run is done with, beside the recipe.
+pub struct RunOptions<'a> {
     pub device: Device,
     pub ranks: &'a Ranks,
     /// See [`Job::rows_at_once`].
@@ -158,10 +158,10 @@ pub fn train(
     recipe: &Recipe,
     folder: &Path,
     out: &Path,
-    means: &Means,
+    options: &RunOptions,
     ui: &Ui,
 ) -> Result<Trained> {
-    let Means { device, ranks, .. } = *means;
+    let RunOptions { device, ranks, .. } = *options;
     // 1. who shall speak, and the data, in ids
     let base = base_folder(&recipe.base, folder)?;
     let character = recipe.character.as_ref().map(|path| folder.join(path));
@@ -203,8 +203,8 @@ pub fn train(
             "version": env!("CARGO_PKG_VERSION"),
             "device": device.to_string(),
         }),
-        rows_at_once: means.rows_at_once,
-        force: means.force,
+        rows_at_once: options.rows_at_once,
+        force: options.force,
         stop: interrupt::flag(),
         ..job(recipe, data, tokenizer)
     };
@@ -548,7 +548,8 @@ impl Progress for Drawing<'_> {
                 .note(format_args!("{}; {peak} at most", memory.describe()));
         }
         if start.n_ranks > 1 {
-            self.ui.note(dealt(start.micro_batches, start.n_ranks));
+            self.ui
+                .note(micro_batches_of_ranks(start.micro_batches, start.n_ranks));
         }
         if let Some(sources) = &self.account {
             let epochs = account.tokens as f64 / account.tokens_per_epoch.max(1) as f64;
@@ -668,7 +669,7 @@ mod tests {
                 "2 at most each: the first 1 compute 2, the others wait;",
             ),
         ] {
-            let said = dealt(micro_batches, n_ranks);
+            let said = micro_batches_of_ranks(micro_batches, n_ranks);
             assert!(said.contains(expect), "{said}");
             assert!(said.contains(&format!("the {micro_batches} micro-batches")));
         }

@@ -3,6 +3,7 @@
 //! Attention and feed-forward matrices are quantized; embedding, head, delta nets, vision tower and mtp are copied bit for bit,
 //! which is more exact than llm-compressor 0.14: that rounds the (1 + w) norms, `A_log` and the gated norms to bf16.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use kernel::ops::quantize_fp8::{self, BLOCK, Fp8Blocks};
@@ -12,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{self, Checkpoint, Planned, View, Writer};
 use crate::config::{Config, LayerType};
-use crate::qwen3_5::{folder, names};
+use crate::qwen3_5::{Kind, check_head, names, table};
 use crate::{Error, Result};
 
 pub use kernel::ops::quantize_fp8::Division;
@@ -30,6 +31,7 @@ pub enum Layout {
 /// How to export.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// Which folder to write.
     pub layout: Layout,
     /// Bf16 gives llm-compressor's bytes; F32 rounds once instead of twice.
     pub division: Division,
@@ -50,10 +52,13 @@ impl Default for Options {
 /// What an export did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Summary {
+    /// Weights that were quantized.
     pub n_quantized: usize,
+    /// Tensors that were copied bit for bit.
     pub n_copied: usize,
-    /// Bytes of all tensors before and after.
+    /// Bytes of all tensors before.
     pub source_bytes: u64,
+    /// Bytes of all tensors after.
     pub written_bytes: u64,
 }
 
@@ -72,11 +77,12 @@ pub fn export(from: &Path, to: &Path, options: &Options) -> Result<Summary> {
         });
     }
     let source = Checkpoint::open(from)?;
-    folder::check_head(&source, &config)?;
-    let planned = plan(&source, options.layout)?;
+    check_head(&source, &config)?;
+    let quantized = quantized(&config, &source);
+    let planned = plan(&source, &quantized, options.layout)?;
     let summary = Summary {
-        n_quantized: source.names().filter(|n| names::is_fp8_block(n)).count(),
-        n_copied: source.names().filter(|n| !names::is_fp8_block(n)).count(),
+        n_quantized: source.names().filter(|n| quantized.contains(*n)).count(),
+        n_copied: source.names().filter(|n| !quantized.contains(*n)).count(),
         source_bytes: source
             .names()
             .filter_map(|name| source.get(name))
@@ -93,7 +99,7 @@ pub fn export(from: &Path, to: &Path, options: &Options) -> Result<Summary> {
                 place: source.path_of(name).display().to_string(),
             });
         }
-        if names::is_fp8_block(name) {
+        if quantized.contains(name) {
             write_quantized(&mut writer, &source, name, view, options)?;
         } else {
             writer.put(name, view.bytes)?;
@@ -177,7 +183,16 @@ fn matrix(source: &Checkpoint, name: &str, view: View) -> Result<[usize; 2]> {
     })
 }
 
-fn plan(source: &Checkpoint, layout: Layout) -> Result<Vec<Planned>> {
+/// Full names of the weights that the FP8_BLOCK recipe quantizes: everything linear but the head, the vision tower and the delta nets.
+fn quantized(config: &Config, source: &Checkpoint) -> HashSet<String> {
+    let form = names::form_of(|name| source.get(name).is_some(), config.form);
+    let rows = table::rows(config).into_iter();
+    rows.filter(|row| row.kind == Kind::QuantizedLinear)
+        .map(|row| names::full(form, &row.name))
+        .collect()
+}
+
+fn plan(source: &Checkpoint, quantized: &HashSet<String>, layout: Layout) -> Result<Vec<Planned>> {
     let mut planned = Vec::new();
     for name in source.names() {
         let view = source.require(name)?;
@@ -186,7 +201,7 @@ fn plan(source: &Checkpoint, layout: Layout) -> Result<Vec<Planned>> {
             dtype: view.dtype,
             shape: view.shape.to_vec(),
         };
-        if !names::is_fp8_block(name) {
+        if !quantized.contains(name) {
             planned.push(copied);
             continue;
         }

@@ -1,34 +1,37 @@
 //! Gated softmax attention with grouped keys and values: the mixer of every fourth layer.
 // T tokens (packed), D hidden, H query heads, G key:value heads, N head dim, S cached positions, B sequences.
 
-use kernel::ops::rope::Rotation;
 use kernel::ops::{attention, rms_norm, rope, sigmoid_gate, split};
 use kernel::{DType, Device, Tensor};
 
 use crate::config::Config;
-use crate::linear::Linear;
-use crate::parameter::{Gradients, Parameter};
-use crate::{Result, lora, rows};
+use crate::parameter::Gradients;
+use crate::{Result, rows};
 
-use super::saved::arena;
+use super::arena::arena;
+use super::pass::{Backward, Branch, BranchBackward, Pass};
+use super::weights::weights;
 
-#[derive(Debug)]
-pub(crate) struct Weights {
-    /// [H·2N,D], for each head N rows of query, then N rows of output gate
-    pub q_proj: Linear,
-    /// [G·N,D]
-    pub k_proj: Linear,
-    /// [G·N,D]
-    pub v_proj: Linear,
-    /// [N], scales by 1 + w
-    pub q_norm: Parameter,
-    /// [N], scales by 1 + w
-    pub k_norm: Parameter,
-    /// [D,H·N]
-    pub o_proj: Linear,
+weights! {
+    /// The projections, and the norms of queries and keys.
+    Weights(c) {
+        /// [N], scales by 1 + w
+        k_norm: Plain "self_attn.k_norm.weight" [c.head_dim] Zero,
+        /// [G·N,D]
+        k_proj: QuantizedLinear "self_attn.k_proj.weight" [c.key_width(), c.hidden_size] Normal,
+        /// [D,H·N]
+        o_proj: QuantizedLinear "self_attn.o_proj.weight" [c.hidden_size, c.query_width()] Normal,
+        /// [N], scales by 1 + w
+        q_norm: Plain "self_attn.q_norm.weight" [c.head_dim] Zero,
+        /// [H·2N,D], for each head N rows of query, then N rows of output gate
+        q_proj: QuantizedLinear "self_attn.q_proj.weight" [2 * c.query_width(), c.hidden_size] Normal,
+        /// [G·N,D]
+        v_proj: QuantizedLinear "self_attn.v_proj.weight" [c.key_width(), c.hidden_size] Normal,
+    }
 }
 
 arena! {
+    /// What backward needs.
     Saved(c, t) {
         /// Queries before norm and rotation [T,H,N].
         raw_q_thn: act [t, c.num_attention_heads, c.head_dim],
@@ -50,6 +53,7 @@ arena! {
 }
 
 arena! {
+    /// What costs no matrix product.
     Scratch(c, t) {
         /// [T,H,2N]
         qg_th2n: act [t, c.num_attention_heads, 2 * c.head_dim],
@@ -63,6 +67,7 @@ arena! {
 }
 
 arena! {
+    /// Gradients of activations.
     Gradient(c, t) {
         /// [T,H,N]
         d_gated_thn: act [t, c.num_attention_heads, c.head_dim],
@@ -137,42 +142,24 @@ impl State {
 }
 
 impl Weights {
-    pub fn zeros(config: &Config, dtype: DType) -> Self {
-        let hidden = config.hidden_size;
-        let query_width = config.num_attention_heads * config.head_dim;
-        let key_width = config.num_key_value_heads * config.head_dim;
-        Weights {
-            q_proj: Linear::zeros(2 * query_width, hidden, dtype),
-            k_proj: Linear::zeros(key_width, hidden, dtype),
-            v_proj: Linear::zeros(key_width, hidden, dtype),
-            q_norm: Parameter::zeros(&[config.head_dim], dtype),
-            k_norm: Parameter::zeros(&[config.head_dim], dtype),
-            o_proj: Linear::zeros(hidden, query_width, dtype),
-        }
-    }
-
-    /// out_td = in_td + what this gives; no token sees another document.
+    /// No token sees another document.
     pub fn forward(
         &self,
-        out_td: &mut Tensor,
-        in_td: &Tensor,
+        branch: Branch,
         saved: &mut Saved,
         scratch: &mut Scratch,
-        x_td: &Tensor,
-        cu_seqlens: &[u32],
-        place: &Place,
-        lora: &mut lora::Scratch,
+        pass: &mut Pass,
     ) -> Result<()> {
         // 1. project
-        self.project(saved, scratch, x_td, lora)?;
+        self.project(saved, scratch, branch.x_td, pass)?;
         // 2. normalise and rotate
-        self.rotate(saved, scratch, place)?;
+        self.rotate(saved, scratch, pass)?;
         // 3. attend
         let inputs = attention::Inputs {
             q_thn: &scratch.q_thn,
             k_tgn: &scratch.k_tgn,
             v_tgn: &saved.v_tgn,
-            cu_seqlens,
+            cu_seqlens: pass.cu_seqlens,
             scale: softmax_scale(&scratch.q_thn),
         };
         attention::forward(&mut saved.mixed_thn, &mut saved.lse_th, &inputs)?;
@@ -180,26 +167,30 @@ impl Weights {
         sigmoid_gate::forward(&mut scratch.gated_thn, &saved.mixed_thn, &saved.gate_thn)?;
         // 5. project back
         self.o_proj
-            .forward_onto(out_td, in_td, &scratch.gated_thn, lora)
+            .forward_onto(branch.out_td, branch.in_td, &scratch.gated_thn, pass.lora)
     }
 
-    /// d_x_td assigned. `kept`: the scratch is as the forward pass left it.
+    /// The gradient of the input assigned, those of weights added up.
     pub fn backward(
         &self,
-        d_x_td: &mut Tensor,
-        grads: &mut Gradients,
+        branch: BranchBackward,
         gradient: &mut Gradient,
-        d_out_td: &Tensor,
         saved: &mut Saved,
         scratch: &mut Scratch,
-        kept: bool,
-        x_td: &Tensor,
-        cu_seqlens: &[u32],
-        place: &Place,
-        lora: &mut lora::Scratch,
+        backward: &mut Backward,
     ) -> Result<()> {
+        let BranchBackward {
+            d_x_td,
+            d_out_td,
+            x_td,
+        } = branch;
+        let Backward {
+            pass,
+            grads,
+            has_scratch,
+        } = backward;
         // 5. project back
-        if !kept {
+        if !*has_scratch {
             sigmoid_gate::forward(&mut scratch.gated_thn, &saved.mixed_thn, &saved.gate_thn)?;
         }
         self.o_proj.backward(
@@ -207,7 +198,7 @@ impl Weights {
             grads,
             d_out_td,
             &scratch.gated_thn,
-            lora,
+            pass.lora,
         )?;
         // 4. gate
         sigmoid_gate::backward(
@@ -218,8 +209,8 @@ impl Weights {
             &saved.gate_thn,
         )?;
         // 3. attend
-        if !kept {
-            self.rotate(saved, scratch, place)?;
+        if !*has_scratch {
+            self.rotate(saved, scratch, pass)?;
         }
         attention::backward(
             attention::Gradients {
@@ -236,12 +227,12 @@ impl Weights {
                 q_thn: &scratch.q_thn,
                 k_tgn: &scratch.k_tgn,
                 v_tgn: &saved.v_tgn,
-                cu_seqlens,
+                cu_seqlens: pass.cu_seqlens,
                 scale: softmax_scale(&scratch.q_thn),
             },
         )?;
         // 2. normalise and rotate
-        self.rotate_backward(grads, gradient, saved, place)?;
+        self.rotate_backward(grads, gradient, saved, pass)?;
         // 1. project
         split::query_gate_backward(
             &mut gradient.d_qg_th2n,
@@ -249,36 +240,33 @@ impl Weights {
             &gradient.d_gate_thn,
         )?;
         self.q_proj
-            .backward(d_x_td, grads, &gradient.d_qg_th2n, x_td, lora)?;
+            .backward(d_x_td, grads, &gradient.d_qg_th2n, x_td, pass.lora)?;
         self.k_proj
-            .backward_residual(d_x_td, grads, &gradient.d_raw_k_tgn, x_td, lora)?;
+            .backward_residual(d_x_td, grads, &gradient.d_raw_k_tgn, x_td, pass.lora)?;
         self.v_proj
-            .backward_residual(d_x_td, grads, &gradient.d_v_tgn, x_td, lora)
+            .backward_residual(d_x_td, grads, &gradient.d_v_tgn, x_td, pass.lora)
     }
 
-    /// New tokens after what the caches hold: T of one sequence, or one of each of B. out_td = in_td + what this gives.
+    /// New tokens after what the caches hold: T of one sequence, or one of each of B.
     pub fn step(
         &self,
-        out_td: &mut Tensor,
-        in_td: &Tensor,
+        branch: Branch,
         states: &mut [&mut State],
         saved: &mut Saved,
         scratch: &mut Scratch,
-        x_td: &Tensor,
-        place: &Place,
-        lora: &mut lora::Scratch,
+        pass: &mut Pass,
     ) -> Result<()> {
         // 1. project
-        self.project(saved, scratch, x_td, lora)?;
+        self.project(saved, scratch, branch.x_td, pass)?;
         // 2. normalise and rotate
-        self.rotate(saved, scratch, place)?;
+        self.rotate(saved, scratch, pass)?;
         // 3. attend
-        attend_step(states, saved, scratch, place)?;
+        attend_step(states, saved, scratch, pass.positions_t)?;
         // 4. gate
         sigmoid_gate::forward(&mut scratch.gated_thn, &saved.mixed_thn, &saved.gate_thn)?;
         // 5. project back
         self.o_proj
-            .forward_onto(out_td, in_td, &scratch.gated_thn, lora)
+            .forward_onto(branch.out_td, branch.in_td, &scratch.gated_thn, pass.lora)
     }
 
     fn project(
@@ -286,31 +274,31 @@ impl Weights {
         saved: &mut Saved,
         scratch: &mut Scratch,
         x_td: &Tensor,
-        lora: &mut lora::Scratch,
+        pass: &mut Pass,
     ) -> Result<()> {
-        self.q_proj.forward(&mut scratch.qg_th2n, x_td, lora)?;
+        self.q_proj.forward(&mut scratch.qg_th2n, x_td, pass.lora)?;
         split::query_gate(&mut saved.raw_q_thn, &mut saved.gate_thn, &scratch.qg_th2n)?;
-        self.k_proj.forward(&mut saved.raw_k_tgn, x_td, lora)?;
-        self.v_proj.forward(&mut saved.v_tgn, x_td, lora)
+        self.k_proj.forward(&mut saved.raw_k_tgn, x_td, pass.lora)?;
+        self.v_proj.forward(&mut saved.v_tgn, x_td, pass.lora)
     }
 
-    fn rotate(&self, saved: &mut Saved, scratch: &mut Scratch, place: &Place) -> Result<()> {
+    fn rotate(&self, saved: &mut Saved, scratch: &mut Scratch, pass: &Pass) -> Result<()> {
         rms_norm::forward(
             &mut scratch.q_thn,
             &mut saved.q_rstd_th,
             &saved.raw_q_thn,
             &self.q_norm.tensor,
-            place.eps,
+            pass.eps,
         )?;
         rms_norm::forward(
             &mut scratch.k_tgn,
             &mut saved.k_rstd_tg,
             &saved.raw_k_tgn,
             &self.k_norm.tensor,
-            place.eps,
+            pass.eps,
         )?;
-        rope::forward(&mut scratch.q_thn, place.rotation, place.positions_t)?;
-        rope::forward(&mut scratch.k_tgn, place.rotation, place.positions_t)?;
+        rope::forward(&mut scratch.q_thn, pass.rotation, pass.positions_t)?;
+        rope::forward(&mut scratch.k_tgn, pass.rotation, pass.positions_t)?;
         Ok(())
     }
 
@@ -319,10 +307,10 @@ impl Weights {
         grads: &mut Gradients,
         gradient: &mut Gradient,
         saved: &Saved,
-        place: &Place,
+        pass: &Pass,
     ) -> Result<()> {
-        rope::backward(&mut gradient.d_k_tgn, place.rotation, place.positions_t)?;
-        rope::backward(&mut gradient.d_q_thn, place.rotation, place.positions_t)?;
+        rope::backward(&mut gradient.d_k_tgn, pass.rotation, pass.positions_t)?;
+        rope::backward(&mut gradient.d_q_thn, pass.rotation, pass.positions_t)?;
         rms_norm::backward(
             &mut gradient.d_raw_k_tgn,
             grads.of(&self.k_norm),
@@ -343,24 +331,16 @@ impl Weights {
     }
 }
 
-/// Where the tokens stand, and how a position turns a head.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Place<'a> {
-    pub positions_t: &'a [u32],
-    pub rotation: &'a Rotation,
-    pub eps: f32,
-}
-
 fn attend_step(
     states: &mut [&mut State],
     saved: &mut Saved,
     scratch: &Scratch,
-    place: &Place,
+    positions_t: &[u32],
 ) -> Result<()> {
     let scale = softmax_scale(&scratch.q_thn);
     let [n_tokens, n_heads, head_dim] = [0, 1, 2].map(|axis| scratch.q_thn.shape()[axis]);
     if let [state] = states {
-        let past = place.positions_t[0] as usize;
+        let past = positions_t[0] as usize;
         state.append(past, &scratch.k_tgn, &saved.v_tgn, 0, n_tokens)?;
         attention::forward_cached(
             &mut saved.mixed_thn,
@@ -378,7 +358,7 @@ fn attend_step(
     let mut out_1hn = Tensor::zeros_on(&shape, saved.mixed_thn.dtype(), device)?;
     let row_len = n_heads * head_dim;
     for (row, state) in states.iter_mut().enumerate() {
-        let past = place.positions_t[row] as usize;
+        let past = positions_t[row] as usize;
         state.append(past, &scratch.k_tgn, &saved.v_tgn, row, 1)?;
         rows::copy_rows(&mut q_1hn, 0, &scratch.q_thn, row, 1, row_len)?;
         attention::forward_cached(

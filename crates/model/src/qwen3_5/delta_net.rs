@@ -8,38 +8,41 @@ use kernel::ops::{
 use kernel::{DType, Device, Tensor};
 
 use crate::config::{CONV_WIDTH, Config};
-use crate::linear::Linear;
-use crate::parameter::{Gradients, Parameter};
-use crate::{Result, lora, rows};
+use crate::{Result, rows};
 
-use super::saved::arena;
+use super::arena::arena;
+use super::pass::{Backward, Branch, BranchBackward, Pass};
+use super::weights::weights;
 
 /// Added to the sum of squares of each query and key head, as upstream has it.
 const L2_EPS: f32 = 1e-6;
 
-#[derive(Debug)]
-pub(crate) struct Weights {
-    /// [C,D], rows: queries, keys, values
-    pub in_proj_qkv: Linear,
-    /// [H·V,D], the output gate
-    pub in_proj_z: Linear,
-    /// [H,D], the strength of writing
-    pub in_proj_b: Linear,
-    /// [H,D], the decay
-    pub in_proj_a: Linear,
-    /// [C,1,4]
-    pub conv1d: Parameter,
-    /// [H] f32
-    pub a_log: Parameter,
-    /// [H]
-    pub dt_bias: Parameter,
-    /// [V] f32, multiplies as it is
-    pub norm: Parameter,
-    /// [D,H·V]
-    pub out_proj: Linear,
+weights! {
+    /// The projections, the convolution, the decay and the gated norm.
+    Weights(c) {
+        /// [H] f32
+        a_log: PlainF32 "linear_attn.A_log" [c.linear_num_value_heads] ALog,
+        /// [C,1,4]
+        conv1d: Plain "linear_attn.conv1d.weight" [c.conv_channels(), 1, CONV_WIDTH] Convolution,
+        /// [H]
+        dt_bias: Plain "linear_attn.dt_bias" [c.linear_num_value_heads] One,
+        /// [H,D], the decay
+        in_proj_a: Linear "linear_attn.in_proj_a.weight" [c.linear_num_value_heads, c.hidden_size] Normal,
+        /// [H,D], the strength of writing
+        in_proj_b: Linear "linear_attn.in_proj_b.weight" [c.linear_num_value_heads, c.hidden_size] Normal,
+        /// [C,D], rows: queries, keys, values
+        in_proj_qkv: Linear "linear_attn.in_proj_qkv.weight" [c.conv_channels(), c.hidden_size] Normal,
+        /// [H·V,D], the output gate
+        in_proj_z: Linear "linear_attn.in_proj_z.weight" [c.value_width(), c.hidden_size] Normal,
+        /// [V] f32, multiplies as it is
+        norm: PlainF32 "linear_attn.norm.weight" [c.linear_value_head_dim] One,
+        /// [D,H·V]
+        out_proj: Linear "linear_attn.out_proj.weight" [c.hidden_size, c.value_width()] Normal,
+    }
 }
 
 arena! {
+    /// What backward needs.
     Saved(c, t) {
         /// [T,C], before the convolution
         qkv_tc: act [t, c.conv_channels()],
@@ -61,6 +64,7 @@ arena! {
 }
 
 arena! {
+    /// What costs no matrix product.
     Scratch(c, t) {
         /// Normalised, times K^-1/2 [T,G,K].
         q_tgk: act [t, c.linear_num_key_heads, c.linear_key_head_dim],
@@ -90,6 +94,7 @@ arena! {
 }
 
 arena! {
+    /// Gradients of activations.
     Gradient(c, t) {
         /// [T,H,V]
         d_gated_thv: act [t, c.linear_num_value_heads, c.linear_value_head_dim],
@@ -152,78 +157,60 @@ impl State {
 }
 
 impl Weights {
-    pub fn zeros(config: &Config, dtype: DType) -> Self {
-        let hidden = config.hidden_size;
-        let n_heads = config.linear_num_value_heads;
-        let value_width = n_heads * config.linear_value_head_dim;
-        let n_channels = config.conv_channels();
-        Weights {
-            in_proj_qkv: Linear::zeros(n_channels, hidden, dtype),
-            in_proj_z: Linear::zeros(value_width, hidden, dtype),
-            in_proj_b: Linear::zeros(n_heads, hidden, dtype),
-            in_proj_a: Linear::zeros(n_heads, hidden, dtype),
-            conv1d: Parameter::zeros(&[n_channels, 1, CONV_WIDTH], dtype),
-            a_log: Parameter::zeros(&[n_heads], DType::F32),
-            dt_bias: Parameter::zeros(&[n_heads], dtype),
-            norm: Parameter::zeros(&[config.linear_value_head_dim], DType::F32),
-            out_proj: Linear::zeros(hidden, value_width, dtype),
-        }
-    }
-
-    /// out_td = in_td + what this gives; nothing crosses a border of `cu_seqlens`.
+    /// Nothing crosses a border of documents.
     pub fn forward(
         &self,
-        out_td: &mut Tensor,
-        in_td: &Tensor,
+        branch: Branch,
         saved: &mut Saved,
         scratch: &mut Scratch,
-        x_td: &Tensor,
-        cu_seqlens: &[u32],
-        eps: f32,
-        lora: &mut lora::Scratch,
+        pass: &mut Pass,
     ) -> Result<()> {
         // 1. project
-        self.project(saved, x_td, lora)?;
+        self.project(saved, branch.x_td, pass)?;
         // 2. convolve
         // 3. split and normalise
-        self.inputs(scratch, saved, cu_seqlens)?;
+        self.inputs(scratch, saved, pass.cu_seqlens)?;
         // 4. gates
         self.gates(saved)?;
         // 5. delta rule
         let inputs = rule_inputs(&saved.g_th, &saved.beta_th, scratch);
-        gated_delta_rule::forward(&mut saved.mixed_thv, &inputs, cu_seqlens)?;
+        gated_delta_rule::forward(&mut saved.mixed_thv, &inputs, pass.cu_seqlens)?;
         // 6. normalise and gate
-        self.gate(saved, scratch, eps)?;
+        self.gate(saved, scratch, pass.eps)?;
         // 7. project back
         self.out_proj
-            .forward_onto(out_td, in_td, &scratch.gated_thv, lora)
+            .forward_onto(branch.out_td, branch.in_td, &scratch.gated_thv, pass.lora)
     }
 
-    /// d_x_td assigned. `kept`: the scratch is as the forward pass left it.
+    /// The gradient of the input assigned, those of weights added up.
     pub fn backward(
         &self,
-        d_x_td: &mut Tensor,
-        grads: &mut Gradients,
+        branch: BranchBackward,
         gradient: &mut Gradient,
-        d_out_td: &Tensor,
         saved: &mut Saved,
         scratch: &mut Scratch,
-        kept: bool,
-        x_td: &Tensor,
-        cu_seqlens: &[u32],
-        eps: f32,
-        lora: &mut lora::Scratch,
+        backward: &mut Backward,
     ) -> Result<()> {
+        let BranchBackward {
+            d_x_td,
+            d_out_td,
+            x_td,
+        } = branch;
+        let Backward {
+            pass,
+            grads,
+            has_scratch,
+        } = backward;
         // 7. project back
-        if !kept {
-            self.gate(saved, scratch, eps)?;
+        if !*has_scratch {
+            self.gate(saved, scratch, pass.eps)?;
         }
         self.out_proj.backward(
             &mut gradient.d_gated_thv,
             grads,
             d_out_td,
             &scratch.gated_thv,
-            lora,
+            pass.lora,
         )?;
         // 6. normalise and gate
         gated_rms_norm::backward(
@@ -241,8 +228,8 @@ impl Weights {
             &saved.mixed_rstd_th,
         )?;
         // 5. delta rule
-        if !kept {
-            self.inputs(scratch, saved, cu_seqlens)?;
+        if !*has_scratch {
+            self.inputs(scratch, saved, pass.cu_seqlens)?;
         }
         gated_delta_rule::backward(
             gated_delta_rule::Gradients {
@@ -254,7 +241,7 @@ impl Weights {
             },
             &gradient.d_mixed_thv,
             &rule_inputs(&saved.g_th, &saved.beta_th, scratch),
-            cu_seqlens,
+            pass.cu_seqlens,
         )?;
         // 4. gates
         delta_gate::backward(
@@ -287,36 +274,33 @@ impl Weights {
             &delta_inputs::Inputs {
                 qkv_tc: &saved.qkv_tc,
                 w: &self.conv1d.tensor,
-                cu_seqlens,
+                cu_seqlens: pass.cu_seqlens,
                 q_scale: query_scale(&scratch.q_tgk),
             },
         )?;
         // 1. project
         self.in_proj_qkv
-            .backward(d_x_td, grads, &gradient.d_qkv_tc, x_td, lora)?;
+            .backward(d_x_td, grads, &gradient.d_qkv_tc, x_td, pass.lora)?;
         self.in_proj_z
-            .backward_residual(d_x_td, grads, &gradient.d_z_thv, x_td, lora)?;
+            .backward_residual(d_x_td, grads, &gradient.d_z_thv, x_td, pass.lora)?;
         self.in_proj_b
-            .backward_residual(d_x_td, grads, &gradient.d_b_th, x_td, lora)?;
+            .backward_residual(d_x_td, grads, &gradient.d_b_th, x_td, pass.lora)?;
         self.in_proj_a
-            .backward_residual(d_x_td, grads, &gradient.d_a_th, x_td, lora)
+            .backward_residual(d_x_td, grads, &gradient.d_a_th, x_td, pass.lora)
     }
 
-    /// New tokens after what the states hold: T of one sequence, or one of each of B. out_td = in_td + what this gives.
+    /// New tokens after what the states hold: T of one sequence, or one of each of B.
     pub fn step(
         &self,
-        out_td: &mut Tensor,
-        in_td: &Tensor,
+        branch: Branch,
         states: &mut [&mut State],
         saved: &mut Saved,
         scratch: &mut Scratch,
         step_scratch: &mut StepScratch,
-        x_td: &Tensor,
-        eps: f32,
-        lora: &mut lora::Scratch,
+        pass: &mut Pass,
     ) -> Result<()> {
         // 1. project
-        self.project(saved, x_td, lora)?;
+        self.project(saved, branch.x_td, pass)?;
         // 2. convolve
         self.convolve_step(states, saved, step_scratch)?;
         // 3. split and normalise
@@ -326,17 +310,18 @@ impl Weights {
         // 5. delta rule
         delta_rule_step(states, saved, scratch)?;
         // 6. normalise and gate
-        self.gate(saved, scratch, eps)?;
+        self.gate(saved, scratch, pass.eps)?;
         // 7. project back
         self.out_proj
-            .forward_onto(out_td, in_td, &scratch.gated_thv, lora)
+            .forward_onto(branch.out_td, branch.in_td, &scratch.gated_thv, pass.lora)
     }
 
-    fn project(&self, saved: &mut Saved, x_td: &Tensor, lora: &mut lora::Scratch) -> Result<()> {
-        self.in_proj_qkv.forward(&mut saved.qkv_tc, x_td, lora)?;
-        self.in_proj_z.forward(&mut saved.z_thv, x_td, lora)?;
-        self.in_proj_b.forward(&mut saved.b_th, x_td, lora)?;
-        self.in_proj_a.forward(&mut saved.a_th, x_td, lora)
+    fn project(&self, saved: &mut Saved, x_td: &Tensor, pass: &mut Pass) -> Result<()> {
+        self.in_proj_qkv
+            .forward(&mut saved.qkv_tc, x_td, pass.lora)?;
+        self.in_proj_z.forward(&mut saved.z_thv, x_td, pass.lora)?;
+        self.in_proj_b.forward(&mut saved.b_th, x_td, pass.lora)?;
+        self.in_proj_a.forward(&mut saved.a_th, x_td, pass.lora)
     }
 
     fn convolve_step(

@@ -12,17 +12,23 @@ use crate::config::Config;
 use crate::quant::fp8_block;
 use crate::{Error, Result};
 
-use super::{Qwen3_5, names};
+use super::{Kind, Model, names};
 
-impl Qwen3_5 {
-    /// See [`crate::Model::load`].
-    pub(crate) fn load(dir: &Path, config: Config, dtype: DType) -> Result<Self> {
+impl Model {
+    /// Reads a Hugging Face folder: `config.json`, one or several safetensors, nested (`model.language_model.*`) or text-only (`model.*`)
+    /// names, tied or untied head. Block-quantized FP8 weights are dequantized to `dtype`. `visual` and `mtp` tensors stay mapped, to be
+    /// carried through [`Model::save`] byte for byte; do not change the folder's files in place while the model lives.
+    ///
+    /// # Errors
+    /// A missing or unreadable file, another architecture, a tensor that is missing, unexpected, of another shape or of an unreadable type.
+    pub fn load(dir: &Path, dtype: DType) -> Result<Self> {
+        let config = Config::load(dir)?;
         let source = Checkpoint::open(dir)?;
-        let mut model = Qwen3_5::zeros(config, dtype);
+        let mut model = Model::zeros(config, dtype);
         let form = names::form_of(|name| source.get(name).is_some(), model.config.form);
         let mut known = HashSet::new();
-        for (name, parameter) in names::parameters_mut(&mut model) {
-            let name = names::full(form, &name);
+        for (row, parameter) in model.parameters_mut() {
+            let name = names::full(form, &row.name);
             let view = source.require(&name)?;
             if view.shape != parameter.tensor.shape() {
                 return Err(Error::TensorShape {
@@ -45,20 +51,39 @@ impl Qwen3_5 {
         Ok(model)
     }
 
-    /// See [`crate::Model::save_with`].
-    pub(crate) fn save(&self, dir: &Path, options: &SaveOptions) -> Result<()> {
+    /// Writes the folder that [`Model::load`] reads, each tensor in the type that it was read in unless `dtype` says otherwise
+    /// (then `A_log` and the gated norms stay f32, as released). Shards of at most 5 GB. See [`Model::save_with`].
+    ///
+    /// # Errors
+    /// As [`Model::save_with`].
+    pub fn save(&self, dir: &Path, dtype: Option<DType>) -> Result<()> {
+        self.save_with(
+            dir,
+            &SaveOptions {
+                dtype,
+                ..SaveOptions::default()
+            },
+        )
+    }
+
+    /// As [`Model::save`], with all options. Everything is written beside `dir`, flushed, then renamed into place.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::UnmergedAdapter`] while LoRA is attached.
+    pub fn save_with(&self, dir: &Path, options: &SaveOptions) -> Result<()> {
         if self.lora.is_some() {
             return Err(Error::UnmergedAdapter);
         }
-        let parameters: Vec<(String, &Tensor, DType)> = names::parameters(self)
+        let parameters: Vec<(String, &Tensor, DType)> = self
+            .parameters()
             .into_iter()
-            .map(|(name, parameter)| {
+            .map(|(row, parameter)| {
                 let dtype = match options.dtype {
-                    Some(_) if names::keeps_f32(&name) => DType::F32,
+                    Some(_) if row.kind == Kind::PlainF32 => DType::F32,
                     Some(dtype) => dtype,
                     None => parameter.disk,
                 };
-                let full = names::full(self.config.form, &name);
+                let full = names::full(self.config.form, &row.name);
                 (full, &parameter.tensor, dtype)
             })
             .collect();
@@ -96,15 +121,18 @@ impl Qwen3_5 {
         writer.commit()
     }
 
-    /// See [`crate::Model::check_finite`].
-    pub(crate) fn check_finite(&self) -> Result<()> {
-        for (name, parameter) in names::parameters(self) {
+    /// Refuses weights that no model has, before they are written for others to use.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] with the first tensor that holds NaN or infinities; [`Error::Kernel`] if the GPU failed.
+    pub fn check_finite(&self) -> Result<()> {
+        for (row, parameter) in self.parameters() {
             let finite = match self.device {
                 Device::Cpu => checkpoint::is_finite(&parameter.tensor),
                 Device::Cuda(_) => checkpoint::is_finite(&parameter.tensor.to_device(Device::Cpu)?),
             };
             if !finite {
-                let name = names::full(self.config.form, &name);
+                let name = names::full(self.config.form, &row.name);
                 let place = "in memory, before it is written".to_owned();
                 return Err(Error::NotFinite { name, place });
             }

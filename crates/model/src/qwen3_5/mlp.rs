@@ -1,27 +1,29 @@
 //! SwiGLU feed-forward: down(silu(gate x) · up x).
 // T tokens, D hidden, F feed-forward.
 
+use kernel::Tensor;
 use kernel::ops::swiglu;
-use kernel::{DType, Tensor};
 
-use crate::config::Config;
-use crate::linear::Linear;
-use crate::parameter::Gradients;
-use crate::{Result, lora};
+use crate::Result;
 
-use super::saved::arena;
+use super::arena::arena;
+use super::pass::{Backward, Branch, BranchBackward, Pass};
+use super::weights::weights;
 
-#[derive(Debug)]
-pub(crate) struct Weights {
-    /// [F,D]
-    pub gate_proj: Linear,
-    /// [F,D]
-    pub up_proj: Linear,
-    /// [D,F]
-    pub down_proj: Linear,
+weights! {
+    /// The feed-forward's matrices.
+    Weights(c) {
+        /// [D,F]
+        down_proj: QuantizedLinear "mlp.down_proj.weight" [c.hidden_size, c.intermediate_size] Normal,
+        /// [F,D]
+        gate_proj: QuantizedLinear "mlp.gate_proj.weight" [c.intermediate_size, c.hidden_size] Normal,
+        /// [F,D]
+        up_proj: QuantizedLinear "mlp.up_proj.weight" [c.intermediate_size, c.hidden_size] Normal,
+    }
 }
 
 arena! {
+    /// What backward needs.
     Saved(c, t) {
         /// [T,F]
         gate_tf: act [t, c.intermediate_size],
@@ -31,6 +33,7 @@ arena! {
 }
 
 arena! {
+    /// What costs no matrix product.
     Scratch(c, t) {
         /// silu(gate) · up [T,F]
         product_tf: act [t, c.intermediate_size],
@@ -38,6 +41,7 @@ arena! {
 }
 
 arena! {
+    /// Gradients of activations.
     Gradient(c, t) {
         /// [T,F]
         d_product_tf: act [t, c.intermediate_size],
@@ -49,68 +53,55 @@ arena! {
 }
 
 impl Weights {
-    pub fn zeros(config: &Config, dtype: DType) -> Self {
-        let (hidden, wide) = (config.hidden_size, config.intermediate_size);
-        Weights {
-            gate_proj: Linear::zeros(wide, hidden, dtype),
-            up_proj: Linear::zeros(wide, hidden, dtype),
-            down_proj: Linear::zeros(hidden, wide, dtype),
-        }
-    }
-
-    /// out_td = in_td + what this gives. Serves generation as well: tokens do not see each other here.
+    /// Serves generation as well: tokens do not see each other here.
     pub fn forward(
         &self,
-        out_td: &mut Tensor,
-        in_td: &Tensor,
+        branch: Branch,
         saved: &mut Saved,
         scratch: &mut Scratch,
-        x_td: &Tensor,
-        lora: &mut lora::Scratch,
+        pass: &mut Pass,
     ) -> Result<()> {
         // 1. project
-        self.project(saved, x_td, lora)?;
+        self.project(saved, branch.x_td, pass)?;
         // 2. gate
         swiglu::forward(&mut scratch.product_tf, &saved.gate_tf, &saved.up_tf)?;
         // 3. project back
         self.down_proj
-            .forward_onto(out_td, in_td, &scratch.product_tf, lora)
+            .forward_onto(branch.out_td, branch.in_td, &scratch.product_tf, pass.lora)
     }
 
     /// Step 1 of `forward` alone, for a backward pass that kept nothing of it.
-    pub fn project(
-        &self,
-        saved: &mut Saved,
-        x_td: &Tensor,
-        lora: &mut lora::Scratch,
-    ) -> Result<()> {
-        self.gate_proj.forward(&mut saved.gate_tf, x_td, lora)?;
-        self.up_proj.forward(&mut saved.up_tf, x_td, lora)
+    pub fn project(&self, saved: &mut Saved, x_td: &Tensor, pass: &mut Pass) -> Result<()> {
+        self.gate_proj
+            .forward(&mut saved.gate_tf, x_td, pass.lora)?;
+        self.up_proj.forward(&mut saved.up_tf, x_td, pass.lora)
     }
 
-    /// d_x_td assigned. `kept`: the scratch is as the forward pass left it.
+    /// The gradient of the input assigned, those of weights added up.
     pub fn backward(
         &self,
-        d_x_td: &mut Tensor,
-        grads: &mut Gradients,
+        branch: BranchBackward,
         gradient: &mut Gradient,
-        d_out_td: &Tensor,
         saved: &Saved,
         scratch: &mut Scratch,
-        kept: bool,
-        x_td: &Tensor,
-        lora: &mut lora::Scratch,
+        backward: &mut Backward,
     ) -> Result<()> {
+        let BranchBackward {
+            d_x_td,
+            d_out_td,
+            x_td,
+        } = branch;
         // 3. project back
-        if !kept {
+        if !backward.has_scratch {
             swiglu::forward(&mut scratch.product_tf, &saved.gate_tf, &saved.up_tf)?;
         }
+        let Backward { pass, grads, .. } = backward;
         self.down_proj.backward(
             &mut gradient.d_product_tf,
             grads,
             d_out_td,
             &scratch.product_tf,
-            lora,
+            pass.lora,
         )?;
         // 2. gate
         swiglu::backward(
@@ -122,8 +113,8 @@ impl Weights {
         )?;
         // 1. project
         self.up_proj
-            .backward(d_x_td, grads, &gradient.d_up_tf, x_td, lora)?;
+            .backward(d_x_td, grads, &gradient.d_up_tf, x_td, pass.lora)?;
         self.gate_proj
-            .backward_residual(d_x_td, grads, &gradient.d_gate_tf, x_td, lora)
+            .backward_residual(d_x_td, grads, &gradient.d_gate_tf, x_td, pass.lora)
     }
 }

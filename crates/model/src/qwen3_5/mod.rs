@@ -1,15 +1,22 @@
 //! The Qwen3.5 text model: an embedding, layers of gated delta nets and gated attention, a head.
-// T tokens (packed), D hidden, C vocabulary, B sequences.
+// T tokens (packed), D hidden, C vocabulary.
 
-pub(crate) mod attention;
-pub(crate) mod block;
-pub(crate) mod delta_net;
-pub(crate) mod folder;
-pub mod memory;
-pub(crate) mod mlp;
+mod adapters;
+mod arena;
+mod attention;
+mod block;
+mod delta_net;
+mod folder;
+mod generate;
+pub(crate) mod memory;
+mod mlp;
 pub(crate) mod names;
+mod pass;
+pub(crate) mod recompute;
 pub(crate) mod saved;
 pub(crate) mod state;
+pub(crate) mod table;
+mod weights;
 
 use std::sync::Arc;
 
@@ -18,164 +25,181 @@ use kernel::ops::{embedding, linear_cross_entropy, matmul, rms_norm};
 use kernel::{DType, Device, Tensor};
 use rayon::prelude::*;
 
+use crate::batch::{Batch, check_borders};
 use crate::checkpoint::Checkpoint;
-use crate::config::{CONV_WIDTH, Config, LayerType};
+use crate::config::Config;
 use crate::lora::{self, LoraConfig};
 use crate::parameter::{Gradients, Parameter};
-use crate::{Batch, Error, Result, check_borders, random, rows};
+use crate::{Result, rows};
 
-use attention::Place;
-use block::Pass;
-use saved::Arena;
+use pass::{Backward, Pass};
+use saved::{Arena, Saved};
+use weights::{Part, weights};
 
-pub use saved::{Keep, Saved};
-pub use state::SequenceState;
+pub(crate) use folder::check_head;
+pub(crate) use weights::Kind;
 
-/// Weights and what is needed to write them back.
+/// A Qwen3.5 text model: weights, and what is needed to write them back.
 #[derive(Debug)]
-pub struct Qwen3_5 {
+pub struct Model {
     pub(crate) config: Config,
-    pub(crate) dtype: DType,
-    pub(crate) device: Device,
-    /// [C,D]
-    pub(crate) embed_tokens: Parameter,
-    pub(crate) layers: Vec<block::Weights>,
-    /// [D], scales by 1 + w
-    pub(crate) norm: Parameter,
-    /// [C,D]; None: the embedding is the head.
-    pub(crate) lm_head: Option<Parameter>,
+    dtype: DType,
+    device: Device,
+    outer: Outer,
+    layers: Vec<block::Weights>,
+    /// None: the embedding is the head.
+    head: Option<Head>,
     pub(crate) lora: Option<LoraConfig>,
     rotation: Rotation,
     /// The files that the model was read from, for the tensors carried through.
     source: Option<Arc<Checkpoint>>,
 }
 
-impl Qwen3_5 {
-    /// All weights zero.
-    fn zeros(config: Config, dtype: DType) -> Self {
-        let table = [config.vocab_size, config.hidden_size];
-        let mut model = Qwen3_5 {
-            dtype,
-            device: Device::Cpu,
-            embed_tokens: Parameter::zeros(&table, dtype),
-            layers: config
-                .layer_types
-                .iter()
-                .map(|layer_type| block::Weights::zeros(*layer_type, &config, dtype))
-                .collect(),
-            norm: Parameter::zeros(&[config.hidden_size], dtype),
-            lm_head: (!config.tie_word_embeddings).then(|| Parameter::zeros(&table, dtype)),
-            lora: None,
-            rotation: Rotation::new(config.rope_theta, config.rotary_dims),
-            source: None,
-            config,
-        };
-        model.number_parameters();
-        model
+weights! {
+    /// What stands before the layers and behind them.
+    Outer(c) {
+        /// [C,D]
+        embed_tokens: Plain "embed_tokens.weight" [c.vocab_size, c.hidden_size] Normal,
+        /// [D], scales by 1 + w
+        norm: Plain "norm.weight" [c.hidden_size] Zero,
     }
+}
 
-    /// See [`crate::Model::init`].
-    pub(crate) fn init(config: Config, seed: u64, dtype: DType) -> Self {
+weights! {
+    /// A head of its own.
+    Head(c) {
+        /// [C,D]
+        lm_head: Plain "lm_head.weight" [c.vocab_size, c.hidden_size] Normal,
+    }
+}
+
+impl Model {
+    /// A fresh model: matrices normal(0, `initializer_range`), convolutions uniform(±1/√4), (1 + w) norms 0, gated norms 1,
+    /// `A_log` = ln uniform(0, 16), `dt_bias` 1. The same seed gives the same weights on every platform; they are made on the host, see
+    /// [`Model::to_device`].
+    pub fn init(config: Config, seed: u64, dtype: DType) -> Self {
         let std = config.initializer_range;
-        let mut model = Qwen3_5::zeros(config, dtype);
-        for (number, (name, parameter)) in names::parameters_mut(&mut model).into_iter().enumerate()
-        {
-            let stream = number as u64;
-            let value = |i: u64| match names::initial(&name) {
-                names::Initial::Normal => random::normal(seed, stream, i) * std,
-                names::Initial::Convolution => {
-                    (2.0 * random::uniform(seed, stream, i) - 1.0) / (CONV_WIDTH as f64).sqrt()
-                }
-                // The open interval keeps the logarithm finite.
-                names::Initial::ALog => (16.0 * random::uniform(seed, stream, i)).ln(),
-                names::Initial::One => 1.0,
-                names::Initial::Zero => 0.0,
-            };
+        let mut model = Model::zeros(config, dtype);
+        for (number, (row, parameter)) in model.parameters_mut().into_iter().enumerate() {
             let n = parameter.tensor.numel() as u64;
-            let values = (0..n).into_par_iter().map(|i| value(i) as f32).collect();
+            let value = |i| row.initial.value(std, seed, number as u64, i);
+            let values = (0..n).into_par_iter().map(value).collect();
             let fresh = Tensor::from_f32(parameter.tensor.shape(), values);
             parameter.tensor = fresh.to_dtype(parameter.tensor.dtype());
         }
         model
     }
 
-    /// Gives each trainable parameter its gradient: all weights, or A and B of every adapter while LoRA is attached.
-    pub(crate) fn number_parameters(&mut self) {
-        let with_lora = self.lora.is_some();
-        let mut next = 0;
-        let mut number = |parameter: &mut Parameter, trains: bool| {
-            parameter.slot = trains.then_some(next);
-            next += usize::from(trains);
-        };
-        for (_, part) in names::parts_mut(self) {
-            match part {
-                names::Part::Plain(parameter) => number(parameter, !with_lora),
-                names::Part::Linear(linear) => {
-                    number(&mut linear.weight, !with_lora);
-                    if let Some(adapter) = &mut linear.adapter {
-                        number(&mut adapter.a_ri, true);
-                        number(&mut adapter.b_or, true);
-                    }
-                }
-            }
-        }
+    /// The text configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
     }
 
-    /// In the order of `number_parameters`, as the three after it.
-    pub(crate) fn trainable_names(&self) -> Vec<String> {
+    /// Storage type of the weights and activations.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Where the weights are and the arithmetic happens.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The attached adapter's settings.
+    pub fn lora(&self) -> Option<&LoraConfig> {
+        self.lora.as_ref()
+    }
+
+    /// Moves the weights, and an adapter beside them, to `device`; states, gradients and [`Saved`] are made anew by the caller.
+    ///
+    /// # Errors
+    /// [`crate::Error::Kernel`] if the GPU has no room or failed; the model is then of no use.
+    pub fn to_device(mut self, device: Device) -> Result<Self> {
+        self.move_to(device)?;
+        Ok(self)
+    }
+
+    /// Names of the trainable tensors in a fixed order: checkpoint names, or PEFT names while LoRA is attached.
+    pub fn trainable_names(&self) -> Vec<String> {
         let form = self.config.form;
         if self.lora.is_none() {
-            let parameters = names::parameters(self).into_iter();
+            let parameters = self.parameters().into_iter();
             return parameters
-                .map(|(name, _)| names::full(form, &name))
+                .map(|(row, _)| names::full(form, &row.name))
                 .collect();
         }
-        names::linears(self)
+        self.linears()
             .into_iter()
             .filter(|(_, linear)| linear.adapter.is_some())
             .flat_map(|(module, _)| names::lora(form, &module))
             .collect()
     }
 
-    pub(crate) fn trainable(&self) -> Vec<&Tensor> {
+    /// The trainable tensors, in the order of [`Model::trainable_names`].
+    pub fn trainable(&self) -> Vec<&Tensor> {
         if self.lora.is_none() {
-            let parameters = names::parameters(self).into_iter();
+            let parameters = self.parameters().into_iter();
             return parameters.map(|(_, parameter)| &parameter.tensor).collect();
         }
-        names::linears(self)
+        self.linears()
             .into_iter()
             .filter_map(|(_, linear)| linear.adapter.as_ref())
             .flat_map(|adapter| [&adapter.a_ri.tensor, &adapter.b_or.tensor])
             .collect()
     }
 
-    /// Whether each trainable tensor is the weight of a linear layer.
-    pub(crate) fn trains_linear(&self) -> Vec<bool> {
-        let mut trains = vec![false; self.trainable().len()];
-        for (_, linear) in names::linears(self) {
-            if let Some(slot) = linear.weight.slot {
-                trains[slot] = true;
-            }
-        }
-        trains
-    }
-
-    pub(crate) fn trainable_mut(&mut self) -> Vec<&mut Tensor> {
+    /// The trainable tensors, in the order of [`Model::trainable_names`].
+    pub fn trainable_mut(&mut self) -> Vec<&mut Tensor> {
         if self.lora.is_none() {
-            let parameters = names::parameters_mut(self).into_iter();
+            let parameters = self.parameters_mut().into_iter();
             return parameters
                 .map(|(_, parameter)| &mut parameter.tensor)
                 .collect();
         }
-        names::linears_mut(self)
+        self.linears_mut()
             .into_iter()
             .filter_map(|(_, linear)| linear.adapter.as_mut())
             .flat_map(|adapter| [&mut adapter.a_ri.tensor, &mut adapter.b_or.tensor])
             .collect()
     }
 
-    /// See [`crate::Model::forward_backward`].
-    pub(crate) fn forward_backward(
+    /// f32 zeros, one tensor for each trainable one.
+    ///
+    /// # Errors
+    /// [`crate::Error::Kernel`] if the GPU has no room.
+    pub fn gradients(&self) -> Result<Gradients> {
+        let zeros =
+            |tensor: &Tensor| Ok(Tensor::zeros_on(tensor.shape(), DType::F32, self.device)?);
+        let tensors = self.trainable().into_iter().map(zeros);
+        Ok(Gradients::new(
+            tensors.collect::<Result<_>>()?,
+            self.trains_linear(),
+        ))
+    }
+
+    /// Allocates in `saved` all that rows of up to `n_tokens` need for training, so that what does not fit fails before the first one.
+    ///
+    /// # Errors
+    /// [`crate::Error::Kernel`] if the GPU has no room.
+    pub fn reserve(&self, saved: &mut Saved, n_tokens: usize) -> Result<()> {
+        let borders = [0, n_tokens as u32];
+        let arena = saved.prepare(&self.config, self.dtype, self.device, &borders, None)?;
+        if let Some(lora) = &self.lora {
+            let linears = self.linears().into_iter();
+            let n_adapters = linears
+                .filter(|(_, linear)| linear.adapter.is_some())
+                .count();
+            arena.lora.reserve(n_adapters, lora.rank, n_tokens)?;
+        }
+        arena.gradient.resize(&self.config, n_tokens)
+    }
+
+    /// Negative log-likelihood of each target (natural log; 0 where there is none) and, added to `grads`, the gradient of `d_nll · Σ nll`.
+    /// `dropout_seed` feeds LoRA dropout; the same seed drops the same elements.
+    ///
+    /// # Errors
+    /// [`crate::Error::Batch`] for borders that do not fit, [`crate::Error::Kernel`] for an id beyond the vocabulary.
+    pub fn forward_backward(
         &self,
         saved: &mut Saved,
         grads: &mut Gradients,
@@ -194,8 +218,8 @@ impl Qwen3_5 {
         arena.gradient.resize(&self.config, n_tokens)?;
         let Arena {
             layers,
-            keeps,
-            lent,
+            policy,
+            shared,
             last,
             scratch,
             gradient,
@@ -207,7 +231,7 @@ impl Qwen3_5 {
         // head and loss
         linear_cross_entropy::forward_backward(
             &mut last.nll_t,
-            &mut gradient.block.d_normed_td,
+            &mut gradient.stream.d_normed_td,
             grads.of(self.head()),
             &last.normed_td,
             &self.head().tensor,
@@ -215,36 +239,43 @@ impl Qwen3_5 {
             d_nll,
         )?;
         rms_norm::backward(
-            &mut gradient.block.d_x_td,
-            grads.of(&self.norm),
-            &gradient.block.d_normed_td,
+            &mut gradient.stream.d_x_td,
+            grads.of(&self.outer.norm),
+            &gradient.stream.d_normed_td,
             &last.x_td,
-            &self.norm.tensor,
+            &self.outer.norm.tensor,
             &last.rstd_t,
         )?;
-        let block::Gradient {
+        let block::StreamGradient {
             d_x_td, d_out_td, ..
-        } = &mut gradient.block;
+        } = &mut gradient.stream;
         rows::copy(d_out_td, d_x_td)?;
         // layers
-        let pass = self.pass(batch.cu_seqlens, positions_t);
-        let kept = layers.iter_mut().zip(keeps.iter());
-        for (weights, (kept, keep)) in self.layers.iter().zip(kept).rev() {
-            let lent = &mut lent[kept.lender()];
-            kept.exchange(lent, scratch, *keep);
-            let done = weights.backward(grads, gradient, kept, *keep, scratch, &pass, lora);
-            kept.exchange(lent, scratch, *keep);
+        let mut backward = Backward {
+            pass: self.pass(batch.cu_seqlens, positions_t, lora),
+            grads: &mut *grads,
+            has_scratch: false,
+        };
+        let kept = layers.iter_mut().zip(policy.iter());
+        for (weights, (kept, recompute)) in self.layers.iter().zip(kept).rev() {
+            let shared = &mut shared[kept.type_idx()];
+            kept.swap(shared, scratch, *recompute);
+            let done = weights.backward(gradient, kept, *recompute, scratch, &mut backward);
+            kept.swap(shared, scratch, *recompute);
             done?;
         }
         // embedding: into the head's gradient when tied
-        if let Some(d_table) = grads.of(&self.embed_tokens) {
-            embedding::backward(d_table, &gradient.block.d_x_td, batch.tokens_t)?;
+        if let Some(d_table) = grads.of(&self.outer.embed_tokens) {
+            embedding::backward(d_table, &gradient.stream.d_x_td, batch.tokens_t)?;
         }
         Ok(last.nll_t.read_f32()?)
     }
 
-    /// See [`crate::Model::nll`].
-    pub(crate) fn nll(&self, saved: &mut Saved, batch: &Batch) -> Result<Vec<f32>> {
+    /// Negative log-likelihood of each target, without dropout and without gradients.
+    ///
+    /// # Errors
+    /// As [`Model::forward_backward`].
+    pub fn nll(&self, saved: &mut Saved, batch: &Batch) -> Result<Vec<f32>> {
         batch.check()?;
         let last = &mut self
             .forward(saved, batch.tokens_t, batch.cu_seqlens, None)?
@@ -258,8 +289,11 @@ impl Qwen3_5 {
         Ok(last.nll_t.read_f32()?)
     }
 
-    /// See [`crate::Model::hidden_states`].
-    pub(crate) fn hidden_states(
+    /// The residual stream [T,D] before each layer, after the last one, and after the final norm: n_layers + 2 tensors.
+    ///
+    /// # Errors
+    /// As [`Model::forward_backward`].
+    pub fn hidden_states(
         &self,
         saved: &mut Saved,
         tokens_t: &[u32],
@@ -276,8 +310,11 @@ impl Qwen3_5 {
             .collect()
     }
 
-    /// See [`crate::Model::logits`].
-    pub(crate) fn logits(
+    /// Logits of every position [T,C] f32. Meant for tests and short texts: all T × C exist at once.
+    ///
+    /// # Errors
+    /// As [`Model::forward_backward`].
+    pub fn logits(
         &self,
         saved: &mut Saved,
         tokens_t: &[u32],
@@ -288,16 +325,65 @@ impl Qwen3_5 {
         self.project(&arena.last.normed_td)
     }
 
-    pub(crate) fn new_state(&self) -> Result<SequenceState> {
-        SequenceState::new(&self.config, self.dtype, self.device)
+    /// All weights zero.
+    fn zeros(config: Config, dtype: DType) -> Self {
+        let layers = config.layer_types.iter();
+        let mut model = Model {
+            dtype,
+            device: Device::Cpu,
+            outer: Outer::zeros(&config, dtype),
+            layers: layers
+                .map(|layer_type| block::Weights::zeros(*layer_type, &config, dtype))
+                .collect(),
+            head: (!config.tie_word_embeddings).then(|| Head::zeros(&config, dtype)),
+            lora: None,
+            rotation: Rotation::new(config.rope_theta, config.rotary_dims),
+            source: None,
+            config,
+        };
+        model.number_parameters();
+        model
     }
 
-    /// See [`crate::Model::to_device`].
-    pub(crate) fn move_to(&mut self, device: Device) -> Result<()> {
-        for (_, part) in names::parts_mut(self) {
+    /// Gives each trainable parameter its gradient: all weights, or A and B of every adapter while LoRA is attached.
+    pub(crate) fn number_parameters(&mut self) {
+        let with_lora = self.lora.is_some();
+        let mut next = 0;
+        let mut number = |parameter: &mut Parameter, trains: bool| {
+            parameter.slot = trains.then_some(next);
+            next += usize::from(trains);
+        };
+        for (_, part) in self.parts_mut() {
             match part {
-                names::Part::Plain(parameter) => parameter.move_to(device)?,
-                names::Part::Linear(linear) => {
+                Part::Plain(parameter) => number(parameter, !with_lora),
+                Part::Linear(linear) => {
+                    number(&mut linear.weight, !with_lora);
+                    if let Some(adapter) = &mut linear.adapter {
+                        number(&mut adapter.a_ri, true);
+                        number(&mut adapter.b_or, true);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether each trainable tensor is the weight of a linear layer.
+    pub(crate) fn trains_linear(&self) -> Vec<bool> {
+        let mut trains = vec![false; self.trainable().len()];
+        for (_, linear) in self.linears() {
+            if let Some(slot) = linear.weight.slot {
+                trains[slot] = true;
+            }
+        }
+        trains
+    }
+
+    /// Moves every weight, and an adapter beside it, to `device`.
+    pub(crate) fn move_to(&mut self, device: Device) -> Result<()> {
+        for (_, part) in self.parts_mut() {
+            match part {
+                Part::Plain(parameter) => parameter.move_to(device)?,
+                Part::Linear(linear) => {
                     linear.weight.move_to(device)?;
                     if let Some(adapter) = &mut linear.adapter {
                         adapter.a_ri.move_to(device)?;
@@ -308,42 +394,6 @@ impl Qwen3_5 {
         }
         self.device = device;
         Ok(())
-    }
-
-    /// See [`crate::Model::prefill`].
-    pub(crate) fn prefill(&self, state: &mut SequenceState, tokens_t: &[u32]) -> Result<Tensor> {
-        let x_td = self.advance(&mut [state], tokens_t)?;
-        let hidden = self.config.hidden_size;
-        let mut x_1d = Tensor::zeros_on(&[1, hidden], self.dtype, self.device)?;
-        rows::copy_rows(&mut x_1d, 0, &x_td, tokens_t.len() - 1, 1, hidden)?;
-        let mut logits = self.normed_logits(&x_1d)?;
-        logits.reshape(&[self.config.vocab_size]);
-        Ok(logits)
-    }
-
-    /// See [`crate::Model::prefill_all`].
-    pub(crate) fn prefill_all(
-        &self,
-        state: &mut SequenceState,
-        tokens_t: &[u32],
-    ) -> Result<Tensor> {
-        let x_td = self.advance(&mut [state], tokens_t)?;
-        self.normed_logits(&x_td)
-    }
-
-    /// See [`crate::Model::step`].
-    pub(crate) fn step(
-        &self,
-        states: &mut [&mut SequenceState],
-        tokens_b: &[u32],
-    ) -> Result<Tensor> {
-        if states.len() != tokens_b.len() {
-            return Err(Error::Batch {
-                what: format!("{} tokens for {} sequences", tokens_b.len(), states.len()),
-            });
-        }
-        let x_bd = self.advance(states, tokens_b)?;
-        self.normed_logits(&x_bd)
     }
 
     /// Fills the arena up to the head's input.
@@ -363,18 +413,18 @@ impl Qwen3_5 {
         )?;
         let Arena {
             layers,
-            keeps,
-            lent,
+            policy,
+            shared,
             last,
             scratch,
             lora,
             positions_t,
             ..
         } = &mut *arena;
-        let pass = self.pass(cu_seqlens, positions_t);
+        let mut pass = self.pass(cu_seqlens, positions_t, lora);
         embedding::forward(
             &mut layers[0].input.x_td,
-            &self.embed_tokens.tensor,
+            &self.outer.embed_tokens.tensor,
             tokens_t,
         )?;
         for (layer_idx, weights) in self.layers.iter().enumerate() {
@@ -384,104 +434,23 @@ impl Qwen3_5 {
                 None => &mut last.x_td,
             };
             let kept = &mut now[layer_idx];
-            let lent = &mut lent[kept.lender()];
-            kept.exchange(lent, scratch, keeps[layer_idx]);
-            let done = weights.forward(out_td, kept, scratch, &pass, lora);
-            kept.exchange(lent, scratch, keeps[layer_idx]);
+            let shared = &mut shared[kept.type_idx()];
+            kept.swap(shared, scratch, policy[layer_idx]);
+            let done = weights.forward(out_td, kept, scratch, &mut pass);
+            kept.swap(shared, scratch, policy[layer_idx]);
             done?;
         }
         rms_norm::forward(
             &mut last.normed_td,
             &mut last.rstd_t,
             &last.x_td,
-            &self.norm.tensor,
+            &self.outer.norm.tensor,
             self.config.rms_norm_eps,
         )?;
         Ok(arena)
     }
 
-    /// Runs T tokens of one sequence, or one token of each of several, and returns the residual stream after the last layer [T,D].
-    fn advance(&self, states: &mut [&mut SequenceState], tokens_t: &[u32]) -> Result<Tensor> {
-        self.check_states(states, tokens_t)?;
-        let n_tokens = tokens_t.len();
-        let positions_t: Vec<u32> = match states {
-            [state] => (0..n_tokens).map(|t| (state.position + t) as u32).collect(),
-            _ => states.iter().map(|state| state.position as u32).collect(),
-        };
-        let place = self.place(&positions_t);
-        let mut linear = block::Saved::new(LayerType::Linear, self.dtype, self.device);
-        let mut full = block::Saved::new(LayerType::Full, self.dtype, self.device);
-        let mut scratch = saved::Scratch::new(self.dtype, self.device);
-        let mut step_scratch = delta_net::StepScratch::new(self.dtype, self.device);
-        let mut lora = lora::Scratch::new(self.dtype, self.device);
-        step_scratch.resize(&self.config, n_tokens)?;
-        linear.resize(&self.config, n_tokens, Keep::Products)?;
-        full.resize(&self.config, n_tokens, Keep::Products)?;
-        scratch.resize(&self.config, n_tokens)?;
-
-        let shape = [n_tokens, self.config.hidden_size];
-        let mut x_td = Tensor::zeros_on(&shape, self.dtype, self.device)?;
-        embedding::forward(&mut x_td, &self.embed_tokens.tensor, tokens_t)?;
-        for (layer_idx, weights) in self.layers.iter().enumerate() {
-            let kept = match self.config.layer_types[layer_idx] {
-                LayerType::Linear => &mut linear,
-                LayerType::Full => &mut full,
-            };
-            std::mem::swap(&mut kept.input.x_td, &mut x_td);
-            let layer_states = states
-                .iter_mut()
-                .map(|state| &mut state.layers[layer_idx])
-                .collect();
-            weights.step(
-                &mut x_td,
-                layer_states,
-                kept,
-                &mut scratch,
-                &mut step_scratch,
-                &place,
-                &mut lora,
-            )?;
-        }
-        let each = n_tokens / states.len();
-        for state in states {
-            state.position += each;
-        }
-        Ok(x_td)
-    }
-
-    fn check_states(&self, states: &[&mut SequenceState], tokens_t: &[u32]) -> Result<()> {
-        if tokens_t.is_empty() {
-            return Err(Error::Batch {
-                what: "no tokens".to_owned(),
-            });
-        }
-        let n_layers = self.layers.len();
-        match states.iter().find(|state| state.layers.len() != n_layers) {
-            Some(state) => Err(Error::Batch {
-                what: format!(
-                    "a state of {} layers for a model of {n_layers}",
-                    state.layers.len()
-                ),
-            }),
-            None => Ok(()),
-        }
-    }
-
-    /// Final norm and head of any rows.
-    fn normed_logits(&self, x_td: &Tensor) -> Result<Tensor> {
-        let n_tokens = x_td.shape()[0];
-        let mut normed_td = Tensor::zeros_on(x_td.shape(), self.dtype, self.device)?;
-        let mut rstd_t = Tensor::zeros_on(&[n_tokens], DType::F32, self.device)?;
-        rms_norm::forward(
-            &mut normed_td,
-            &mut rstd_t,
-            x_td,
-            &self.norm.tensor,
-            self.config.rms_norm_eps,
-        )?;
-        self.project(&normed_td)
-    }
-
+    /// Logits of rows that are normalised already [T,C], on the host.
     fn project(&self, normed_td: &Tensor) -> Result<Tensor> {
         let shape = [normed_td.shape()[0], self.config.vocab_size];
         let mut logits_tc = Tensor::zeros_on(&shape, DType::F32, self.device)?;
@@ -492,22 +461,26 @@ impl Qwen3_5 {
         }
     }
 
+    /// The weight of the head, which may be the embedding's.
     fn head(&self) -> &Parameter {
-        self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
-    }
-
-    fn pass<'a>(&'a self, cu_seqlens: &'a [u32], positions_t: &'a [u32]) -> Pass<'a> {
-        Pass {
-            cu_seqlens,
-            place: self.place(positions_t),
+        match &self.head {
+            Some(head) => &head.lm_head,
+            None => &self.outer.embed_tokens,
         }
     }
 
-    fn place<'a>(&'a self, positions_t: &'a [u32]) -> Place<'a> {
-        Place {
+    fn pass<'a>(
+        &'a self,
+        cu_seqlens: &'a [u32],
+        positions_t: &'a [u32],
+        lora: &'a mut lora::Scratch,
+    ) -> Pass<'a> {
+        Pass {
+            cu_seqlens,
             positions_t,
             rotation: &self.rotation,
             eps: self.config.rms_norm_eps,
+            lora,
         }
     }
 }

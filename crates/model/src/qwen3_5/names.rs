@@ -1,13 +1,7 @@
-//! The only map between this model's weights and checkpoint names.
-//!
-//! Names here are below the text model (`layers.0.mlp.up_proj.weight`); [`full`] puts the checkpoint's prefix before them.
+//! The only map between names below the text model (`layers.0.mlp.up_proj.weight`, as the table of weights has them) and those of
+//! checkpoints and adapters.
 
 use crate::config::Form;
-use crate::linear::Linear;
-use crate::parameter::Parameter;
-
-use super::Qwen3_5;
-use super::block::Mixer;
 
 const NESTED_PREFIX: &str = "model.language_model.";
 const TEXT_ONLY_PREFIX: &str = "model.";
@@ -19,17 +13,6 @@ pub(crate) const HEAD: &str = "lm_head.weight";
 
 /// Tensors of a checkpoint that this engine carries through without using them.
 const CARRIED: [&str; 3] = ["model.visual.", "visual.", "mtp."];
-
-/// Quantized by the FP8_BLOCK recipe (everything linear but the head, the vision tower and the delta nets).
-const FP8_BLOCK: [&str; 7] = [
-    ".self_attn.q_proj.weight",
-    ".self_attn.k_proj.weight",
-    ".self_attn.v_proj.weight",
-    ".self_attn.o_proj.weight",
-    ".mlp.gate_proj.weight",
-    ".mlp.up_proj.weight",
-    ".mlp.down_proj.weight",
-];
 
 /// Linear layers of a delta net in the order that transformers defines them: the order of `ignore` in recorded configs.
 pub(crate) const DELTA_NET_LINEARS: [&str; 5] = [
@@ -44,144 +27,6 @@ pub(crate) const DELTA_NET_LINEARS: [&str; 5] = [
 pub(crate) const VISUAL_BLOCK_LINEARS: [&str; 4] =
     ["attn.qkv", "attn.proj", "mlp.linear_fc1", "mlp.linear_fc2"];
 pub(crate) const VISUAL_MERGER_LINEARS: [&str; 2] = ["linear_fc1", "linear_fc2"];
-
-/// A named part of the model.
-pub(crate) enum Part<L, P> {
-    Linear(L),
-    Plain(P),
-}
-
-/// Writes the walk over all weights once for shared and once for exclusive access.
-macro_rules! walk {
-    ($name:ident, $($mutable:tt)?) => {
-        /// Every weight with its name, in the fixed order of gradients and saves.
-        pub(crate) fn $name(
-            model: &$($mutable)? Qwen3_5,
-        ) -> Vec<(String, Part<&$($mutable)? Linear, &$($mutable)? Parameter>)> {
-            use Part::{Linear, Plain};
-            let mut parts = vec![(
-                EMBEDDING.to_owned(),
-                Plain(&$($mutable)? model.embed_tokens),
-            )];
-            for (layer_idx, block) in (&$($mutable)? model.layers).into_iter().enumerate() {
-                let mut add = |name: &str, part| parts.push((format!("layers.{layer_idx}.{name}"), part));
-                add("input_layernorm.weight", Plain(&$($mutable)? block.input_layernorm));
-                match &$($mutable)? block.mixer {
-                    Mixer::DeltaNet(w) => {
-                        add("linear_attn.A_log", Plain(&$($mutable)? w.a_log));
-                        add("linear_attn.conv1d.weight", Plain(&$($mutable)? w.conv1d));
-                        add("linear_attn.dt_bias", Plain(&$($mutable)? w.dt_bias));
-                        add("linear_attn.in_proj_a.weight", Linear(&$($mutable)? w.in_proj_a));
-                        add("linear_attn.in_proj_b.weight", Linear(&$($mutable)? w.in_proj_b));
-                        add("linear_attn.in_proj_qkv.weight", Linear(&$($mutable)? w.in_proj_qkv));
-                        add("linear_attn.in_proj_z.weight", Linear(&$($mutable)? w.in_proj_z));
-                        add("linear_attn.norm.weight", Plain(&$($mutable)? w.norm));
-                        add("linear_attn.out_proj.weight", Linear(&$($mutable)? w.out_proj));
-                    }
-                    Mixer::Attention(w) => {
-                        add("self_attn.k_norm.weight", Plain(&$($mutable)? w.k_norm));
-                        add("self_attn.k_proj.weight", Linear(&$($mutable)? w.k_proj));
-                        add("self_attn.o_proj.weight", Linear(&$($mutable)? w.o_proj));
-                        add("self_attn.q_norm.weight", Plain(&$($mutable)? w.q_norm));
-                        add("self_attn.q_proj.weight", Linear(&$($mutable)? w.q_proj));
-                        add("self_attn.v_proj.weight", Linear(&$($mutable)? w.v_proj));
-                    }
-                }
-                add(
-                    "post_attention_layernorm.weight",
-                    Plain(&$($mutable)? block.post_attention_layernorm),
-                );
-                add("mlp.down_proj.weight", Linear(&$($mutable)? block.mlp.down_proj));
-                add("mlp.gate_proj.weight", Linear(&$($mutable)? block.mlp.gate_proj));
-                add("mlp.up_proj.weight", Linear(&$($mutable)? block.mlp.up_proj));
-            }
-            parts.push(("norm.weight".to_owned(), Plain(&$($mutable)? model.norm)));
-            if let Some(head) = &$($mutable)? model.lm_head {
-                parts.push((HEAD.to_owned(), Plain(head)));
-            }
-            parts
-        }
-    };
-}
-
-walk!(parts,);
-walk!(parts_mut, mut);
-
-/// Every weight, linear or not.
-pub(crate) fn parameters(model: &Qwen3_5) -> Vec<(String, &Parameter)> {
-    parts(model)
-        .into_iter()
-        .map(|(name, part)| match part {
-            Part::Linear(linear) => (name, &linear.weight),
-            Part::Plain(parameter) => (name, parameter),
-        })
-        .collect()
-}
-
-/// As [`parameters`], exclusively.
-pub(crate) fn parameters_mut(model: &mut Qwen3_5) -> Vec<(String, &mut Parameter)> {
-    parts_mut(model)
-        .into_iter()
-        .map(|(name, part)| match part {
-            Part::Linear(linear) => (name, &mut linear.weight),
-            Part::Plain(parameter) => (name, parameter),
-        })
-        .collect()
-}
-
-/// Every linear layer, by module name (without `.weight`).
-pub(crate) fn linears(model: &Qwen3_5) -> Vec<(String, &Linear)> {
-    let linears = parts(model)
-        .into_iter()
-        .filter_map(|(name, part)| match part {
-            Part::Linear(linear) => Some((module(&name), linear)),
-            Part::Plain(_) => None,
-        });
-    linears.collect()
-}
-
-/// As [`linears`], exclusively.
-pub(crate) fn linears_mut(model: &mut Qwen3_5) -> Vec<(String, &mut Linear)> {
-    let linears = parts_mut(model)
-        .into_iter()
-        .filter_map(|(name, part)| match part {
-            Part::Linear(linear) => Some((module(&name), linear)),
-            Part::Plain(_) => None,
-        });
-    linears.collect()
-}
-
-/// How a fresh weight is drawn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Initial {
-    /// normal(0, initializer_range): matrices and the embedding.
-    Normal,
-    /// uniform(±1/√4), torch's default for a convolution of width 4: a start near 0 would leave the delta rule without values.
-    Convolution,
-    /// ln uniform(0, 16)
-    ALog,
-    /// Gated norms and dt_bias.
-    One,
-    /// Norms that scale by 1 + w.
-    Zero,
-}
-
-/// The draw for the weight of this name.
-pub(crate) fn initial(name: &str) -> Initial {
-    match name {
-        _ if name.ends_with("linear_attn.A_log") => Initial::ALog,
-        _ if name.ends_with("linear_attn.dt_bias") => Initial::One,
-        _ if name.ends_with("linear_attn.norm.weight") => Initial::One,
-        _ if name.ends_with("conv1d.weight") => Initial::Convolution,
-        _ if name.ends_with("norm.weight") => Initial::Zero,
-        _ => Initial::Normal,
-    }
-}
-
-/// Released checkpoints hold these in f32 among bf16 tensors.
-pub(crate) fn keeps_f32(name: &str) -> bool {
-    name.ends_with("linear_attn.A_log") || name.ends_with("linear_attn.norm.weight")
-}
 
 /// The name in a checkpoint of this form.
 pub(crate) fn full(form: Form, name: &str) -> String {
@@ -205,11 +50,6 @@ pub(crate) fn form_of(has: impl Fn(&str) -> bool, stated: Form) -> Form {
 /// Whether the tensor is carried through saves unread.
 pub(crate) fn is_carried(name: &str) -> bool {
     CARRIED.iter().any(|prefix| name.starts_with(prefix))
-}
-
-/// Whether the FP8_BLOCK recipe quantizes the tensor of this full name.
-pub(crate) fn is_fp8_block(name: &str) -> bool {
-    !is_carried(name) && FP8_BLOCK.iter().any(|suffix| name.ends_with(suffix))
 }
 
 /// PEFT's names of A and B beside a module.
@@ -274,17 +114,4 @@ pub(crate) fn target_pattern(form: Form, targets: &[String]) -> String {
 /// `q_proj` of `layers.3.self_attn.q_proj`.
 pub(crate) fn last_part(module: &str) -> &str {
     module.rsplit('.').next().unwrap_or(module)
-}
-
-/// The linear layer that a weight of this name belongs to; None for norms, convolutions and tables.
-pub(crate) fn linear_module(weight_name: &str) -> Option<&str> {
-    let module = weight_name.strip_suffix(".weight")?;
-    last_part(module).contains("proj").then_some(module)
-}
-
-fn module(weight_name: &str) -> String {
-    weight_name
-        .strip_suffix(".weight")
-        .unwrap_or(weight_name)
-        .to_owned()
 }

@@ -11,54 +11,11 @@ use kernel::{DType, Device, Tensor};
 
 use crate::config::{Config, LayerType};
 use crate::lora;
-use crate::{Error, Model, Result};
+use crate::{Error, Result};
 
-use super::{attention, block, delta_net, mlp};
-
-/// Declares a struct of tensors whose shapes follow from the config `c` and the token count `t`, so that the same lines
-/// allocate, resize and predict. Types: `act` is the model's storage type, `f32` is always f32.
-macro_rules! arena {
-    (
-        $(#[$about:meta])*
-        $name:ident($c:ident, $t:ident) {
-            $( $(#[$doc:meta])* $field:ident: $kind:ident [$($dim:expr),+], )+
-        }
-    ) => {
-        $(#[$about])*
-        #[derive(Debug)]
-        pub(crate) struct $name {
-            $( $(#[$doc])* pub $field: kernel::Tensor, )+
-        }
-
-        #[allow(dead_code, reason = "not every arena is counted or looked into")]
-        impl $name {
-            #[allow(unused_variables, reason = "some arenas are f32 throughout")]
-            pub fn new(dtype: kernel::DType, device: kernel::Device) -> Self {
-                $name { $( $field: kernel::Tensor::empty_on(device, arena!(@dtype $kind, dtype)), )+ }
-            }
-
-            /// Gives every tensor its shape for `t` tokens; contents are unspecified.
-            pub fn resize(&mut self, $c: &crate::config::Config, $t: usize) -> crate::Result<()> {
-                $( self.$field.resize(&[$($dim),+])?; )+
-                Ok(())
-            }
-
-            /// Bytes of a GPU behind what `resize` will need.
-            #[allow(unused_variables, reason = "some arenas are f32 throughout")]
-            pub fn bytes_for($c: &crate::config::Config, $t: usize, dtype: kernel::DType) -> usize {
-                0 $( + kernel::cuda::footprint(arena!(@dtype $kind, dtype).size() * [$($dim),+].iter().product::<usize>()) )+
-            }
-
-            /// Every tensor by name.
-            pub fn tensors(&self) -> Vec<(&'static str, &kernel::Tensor)> {
-                vec![ $( (stringify!($field), &self.$field), )+ ]
-            }
-        }
-    };
-    (@dtype act, $dtype:ident) => { $dtype };
-    (@dtype f32, $dtype:ident) => { kernel::DType::F32 };
-}
-pub(crate) use arena;
+use super::arena::arena;
+use super::block;
+use super::recompute::Recompute;
 
 arena! {
     /// What lies behind the last layer.
@@ -74,134 +31,87 @@ arena! {
     }
 }
 
-/// What a layer keeps from forward to backward; what it does not keep is computed again there.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Keep {
-    /// The residual stream before the layer: the whole layer runs forward twice.
-    Input,
-    /// All but the two wide tensors of the feed-forward, whose projections run twice.
-    Mixer,
-    /// Everything that costs a matrix product; outputs of norms, convolutions and gates are computed again.
-    #[default]
-    Products,
-    /// Those outputs too: nothing runs twice but inside the delta rule.
-    All,
-}
-
-/// Reusable activations of one pass; start with `Saved::default()`, which keeps products, and hand the same one in again and again.
+/// Reusable activations of one pass; start with `Saved::default()`, which recomputes what costs no matrix product, and hand the same one
+/// in again and again.
 #[derive(Debug, Default)]
 pub struct Saved {
     arena: Option<Arena>,
-    /// One entry a layer; layers beyond keep products.
-    keeps: Vec<Keep>,
+    /// One entry a layer; layers beyond have the default.
+    policy: Vec<Recompute>,
 }
 
+/// All that one pass writes.
 #[derive(Debug)]
 pub(crate) struct Arena {
     dtype: DType,
     device: Device,
     layer_types: Vec<LayerType>,
     pub layers: Vec<block::Saved>,
-    pub keeps: Vec<Keep>,
-    /// What layers that do not keep everything borrow for the time of their pass, one of each type.
-    pub lent: [block::Saved; 2],
+    pub policy: Vec<Recompute>,
+    /// What layers that recompute more than the elementwise use in turns, one of each type.
+    pub shared: [block::Saved; 2],
     pub last: Last,
-    pub scratch: Scratch,
-    pub gradient: Gradient,
+    pub scratch: block::Scratch,
+    pub gradient: block::Gradient,
     pub lora: lora::Scratch,
     /// Position of each token in its document.
     pub positions_t: Vec<u32>,
 }
 
-/// Values that cost no matrix product, shared by all layers that do not keep their own.
-#[derive(Debug)]
-pub(crate) struct Scratch {
-    pub block: block::Scratch,
-    pub delta_net: delta_net::Scratch,
-    pub attention: attention::Scratch,
-    pub mlp: mlp::Scratch,
-}
-
-/// Gradients of activations, shared by all layers.
-#[derive(Debug)]
-pub(crate) struct Gradient {
-    pub block: block::Gradient,
-    pub delta_net: delta_net::Gradient,
-    pub attention: attention::Gradient,
-    pub mlp: mlp::Gradient,
-}
-
 impl Saved {
-    /// Keeps of each layer what `keeps` says (layers beyond its end keep products).
-    pub fn keeping(keeps: Vec<Keep>) -> Self {
-        Saved { arena: None, keeps }
+    /// Recomputes of each layer what `policy` says (layers beyond its end: what costs no matrix product).
+    pub fn with_policy(policy: Vec<Recompute>) -> Self {
+        Saved {
+            arena: None,
+            policy,
+        }
     }
 
     /// Keeps as little as a forward pass alone needs.
     pub fn forward_only(config: &Config) -> Self {
-        Saved::keeping(vec![Keep::Input; config.layer_types.len()])
+        Saved::with_policy(vec![Recompute::Layer; config.layer_types.len()])
     }
 
     /// Bytes that a row of `n_tokens` needs in training, exactly, but for LoRA's and the scratch of ops: see
     /// [`TrainPass`](super::memory::TrainPass). In the pages of a GPU's memory, of which a CPU needs a little less.
-    pub fn bytes_for(config: &Config, n_tokens: usize, dtype: DType, keeps: &[Keep]) -> usize {
-        let keep = |layer: usize| keeps.get(layer).copied().unwrap_or_default();
+    pub fn bytes_for(
+        config: &Config,
+        n_tokens: usize,
+        dtype: DType,
+        policy: &[Recompute],
+    ) -> usize {
+        let recompute = |layer: usize| Recompute::of_layer(policy, layer);
         let types = config.layer_types.iter().enumerate();
         let layers: usize = types
             .clone()
             .map(|(layer, layer_type)| {
-                block::Saved::bytes_for(*layer_type, config, n_tokens, dtype, keep(layer))
+                block::Saved::bytes_for(*layer_type, config, n_tokens, dtype, recompute(layer))
             })
             .sum();
-        let lent: usize = [LayerType::Linear, LayerType::Full]
+        let shared: usize = [LayerType::Linear, LayerType::Full]
             .into_iter()
             .map(|layer_type| {
-                let least = types
+                let most = types
                     .clone()
                     .filter(|(_, other)| **other == layer_type)
-                    .map(|(layer, _)| keep(layer))
-                    .min();
-                let least = least.unwrap_or_default();
-                block::Saved::lent_bytes_for(layer_type, config, n_tokens, dtype, least)
+                    .map(|(layer, _)| recompute(layer))
+                    .max();
+                let most = most.unwrap_or_default();
+                block::Saved::shared_bytes_for(layer_type, config, n_tokens, dtype, most)
             })
             .sum();
-        let all_own = types.clone().all(|(layer, _)| keep(layer) == Keep::All);
-        let shared = match all_own {
+        let all_own = types
+            .clone()
+            .all(|(layer, _)| recompute(layer) == Recompute::Nothing);
+        let scratch = match all_own {
             true => 0,
-            false => Scratch::bytes_for(config, n_tokens, dtype),
+            false => block::Scratch::bytes_for(config, n_tokens, dtype),
         };
         layers
-            + lent
-            + Last::bytes_for(config, n_tokens, dtype)
             + shared
-            + Gradient::bytes_for(config, n_tokens, dtype)
-    }
-
-    /// What layers may keep, from all to least: one after the other gives up what costs no product, then its feed-forward, then all it has.
-    pub fn choices(config: &Config) -> Vec<Vec<Keep>> {
-        let n_layers = config.layer_types.len();
-        let mut keeps = vec![Keep::All; n_layers];
-        let mut choices = vec![keeps.clone()];
-        for less in [Keep::Products, Keep::Mixer, Keep::Input] {
-            for layer in 0..n_layers {
-                keeps[layer] = less;
-                choices.push(keeps.clone());
-            }
-        }
-        choices
-    }
-
-    /// Allocates all that rows of up to `n_tokens` need for training, so that what does not fit fails before the first one.
-    ///
-    /// # Errors
-    /// [`Error::Kernel`] if the GPU has no room.
-    pub fn reserve(&mut self, model: &Model, n_tokens: usize) -> Result<()> {
-        let (config, dtype, device) = (model.config(), model.dtype(), model.device());
-        let arena = self.prepare(config, dtype, device, &[0, n_tokens as u32], None)?;
-        if let Some(lora) = model.lora() {
-            arena.lora.reserve(config, lora, n_tokens)?;
-        }
-        arena.gradient.resize(config, n_tokens)
+            + Last::bytes_for(config, n_tokens, dtype)
+            + scratch
+            + block::Gradient::bytes_for(config, n_tokens, dtype)
     }
 
     /// Bytes behind what the last row used, counted as in [`Saved::bytes_for`], without LoRA's.
@@ -246,21 +156,20 @@ impl Saved {
         arena.set_positions(cu_seqlens);
         arena.lora.dropout_seed = dropout_seed;
         let n_tokens = arena.positions_t.len();
-        arena.keeps.clone_from(&self.keeps);
-        arena
-            .keeps
-            .resize(config.layer_types.len(), Keep::default());
-        let mut least = [Keep::All; 2];
-        for (layer, keep) in arena.layers.iter_mut().zip(&arena.keeps) {
-            layer.resize(config, n_tokens, *keep)?;
-            let least = &mut least[layer.lender()];
-            *least = (*least).min(*keep);
+        arena.policy.clone_from(&self.policy);
+        let n_layers = config.layer_types.len();
+        arena.policy.resize(n_layers, Recompute::default());
+        let mut most = [Recompute::Nothing; 2];
+        for (layer, recompute) in arena.layers.iter_mut().zip(&arena.policy) {
+            layer.resize(config, n_tokens, *recompute)?;
+            let most = &mut most[layer.type_idx()];
+            *most = (*most).max(*recompute);
         }
-        for (lent, least) in arena.lent.iter_mut().zip(least) {
-            lent.resize_lent(config, n_tokens, least)?;
+        for (shared, most) in arena.shared.iter_mut().zip(most) {
+            shared.resize_shared(config, n_tokens, most)?;
         }
         arena.last.resize(config, n_tokens)?;
-        if least.into_iter().any(|least| least < Keep::All) {
+        if most.into_iter().any(|most| most > Recompute::Nothing) {
             arena.scratch.resize(config, n_tokens)?;
         }
         Ok(arena)
@@ -277,12 +186,12 @@ impl Arena {
                 .iter()
                 .map(|layer_type| block::Saved::new(*layer_type, dtype, device))
                 .collect(),
-            keeps: vec![Keep::default(); layer_types.len()],
-            lent: [LayerType::Linear, LayerType::Full]
+            policy: vec![Recompute::default(); layer_types.len()],
+            shared: [LayerType::Linear, LayerType::Full]
                 .map(|layer_type| block::Saved::new(layer_type, dtype, device)),
             last: Last::new(dtype, device),
-            scratch: Scratch::new(dtype, device),
-            gradient: Gradient::new(dtype, device),
+            scratch: block::Scratch::new(dtype, device),
+            gradient: block::Gradient::new(dtype, device),
             lora: lora::Scratch::new(dtype, device),
             positions_t: Vec::new(),
         }
@@ -296,7 +205,7 @@ impl Arena {
     }
 
     fn bytes(&self) -> usize {
-        let layers = self.layers.iter().chain(&self.lent);
+        let layers = self.layers.iter().chain(&self.shared);
         let layers = layers.flat_map(block::Saved::tensors);
         layers
             .chain(self.last.tensors())
@@ -304,78 +213,5 @@ impl Arena {
             .chain(self.gradient.tensors())
             .map(|(_, tensor)| footprint(tensor.bytes()))
             .sum()
-    }
-}
-
-/// The same four methods for a struct of one arena a module.
-macro_rules! arenas {
-    ($name:ident) => {
-        impl $name {
-            pub fn new(dtype: DType, device: Device) -> Self {
-                $name {
-                    block: block::$name::new(dtype, device),
-                    delta_net: delta_net::$name::new(dtype, device),
-                    attention: attention::$name::new(dtype, device),
-                    mlp: mlp::$name::new(dtype, device),
-                }
-            }
-
-            pub fn resize(&mut self, config: &Config, n_tokens: usize) -> Result<()> {
-                self.block.resize(config, n_tokens)?;
-                self.delta_net.resize(config, n_tokens)?;
-                self.attention.resize(config, n_tokens)?;
-                self.mlp.resize(config, n_tokens)
-            }
-
-            pub fn bytes_for(config: &Config, n_tokens: usize, dtype: DType) -> usize {
-                block::$name::bytes_for(config, n_tokens, dtype)
-                    + delta_net::$name::bytes_for(config, n_tokens, dtype)
-                    + attention::$name::bytes_for(config, n_tokens, dtype)
-                    + mlp::$name::bytes_for(config, n_tokens, dtype)
-            }
-
-            pub fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
-                let mut tensors = self.block.tensors();
-                tensors.extend(self.delta_net.tensors());
-                tensors.extend(self.attention.tensors());
-                tensors.extend(self.mlp.tensors());
-                tensors
-            }
-        }
-    };
-}
-arenas!(Scratch);
-arenas!(Gradient);
-
-impl Scratch {
-    /// As `resize`, for a layer that keeps its own.
-    pub fn resize_own(
-        &mut self,
-        layer_type: LayerType,
-        config: &Config,
-        n_tokens: usize,
-    ) -> Result<()> {
-        self.block.resize(config, n_tokens)?;
-        match layer_type {
-            LayerType::Linear => self.delta_net.resize(config, n_tokens)?,
-            LayerType::Full => self.attention.resize(config, n_tokens)?,
-        }
-        self.mlp.resize(config, n_tokens)
-    }
-
-    /// Bytes of `resize_own`.
-    pub fn own_bytes_for(
-        layer_type: LayerType,
-        config: &Config,
-        n_tokens: usize,
-        dtype: DType,
-    ) -> usize {
-        let mixer = match layer_type {
-            LayerType::Linear => delta_net::Scratch::bytes_for(config, n_tokens, dtype),
-            LayerType::Full => attention::Scratch::bytes_for(config, n_tokens, dtype),
-        };
-        block::Scratch::bytes_for(config, n_tokens, dtype)
-            + mixer
-            + mlp::Scratch::bytes_for(config, n_tokens, dtype)
     }
 }

@@ -264,7 +264,7 @@ pub fn tiny_json(tied: bool) -> Value {
 
 pub fn tiny(tied: bool, seed: u64) -> Model {
     let config = Config::from_json(&tiny_json(tied)).unwrap();
-    Model::init(config, seed, DType::F32).unwrap()
+    Model::init(config, seed, DType::F32)
 }
 
 /// The trainable tensor of this name.

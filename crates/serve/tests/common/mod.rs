@@ -72,7 +72,7 @@ pub fn engine(tokenizer: &Tokenizer, config: EngineConfig) -> EngineHandle {
         // Three rows more than there are tokens, as released models have.
         "vocab_size": tokenizer.vocab_size() + 3,
     });
-    let model = Model::init(Config::from_json(&json).unwrap(), 5, DType::F32).unwrap();
+    let model = Model::init(Config::from_json(&json).unwrap(), 5, DType::F32);
     Engine::start(model, config).unwrap()
 }
 

@@ -1,9 +1,9 @@
-//! The connections of a run: every rank to rank 0, kept open from the first meeting to the end, so that a rank that fails, dies or
+//! The connections of a run: every rank to rank 0, kept open from the rendezvous to the end, so that a rank that fails, dies or
 //! falls silent is known everywhere within moments.
 //!
 //! ```text
 //! frame   kind: u8, length: u64 (little endian), bytes
-//! kind    0 data   1 beat (I live)   2 failed: rank u32, text   3 bye
+//! kind    0 data   1 heartbeat   2 failed: rank u32, text   3 bye
 //! ```
 
 use std::io::{self, ErrorKind, Read, Write};
@@ -18,20 +18,22 @@ use super::Limits;
 use crate::error::{Error, Result};
 
 pub(super) const DATA: u8 = 0;
-const BEAT: u8 = 1;
+const HEARTBEAT: u8 = 1;
 pub(super) const FAILED: u8 = 2;
 const BYE: u8 = 3;
 /// Frames of a connection that wait to be taken; a faster sender waits.
-const WAITING: usize = 4;
+const INBOX_FRAMES: usize = 4;
 /// How often a rank that waits looks whether another failed.
-const TICK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// How long a rank that failed stays to be heard.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const FAILURE_LINGER: Duration = Duration::from_secs(2);
 
 /// A rank that failed, and how.
 #[derive(Debug, Clone)]
 pub struct Failure {
+    /// Its number.
     pub rank: usize,
+    /// What happened, for people.
     pub what: String,
 }
 
@@ -82,7 +84,7 @@ impl Hub {
         for (peer, stream) in peers {
             stream.set_nodelay(true)?;
             stream.set_read_timeout(Some(limits.silence))?;
-            stream.set_write_timeout(Some(limits.together))?;
+            stream.set_write_timeout(Some(limits.collective))?;
             readers.push((peer, stream.try_clone()?));
             links.push(Link {
                 peer,
@@ -99,16 +101,16 @@ impl Hub {
         });
         let mut inboxes = Vec::new();
         for (link_idx, (peer, stream)) in readers.into_iter().enumerate() {
-            let (sender, inbox) = sync_channel(WAITING);
+            let (sender, inbox) = sync_channel(INBOX_FRAMES);
             inboxes.push(Mutex::new(inbox));
             let reader = Arc::clone(&shared);
             thread::Builder::new()
                 .name(format!("from rank {peer}"))
                 .spawn(move || reader.listen(peer, stream, &sender))?;
-            let beater = Arc::downgrade(&shared);
+            let weak = Arc::downgrade(&shared);
             thread::Builder::new()
-                .name(format!("beat for rank {peer}"))
-                .spawn(move || beat(&beater, link_idx, limits.beat))?;
+                .name(format!("heartbeat for rank {peer}"))
+                .spawn(move || send_heartbeats(&weak, link_idx, limits.heartbeat))?;
         }
         Ok(Hub {
             shared,
@@ -142,13 +144,13 @@ impl Hub {
             .unwrap_or_else(PoisonError::into_inner);
         let started = Instant::now();
         loop {
-            match inbox.recv_timeout(TICK) {
+            match inbox.recv_timeout(POLL_INTERVAL) {
                 Ok(bytes) => return Ok(bytes),
-                Err(RecvTimeoutError::Timeout) if started.elapsed() < self.limits.together => {
+                Err(RecvTimeoutError::Timeout) if started.elapsed() < self.limits.collective => {
                     self.check()?;
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    let limit = self.limits.together.as_secs_f64();
+                    let limit = self.limits.collective.as_secs_f64();
                     let what = format!("the others have waited {limit:.0} s for it");
                     self.shared.fail(peer, what);
                     self.check()?;
@@ -167,6 +169,8 @@ impl Hub {
         !self.shared.failed.load(Ordering::Acquire)
     }
 
+    /// Whether no rank has failed, as an error that says which and how.
+    ///
     /// # Errors
     /// [`Error::Rank`] with the first failure that became known.
     pub fn check(&self) -> Result<()> {
@@ -193,8 +197,8 @@ impl Hub {
         }
         self.end();
         let started = Instant::now();
-        while shared.open.load(Ordering::Acquire) > 0 && started.elapsed() < LAST_WORDS {
-            thread::sleep(TICK);
+        while shared.open.load(Ordering::Acquire) > 0 && started.elapsed() < FAILURE_LINGER {
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -252,7 +256,7 @@ impl Shared {
                         break;
                     }
                 }
-                Ok((BEAT, _)) => {}
+                Ok((HEARTBEAT, _)) => {}
                 Ok((BYE, _)) => break,
                 Ok((FAILED, bytes)) => {
                     let (rank, what) = bytes.split_at(bytes.len().min(4));
@@ -320,13 +324,13 @@ impl Shared {
 }
 
 /// Says again and again that this process lives, whatever its main thread does.
-fn beat(shared: &Weak<Shared>, link_idx: usize, pause: Duration) {
+fn send_heartbeats(shared: &Weak<Shared>, link_idx: usize, pause: Duration) {
     loop {
         thread::sleep(pause);
         let Some(shared) = shared.upgrade() else {
             return;
         };
-        if shared.links[link_idx].write(BEAT, &[]).is_err() {
+        if shared.links[link_idx].write(HEARTBEAT, &[]).is_err() {
             return;
         }
     }

@@ -6,8 +6,8 @@
 //! another number of ranks.
 
 mod hub;
-mod meet;
 mod owners;
+mod rendezvous;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -22,29 +22,29 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 
 use hub::Hub;
-pub use meet::Place;
 pub use owners::Owners;
+pub use rendezvous::Place;
 
 /// How long ranks wait for each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Until all have come to the first meeting.
-    pub meeting: Duration,
-    /// For a rank that others cannot go on without, in everything they do together.
-    pub together: Duration,
-    /// Without a sign of life of a process, after which it counts as gone.
+    /// Until all have joined at the start.
+    pub rendezvous: Duration,
+    /// For a rank that others cannot go on without, in every collective operation.
+    pub collective: Duration,
+    /// Without a heartbeat of a process, after which it counts as gone.
     pub silence: Duration,
-    /// Between two signs of life.
-    pub beat: Duration,
+    /// Between two heartbeats.
+    pub heartbeat: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Limits {
-            meeting: Duration::from_secs(600),
-            together: Duration::from_secs(1800),
+            rendezvous: Duration::from_secs(600),
+            collective: Duration::from_secs(1800),
             silence: Duration::from_secs(60),
-            beat: Duration::from_secs(5),
+            heartbeat: Duration::from_secs(5),
         }
     }
 }
@@ -60,7 +60,8 @@ struct Group {
     /// None for a process that was not launched as one of a run.
     hub: Option<Hub>,
     nccl: Option<Communicator>,
-    together: Duration,
+    /// See [`Limits::collective`].
+    collective: Duration,
 }
 
 impl Ranks {
@@ -71,35 +72,37 @@ impl Ranks {
             n_ranks: 1,
             hub: None,
             nccl: None,
-            together: Limits::default().together,
+            collective: Limits::default().collective,
         }))
     }
 
-    /// Meets the other ranks. With a GPU of its own each, their tensors go through NCCL, also where there is but one rank.
+    /// Connects to the other ranks. With a GPU of its own each, their tensors go through NCCL, also where there is but one rank.
     ///
     /// # Errors
-    /// [`Error::Meeting`] if not all come; [`Error::Kernel`] without NCCL, or if the GPUs cannot reach each other; [`Error::RanksDiffer`]
+    /// [`Error::Rendezvous`] if not all join; [`Error::Kernel`] without NCCL, or if the GPUs cannot reach each other; [`Error::RanksDiffer`]
     /// if some ranks have a GPU and some have none.
     pub fn join(place: &Place, limits: Limits, device: Device) -> Result<Self> {
         let mut group = Group {
             rank: place.rank,
             n_ranks: place.n_ranks,
-            hub: Some(meet::meet(place, limits)?),
+            hub: Some(rendezvous::rendezvous(place, limits)?),
             nccl: None,
-            together: limits.together,
+            collective: limits.collective,
         };
-        let met = group.meet_on(device);
-        if let (Err(error), Some(hub)) = (&met, &group.hub) {
+        let communicator = group.communicator(device);
+        if let (Err(error), Some(hub)) = (&communicator, &group.hub) {
             hub.fail(&error.to_string());
         }
-        group.nccl = met?;
+        group.nccl = communicator?;
         Ok(Ranks(Arc::new(group)))
     }
 
+    /// This process's number, from 0.
     pub fn rank(&self) -> usize {
         self.0.rank
     }
 
+    /// How many processes train together.
     pub fn n_ranks(&self) -> usize {
         self.0.n_ranks
     }
@@ -109,7 +112,7 @@ impl Ranks {
         self.0.rank == 0
     }
 
-    /// Whether this rank computes the micro-batch (or batch of held-out rows) with this number: they are dealt in turn.
+    /// Whether this rank computes the micro-batch (or batch of held-out rows) with this number: they go to the ranks round-robin.
     pub fn has_batch(&self, batch_idx: usize) -> bool {
         batch_idx % self.0.n_ranks == self.0.rank
     }
@@ -294,7 +297,7 @@ impl Ranks {
 
 impl Group {
     /// A communicator where the device is a GPU. All ranks must have the same kind of device.
-    fn meet_on(&self, device: Device) -> Result<Option<Communicator>> {
+    fn communicator(&self, device: Device) -> Result<Option<Communicator>> {
         let (kind, cuda): (_, Option<Cuda>) = match device {
             Device::Cpu => ("cpu", None),
             Device::Cuda(cuda) => ("cuda", Some(cuda)),
@@ -338,7 +341,7 @@ impl Group {
     ) -> Result<T> {
         let started = Instant::now();
         let is_whole = || self.hub.as_ref().is_none_or(Hub::is_whole);
-        let done = work(&|| is_whole() && started.elapsed() < self.together);
+        let done = work(&|| is_whole() && started.elapsed() < self.collective);
         if done.is_err()
             && let Some(hub) = &self.hub
         {

@@ -9,9 +9,9 @@ pub struct Owners {
 }
 
 impl Owners {
-    /// Deals tensors of these sizes (elements) to `n_ranks`, the largest first, each to the rank that has least so far: no rank has
+    /// Assigns tensors of these sizes (elements) to `n_ranks`, the largest first, each to the rank that has least so far: no rank has
     /// more than the mean and one tensor. The same on every rank; `rank` is the one that asks.
-    pub fn deal(sizes: &[usize], rank: usize, n_ranks: usize) -> Self {
+    pub fn assign(sizes: &[usize], rank: usize, n_ranks: usize) -> Self {
         let mut largest_first: Vec<usize> = (0..sizes.len()).collect();
         largest_first.sort_by_key(|tensor| (std::cmp::Reverse(sizes[*tensor]), *tensor));
         let mut load = vec![0; n_ranks];
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     fn loads(sizes: &[usize], n_ranks: usize) -> Vec<usize> {
-        let owners = Owners::deal(sizes, 0, n_ranks);
+        let owners = Owners::assign(sizes, 0, n_ranks);
         (0..n_ranks)
             .map(|rank| {
                 let owned = owners.ranks().iter().zip(sizes);
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn shapes_of_a_real_model_deal_within_a_tenth_of_the_mean() {
+    fn shapes_of_a_real_model_are_assigned_within_a_tenth_of_the_mean() {
         // 4B: an embedding, then 32 layers of one large and many small tensors.
         let mut sizes = vec![248_320 * 2560];
         for _ in 0..32 {
@@ -81,11 +81,11 @@ mod tests {
     }
 
     #[test]
-    fn all_ranks_deal_alike() {
+    fn all_ranks_assign_alike() {
         let sizes = [3, 3, 3, 9, 1];
         for rank in 0..3 {
-            let owners = Owners::deal(&sizes, rank, 3);
-            assert_eq!(owners.ranks(), Owners::deal(&sizes, 0, 3).ranks());
+            let owners = Owners::assign(&sizes, rank, 3);
+            assert_eq!(owners.ranks(), Owners::assign(&sizes, 0, 3).ranks());
             for tensor in 0..sizes.len() {
                 assert_eq!(owners.has(tensor), owners.ranks()[tensor] == rank);
             }

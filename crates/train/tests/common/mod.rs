@@ -9,6 +9,7 @@ use kernel::DType;
 use model::{Config, Model};
 use serde_json::{Value, json};
 use text::labels::Encoded;
+use train::job::LoraTuner;
 use train::job::{SaveDType, ScheduleKind};
 use train::metrics::TrainLine;
 use train::{
@@ -54,7 +55,7 @@ pub fn tiny_config() -> Config {
 }
 
 pub fn tiny_model() -> Model {
-    Model::init(tiny_config(), 11, DType::F32).unwrap()
+    Model::init(tiny_config(), 11, DType::F32)
 }
 
 /// A document whose ids follow from `seed`; all but the first carry loss.
@@ -138,12 +139,12 @@ pub fn job(out_dir: &Path) -> Job {
 
 /// The same with LoRA, dropout and all.
 pub fn with_adapter(mut job: Job) -> Job {
-    job.tuner = TunerConfig::Lora {
+    job.tuner = TunerConfig::Lora(LoraTuner {
         rank: 3,
         alpha: 6.0,
         dropout: 0.2,
         targets: Vec::new(),
-    };
+    });
     job
 }
 

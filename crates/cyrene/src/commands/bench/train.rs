@@ -7,7 +7,7 @@ use model::{Config, LoraConfig, Model};
 use serde::Serialize;
 use train::OptimizerConfig;
 use train::bench::{RandomSteps, Timing, flops_per_token};
-use train::memory::{Bytes, MemoryPlan, StepRows, Training};
+use train::memory::{Bytes, MemoryPlan, Recomputing, StepRows, Training};
 use train::step::Trainer;
 
 use super::{ceiling, device_name, shapes, storage};
@@ -33,8 +33,8 @@ struct Line {
     ms_first_step: f64,
     /// Rows that went at once, of `rows`.
     micro_rows: usize,
-    /// Layers that kept all, what costs products, that but for the feed-forward, their input alone.
-    keeps: [usize; 4],
+    /// Layers by what they recomputed in the backward pass.
+    recompute: Recomputing,
     /// Bytes of moments in host memory.
     offloaded_bytes: usize,
     /// Most bytes of buffers at once, in the driver's pages; `None` on a CPU, as the three below.
@@ -181,7 +181,7 @@ fn check(args: &Args, device: Device) -> Result<()> {
 
 /// Weights from a seed, with an adapter if one is to be trained.
 fn random_model(args: &Args, config: Config, dtype: DType, device: Device) -> Result<Model> {
-    let mut model = Model::init(config, 1, dtype)?.to_device(device)?;
+    let mut model = Model::init(config, 1, dtype).to_device(device)?;
     if let Some(lora) = lora(args) {
         model.attach_lora(&lora, 2)?;
     }
@@ -229,7 +229,7 @@ fn line(
         ms_step: timing.ms_step,
         ms_first_step: timing.ms_first_step,
         micro_rows: steps.micro_rows,
-        keeps: memory.map_or([0; 4], MemoryPlan::kept),
+        recompute: memory.map_or_else(Recomputing::default, MemoryPlan::recomputing),
         offloaded_bytes: memory.map_or(0, |memory| memory.host_bytes),
         peak_bytes: match device {
             Device::Cpu => None,

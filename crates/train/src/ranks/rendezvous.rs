@@ -1,8 +1,8 @@
-//! The first meeting: rank 0 listens, the others come, and each side makes sure that the other is the one it looks for.
+//! The rendezvous: rank 0 listens, the others connect, and each side makes sure that the other is the one it looks for.
 //!
 //! ```text
-//! from the one who comes   "cyrene ranks 1\n", rank u32, ranks u32, length u32, words on what is run
-//! from rank 0              "cyrene ranks 1\n", 0: welcome | 1: no, length u32, why
+//! from the rank that connects   "cyrene ranks 1\n", rank u32, ranks u32, length u32, text on what is run
+//! from rank 0                   "cyrene ranks 1\n", 0: admitted | 1: refused, length u32, why
 //! ```
 
 use std::io::{self, ErrorKind, Read, Write};
@@ -14,23 +14,27 @@ use super::Limits;
 use super::hub::{DATA, FAILED, Hub, read_frame, write_frame};
 use crate::error::{Error, Result};
 
-const GREETING: &[u8; 15] = b"cyrene ranks 1\n";
-/// How long one side waits for the other's greeting, which is sent at once.
-const MANNERS: Duration = Duration::from_secs(5);
-const PAUSE: Duration = Duration::from_millis(50);
-/// Bytes of words at most.
-const WORDS: u32 = 1 << 12;
+/// First bytes of both sides of a handshake.
+const MAGIC: &[u8; 15] = b"cyrene ranks 1\n";
+/// How long one side waits for the other's part of the handshake, which is sent at once.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two looks whether somebody connects, or listens.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+/// Most bytes of a text.
+const TEXT_LIMIT: u32 = 1 << 12;
 
-/// A rank's place in a run, and where rank 0 is met.
+/// A rank's place in a run, and where rank 0 listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
+    /// This process's number, from 0.
     pub rank: usize,
+    /// How many processes train together.
     pub n_ranks: usize,
     /// Name or address of rank 0's host.
     pub host: String,
     /// Ports of that host that rank 0 tries, in this order; the others look at all of them.
     pub ports: Vec<u16>,
-    /// What is run, in words that are the same for all ranks: another run on the same port is not taken for this one.
+    /// What is run, in a text that is the same for all ranks: another run on the same port is not taken for this one.
     pub run: String,
 }
 
@@ -41,22 +45,22 @@ impl Place {
     }
 }
 
-/// Meets all ranks of a run; returns when every one has come.
+/// Connects all ranks of a run; returns when every one has joined.
 ///
 /// # Errors
-/// [`Error::Meeting`] with which rank did not come in time, or why rank 0 could not be met.
-pub fn meet(place: &Place, limits: Limits) -> Result<Hub> {
+/// [`Error::Rendezvous`] with which rank did not join in time, or why rank 0 could not be reached.
+pub fn rendezvous(place: &Place, limits: Limits) -> Result<Hub> {
     assert!(place.rank < place.n_ranks, "ranks count from 0");
     let peers = match (place.rank, place.n_ranks) {
         (_, 1) => Vec::new(),
-        (0, _) => gather(place, limits)?,
-        _ => vec![(0, come(place, limits)?)],
+        (0, _) => accept_all(place, limits)?,
+        _ => vec![(0, connect_to_first(place, limits)?)],
     };
     Hub::new(place.rank, peers, limits).map_err(|error| failed(place, error.to_string()))
 }
 
 fn failed(place: &Place, what: String) -> Error {
-    Error::Meeting {
+    Error::Rendezvous {
         rank: place.rank,
         n_ranks: place.n_ranks,
         place: place.describe(),
@@ -65,24 +69,24 @@ fn failed(place: &Place, what: String) -> Error {
 }
 
 /// Rank 0: one connection to every other rank.
-fn gather(place: &Place, limits: Limits) -> Result<Vec<(usize, TcpStream)>> {
+fn accept_all(place: &Place, limits: Limits) -> Result<Vec<(usize, TcpStream)>> {
     let listener = listen(place)?;
     let started = Instant::now();
-    let mut came: Vec<Option<TcpStream>> = (1..place.n_ranks).map(|_| None).collect();
-    while came.iter().any(Option::is_none) {
-        if started.elapsed() >= limits.meeting {
+    let mut joined: Vec<Option<TcpStream>> = (1..place.n_ranks).map(|_| None).collect();
+    while joined.iter().any(Option::is_none) {
+        if started.elapsed() >= limits.rendezvous {
             let missing: Vec<String> = (1..place.n_ranks)
-                .filter(|rank| came[rank - 1].is_none())
+                .filter(|rank| joined[rank - 1].is_none())
                 .map(|rank| rank.to_string())
                 .collect();
             let what = format!(
                 "rank {} of {} did not come within {:.0} s; its own log says why, if it was started at all",
                 missing.join(", "),
                 place.n_ranks,
-                limits.meeting.as_secs_f64()
+                limits.rendezvous.as_secs_f64()
             );
-            // Those that came wait for a word: the failure is theirs too.
-            let peers = (1..place.n_ranks).zip(came);
+            // Those that joined wait for an answer: the failure is theirs too.
+            let peers = (1..place.n_ranks).zip(joined);
             let peers = peers.filter_map(|(rank, stream)| Some((rank, stream?)));
             for (_, stream) in peers {
                 let _ = write_frame(&stream, FAILED, what.as_bytes());
@@ -92,16 +96,16 @@ fn gather(place: &Place, limits: Limits) -> Result<Vec<(usize, TcpStream)>> {
         match listener.accept() {
             Ok((stream, _)) => {
                 // A stranger, or one who went away again, is not waited for.
-                if let Ok(Some((rank, stream))) = welcome(place, &came, stream) {
-                    came[rank - 1] = Some(stream);
+                if let Ok(Some((rank, stream))) = admit(place, &joined, stream) {
+                    joined[rank - 1] = Some(stream);
                 }
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(PAUSE),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(RETRY_INTERVAL),
             Err(error) => return Err(failed(place, format!("listening: {error}"))),
         }
     }
     let mut peers = Vec::new();
-    for (rank, stream) in (1..place.n_ranks).zip(came) {
+    for (rank, stream) in (1..place.n_ranks).zip(joined) {
         if let Some(stream) = stream {
             // One that is gone again is noticed by the hub.
             let _ = write_frame(&stream, DATA, &[]);
@@ -146,23 +150,23 @@ fn listen(place: &Place) -> Result<TcpListener> {
     ))
 }
 
-/// Reads a greeting and answers it; None for one who is sent away.
-fn welcome(
+/// Reads a rank's part of the handshake and answers it; None for one that is refused.
+fn admit(
     place: &Place,
-    came: &[Option<TcpStream>],
+    joined: &[Option<TcpStream>],
     mut stream: TcpStream,
 ) -> io::Result<Option<(usize, TcpStream)>> {
     stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(MANNERS))?;
-    stream.set_write_timeout(Some(MANNERS))?;
-    let mut greeting = [0; GREETING.len()];
-    stream.read_exact(&mut greeting)?;
-    if greeting != *GREETING {
+    stream.set_read_timeout(Some(HANDSHAKE_TIMEOUT))?;
+    stream.set_write_timeout(Some(HANDSHAKE_TIMEOUT))?;
+    let mut magic = [0; MAGIC.len()];
+    stream.read_exact(&mut magic)?;
+    if magic != *MAGIC {
         return Ok(None);
     }
     let rank = read_u32(&mut stream)? as usize;
     let n_ranks = read_u32(&mut stream)? as usize;
-    let run = read_words(&mut stream)?;
+    let run = read_text(&mut stream)?;
     let no = if n_ranks != place.n_ranks {
         format!(
             "it counts {n_ranks} ranks, rank 0 {}: start all with one WORLD_SIZE",
@@ -175,48 +179,48 @@ fn welcome(
         )
     } else if rank == 0 || rank >= n_ranks {
         format!("there is no place for rank {rank} beside rank 0 of {n_ranks}")
-    } else if came[rank - 1].is_some() {
+    } else if joined[rank - 1].is_some() {
         format!("rank {rank} came twice: give every process its own RANK")
     } else {
-        stream.write_all(GREETING)?;
+        stream.write_all(MAGIC)?;
         stream.write_all(&[0])?;
         return Ok(Some((rank, stream)));
     };
-    stream.write_all(GREETING)?;
+    stream.write_all(MAGIC)?;
     stream.write_all(&[1])?;
-    write_words(&mut stream, &no)?;
+    write_text(&mut stream, &no)?;
     Ok(None)
 }
 
 /// Another rank: its connection to rank 0.
-fn come(place: &Place, limits: Limits) -> Result<TcpStream> {
+fn connect_to_first(place: &Place, limits: Limits) -> Result<TcpStream> {
     let started = Instant::now();
     let mut last = String::new();
-    while started.elapsed() < limits.meeting {
+    while started.elapsed() < limits.rendezvous {
         for port in &place.ports {
-            match greet(place, *port) {
-                Ok(Answer::Welcome(stream)) => return all_here(place, stream, limits),
-                Ok(Answer::No(why)) => return Err(failed(place, why)),
+            match handshake(place, *port) {
+                Ok(Answer::Admitted(stream)) => return wait_for_all(place, stream, limits),
+                Ok(Answer::Refused(why)) => return Err(failed(place, why)),
                 Err(error) => last = format!("port {port}: {error}"),
             }
         }
-        thread::sleep(PAUSE);
+        thread::sleep(RETRY_INTERVAL);
     }
     Err(failed(
         place,
         format!(
             "rank 0 was not there within {:.0} s ({last}); see that MASTER_ADDR names the host of rank 0 and that its ports are open",
-            limits.meeting.as_secs_f64()
+            limits.rendezvous.as_secs_f64()
         ),
     ))
 }
 
-/// Waits for the word of rank 0 that every rank has come.
-fn all_here(place: &Place, mut stream: TcpStream, limits: Limits) -> Result<TcpStream> {
-    let word = stream
-        .set_read_timeout(Some(limits.meeting + MANNERS))
+/// Waits until rank 0 says that every rank has joined.
+fn wait_for_all(place: &Place, mut stream: TcpStream, limits: Limits) -> Result<TcpStream> {
+    let answer = stream
+        .set_read_timeout(Some(limits.rendezvous + HANDSHAKE_TIMEOUT))
         .and_then(|()| read_frame(&mut stream));
-    match word {
+    match answer {
         Ok((DATA, _)) => Ok(stream),
         Ok((_, why)) => Err(failed(place, String::from_utf8_lossy(&why).into_owned())),
         Err(error) => Err(failed(
@@ -226,23 +230,24 @@ fn all_here(place: &Place, mut stream: TcpStream, limits: Limits) -> Result<TcpS
     }
 }
 
+/// What rank 0 says to a rank that connects.
 enum Answer {
-    Welcome(TcpStream),
-    No(String),
+    Admitted(TcpStream),
+    Refused(String),
 }
 
-fn greet(place: &Place, port: u16) -> io::Result<Answer> {
+fn handshake(place: &Place, port: u16) -> io::Result<Answer> {
     let addresses = (place.host.as_str(), port).to_socket_addrs()?;
     let mut stream = connect(addresses)?;
-    stream.set_read_timeout(Some(MANNERS))?;
-    stream.set_write_timeout(Some(MANNERS))?;
-    stream.write_all(GREETING)?;
+    stream.set_read_timeout(Some(HANDSHAKE_TIMEOUT))?;
+    stream.set_write_timeout(Some(HANDSHAKE_TIMEOUT))?;
+    stream.write_all(MAGIC)?;
     stream.write_all(&(place.rank as u32).to_le_bytes())?;
     stream.write_all(&(place.n_ranks as u32).to_le_bytes())?;
-    write_words(&mut stream, &place.run)?;
-    let mut greeting = [0; GREETING.len()];
-    stream.read_exact(&mut greeting)?;
-    if greeting != *GREETING {
+    write_text(&mut stream, &place.run)?;
+    let mut magic = [0; MAGIC.len()];
+    stream.read_exact(&mut magic)?;
+    if magic != *MAGIC {
         return Err(io::Error::new(
             ErrorKind::InvalidData,
             "another program answers there",
@@ -251,15 +256,15 @@ fn greet(place: &Place, port: u16) -> io::Result<Answer> {
     let mut answer = [0];
     stream.read_exact(&mut answer)?;
     match answer {
-        [0] => Ok(Answer::Welcome(stream)),
-        _ => Ok(Answer::No(read_words(&mut stream)?)),
+        [0] => Ok(Answer::Admitted(stream)),
+        _ => Ok(Answer::Refused(read_text(&mut stream)?)),
     }
 }
 
 fn connect(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
     let mut last = io::Error::new(ErrorKind::NotFound, "the host has no address");
     for address in addresses {
-        match TcpStream::connect_timeout(&address, MANNERS) {
+        match TcpStream::connect_timeout(&address, HANDSHAKE_TIMEOUT) {
             Ok(stream) => return Ok(stream),
             Err(error) => last = error,
         }
@@ -273,15 +278,15 @@ fn read_u32(stream: &mut TcpStream) -> io::Result<u32> {
     Ok(u32::from_le_bytes(bytes))
 }
 
-fn read_words(stream: &mut TcpStream) -> io::Result<String> {
-    let length = read_u32(stream)?.min(WORDS);
+fn read_text(stream: &mut TcpStream) -> io::Result<String> {
+    let length = read_u32(stream)?.min(TEXT_LIMIT);
     let mut bytes = vec![0; length as usize];
     stream.read_exact(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-fn write_words(stream: &mut TcpStream, words: &str) -> io::Result<()> {
-    let bytes = &words.as_bytes()[..words.len().min(WORDS as usize)];
+fn write_text(stream: &mut TcpStream, text: &str) -> io::Result<()> {
+    let bytes = &text.as_bytes()[..text.len().min(TEXT_LIMIT as usize)];
     stream.write_all(&(bytes.len() as u32).to_le_bytes())?;
     stream.write_all(bytes)
 }
