@@ -16,7 +16,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("engine", &["model", "kernel"]),
     ("corpus", &["text", "files", "report"]),
     ("train", &["model", "kernel", "text", "files"]),
-    ("eval", &["engine", "model", "text", "files", "report"]),
+    (
+        "eval",
+        &["engine", "model", "text", "corpus", "files", "report"],
+    ),
     ("serve", &["engine", "text", "eval"]),
     (
         "cyrene",

@@ -4,13 +4,13 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use corpus::Character;
+use eval::TrainedRows;
 use kernel::{DType, Device};
 use model::Model;
 use text::{ChatEncoder, ChatTemplate, Persona, Tokenizer};
 
 use crate::cli::{DTypeArg, Memory, ModelArgs};
-use crate::trained::TrainedRows;
-use crate::ui::Misuse;
+use crate::ui::{Misuse, of_eval};
 use crate::{env, misuse, speak};
 
 /// The persona of a character file.
@@ -161,7 +161,7 @@ pub fn copy_companions(from: &Path, to: &Path, trained_on: Option<&TrainedRows>)
     if let Some(persona) = Persona::read(from)? {
         persona.write(to)?;
     }
-    let of_base = TrainedRows::read(from)?;
+    let of_base = of_eval(TrainedRows::read(from))?;
     if let Some(rows) = trained_on.or(of_base.as_ref()) {
         rows.write(to)?;
         ChatTemplate::history_stable()?.save(to)?;

@@ -10,7 +10,6 @@ mod recipe;
 mod sizes;
 mod speak;
 mod stage;
-mod trained;
 mod ui;
 
 use std::process::ExitCode;

@@ -38,6 +38,17 @@ pub fn of_rows<T>(result: corpus::Result<T>) -> anyhow::Result<T> {
     })
 }
 
+/// What `eval` reports: misuse where what the user named is at fault, else a failure.
+///
+/// # Errors
+/// What it is given.
+pub fn of_eval<T>(result: eval::Result<T>) -> anyhow::Result<T> {
+    result.map_err(|error| match error.is_misuse() {
+        true => anyhow::Error::new(Misuse(error.to_string())),
+        false => error.into(),
+    })
+}
+
 /// A library's error that the user's own words led to, as a [`Misuse`].
 ///
 /// # Errors

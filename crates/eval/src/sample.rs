@@ -5,6 +5,7 @@ use text::labels::Encoded;
 /// On which side of the split a row's scene stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Side {
+    /// Trained on.
     Train,
     /// Held out in all languages.
     Val,
@@ -19,8 +20,11 @@ pub enum Side {
 pub struct Sample {
     /// Language-free scene id: the unit of independence.
     pub scene: String,
+    /// Its code.
     pub language: String,
+    /// Of the split, in this language.
     pub side: Side,
+    /// Ids, and which of them are predicted.
     pub encoded: Encoded,
     /// UTF-8 bytes of the text behind the predicted tokens; end tokens count none.
     pub bytes: usize,

@@ -19,9 +19,9 @@ pub fn run(args: &Chat, ui: &Ui) -> Result<()> {
     let model = load::model(&args.model)?;
     let encoder = load::chat_encoder(&args.model.model, adapter)?;
     let tokenizer = encoder.tokenizer();
-    speak::mask(&mut sampling, tokenizer);
+    eval::speak::mask(&mut sampling, tokenizer);
     let stop_ids = tokenizer.end_ids();
-    let engine = speak::engine(model, 1, None)?;
+    let engine = eval::speak::engine(model, 1, None)?;
 
     let system = args
         .system
@@ -68,7 +68,7 @@ pub fn run(args: &Chat, ui: &Ui) -> Result<()> {
             stop_ids: stop_ids.clone(),
             ..Request::default()
         };
-        let reply = speak::reply(&engine, request, Some(tokenizer), |piece| {
+        let reply = eval::speak::reply(&engine, request, Some(tokenizer), |piece| {
             if ui.json() { Ok(()) } else { ui.text(piece) }
         })?;
         ui.result(&reply, String::new)?;

@@ -74,13 +74,13 @@ pub fn run(args: &Generate, ui: &Ui) -> Result<()> {
     stop_ids.sort_unstable();
     stop_ids.dedup();
     if let Some(tokenizer) = tokenizer {
-        speak::mask(&mut sampling, tokenizer);
+        eval::speak::mask(&mut sampling, tokenizer);
         if args.input.messages.is_none() {
             // Text and ids go on as whoever wrote them likes.
             sampling.banned.clear();
         }
     }
-    let engine = speak::engine(model, 1, None)?;
+    let engine = eval::speak::engine(model, 1, None)?;
     for (at, ids) in prompts.into_iter().enumerate() {
         let request = Request {
             ids,
@@ -89,7 +89,7 @@ pub fn run(args: &Generate, ui: &Ui) -> Result<()> {
             stop_ids: stop_ids.clone(),
             ..Request::default()
         };
-        let reply = speak::reply(&engine, request, tokenizer, |piece| {
+        let reply = eval::speak::reply(&engine, request, tokenizer, |piece| {
             if ui.json() { Ok(()) } else { ui.text(piece) }
         })
         .with_context(|| format!("prompt {}", at + 1))?;

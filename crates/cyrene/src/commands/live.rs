@@ -7,6 +7,7 @@ use ::train::ranks::Ranks;
 use anyhow::{Context, Result};
 use corpus::survey::Survey;
 use corpus::{BuildRequest, Character, SourceKind, SplitOptions, SplitRequest, Task};
+use eval::TrainedRows;
 use kernel::{DType, Device};
 use model::quant::fp8_block::{Division, Layout};
 use model::{Config, Model};
@@ -20,8 +21,7 @@ use crate::cli::{DTypeArg, Live, ModelArgs, StageName};
 use crate::lock::RunLock;
 use crate::recipe::{Recipe, Source};
 use crate::stage::Stage;
-use crate::trained::TrainedRows;
-use crate::ui::{Misuse, Ui, misused};
+use crate::ui::{Misuse, Ui, misused, of_eval};
 use crate::{env, load, misuse, sizes};
 
 pub const DEMO_STORY: &str = include_str!("../../../../demo/story.jsonl");
@@ -384,10 +384,10 @@ impl Run {
     fn eval(&mut self) -> Result<()> {
         self.stage(6, "eval", json!({ "seed": SEED }), |run, dir| {
             let folder = run.dir.join("sft/model");
-            let evaluation = eval_command::Evaluation {
+            let asked = eval_command::Asked {
                 folder: &folder,
                 adapter: None,
-                trained: TrainedRows::read(&folder)?,
+                trained: of_eval(TrainedRows::read(&folder))?,
                 split: &run.dir.join("corpus/split.json"),
                 out: dir,
                 n_replies: 4,
@@ -402,7 +402,7 @@ impl Run {
             };
             let model = Model::load(&folder, dtype)?.to_device(run.device)?;
             let base = Model::load(&run.base_model(), dtype)?.to_device(run.device)?;
-            let report = eval_command::evaluate(&evaluation, model, Some(base), &run.ui)?;
+            let report = eval_command::evaluate(&asked, model, Some(base), &run.ui)?;
             for line in eval_command::describe(&report, dir).lines() {
                 run.ui.note(format_args!("      {line}"));
             }

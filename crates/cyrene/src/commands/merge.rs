@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use eval::TrainedRows;
 use files::NewFolder;
 use kernel::DType;
 use model::Model;
 use text::Persona;
 
 use crate::cli::Merge;
-use crate::trained::TrainedRows;
-use crate::ui::{Ui, size};
+use crate::ui::{Ui, of_eval, size};
 use crate::{load, misuse};
 
 pub fn run(args: &Merge, ui: &Ui) -> Result<()> {
@@ -49,7 +49,7 @@ pub fn merge(base: &Path, adapter: &Path, out: &Path) -> Result<()> {
         .save(folder.path(), None)
         .with_context(|| format!("writing {}", out.display()))?;
     // The adapter's record has the base's rows too.
-    let trained_on = TrainedRows::read(adapter)?;
+    let trained_on = of_eval(TrainedRows::read(adapter))?;
     load::copy_companions(base, folder.path(), trained_on.as_ref())?;
     if let Some(persona) = Persona::read(adapter)? {
         persona.write(folder.path())?;

@@ -144,11 +144,9 @@ impl Opening {
                 .load_adapter(adapter)
                 .with_context(|| format!("loading adapter {}", adapter.display()))?;
         }
-        speak::engine(
-            model.to_device(self.device)?,
-            self.max_sequences,
-            self.context,
-        )
+        let model = model.to_device(self.device)?;
+        let engine = eval::speak::engine(model, self.max_sequences, self.context);
+        Ok(engine?)
     }
 }
 

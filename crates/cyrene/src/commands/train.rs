@@ -10,6 +10,7 @@ use corpus::account::{self, SourceAccount};
 use corpus::examples::{self, Encoding, SourceExample};
 use corpus::split::{Side, Split};
 use corpus::{BadRows, RowNotes};
+use eval::TrainedRows;
 use kernel::Device;
 use model::{Config, Model};
 use text::{Persona, Tokenizer};
@@ -26,8 +27,7 @@ use super::fetch::{default_folder, is_hub_id};
 use crate::cli::Train as Args;
 use crate::lock::RunLock;
 use crate::recipe::Recipe;
-use crate::trained::TrainedRows;
-use crate::ui::{Bar, Misuse, Ui, misused, of_rows, size};
+use crate::ui::{Bar, Misuse, Ui, misused, of_eval, of_rows, size};
 use crate::{env, interrupt, load, misuse};
 
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
@@ -235,7 +235,7 @@ pub fn train(
         bar.finish();
     }
     files::write(&out.join("recipe.toml"), saved.as_bytes())?;
-    let mut rows = TrainedRows::read(&base)?.unwrap_or_default();
+    let mut rows = of_eval(TrainedRows::read(&base))?.unwrap_or_default();
     for (document, _) in job
         .train
         .iter()

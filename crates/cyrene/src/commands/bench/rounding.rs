@@ -13,10 +13,10 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use corpus::split::Side;
-use eval::Sample;
 use eval::metric::difference::{self, Difference};
 use eval::metric::loss_gap::Loss;
 use eval::score::{self, Score};
+use eval::{Sample, sample};
 use kernel::ops::adamw::Rounding;
 use kernel::{DType, Device, Tensor};
 use model::{Config, Model};
@@ -28,7 +28,6 @@ use train::schedule::Schedule;
 use train::step::Trainer;
 
 use crate::cli::BenchRounding as Args;
-use crate::commands::eval::sample;
 use crate::commands::train::{HeldOut, base_folder, job, load_split, rows};
 use crate::recipe::Recipe;
 use crate::ui::Ui;

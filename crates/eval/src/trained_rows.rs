@@ -3,13 +3,12 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::misuse;
+use crate::{Error, Result};
 
 /// Name of the file in a model's or adapter's folder.
-pub const FILE: &str = "trained_rows.json";
+const FILE: &str = "trained_rows.json";
 const VERSION: u32 = 1;
 
 /// Rows by the hash of their token ids, over all stages of training.
@@ -39,19 +38,24 @@ impl TrainedRows {
         if !path.exists() {
             return Ok(None);
         }
-        let reading = || format!("reading {}", path.display());
-        let bytes = std::fs::read(&path).with_context(reading)?;
-        let rows: TrainedRows = serde_json::from_slice(&bytes).with_context(reading)?;
+        let bytes = std::fs::read(&path);
+        let rows = bytes.and_then(|bytes| Ok(serde_json::from_slice::<TrainedRows>(&bytes)?));
+        let rows = rows.map_err(|source| Error::TrainedRows {
+            path: path.clone(),
+            source,
+        })?;
         if rows.version != VERSION {
-            misuse!(
-                "{} is of version {}, and {VERSION} is known; remove it to evaluate without it",
-                path.display(),
-                rows.version
-            );
+            return Err(Error::TrainedRowsVersion {
+                path,
+                version: rows.version,
+                known: VERSION,
+            });
         }
         Ok(Some(rows))
     }
 
+    /// Writes them into `folder`.
+    ///
     /// # Errors
     /// The file cannot be written.
     pub fn write(&self, folder: &Path) -> Result<()> {
@@ -59,10 +63,12 @@ impl TrainedRows {
         Ok(())
     }
 
+    /// Adds a row by its ids.
     pub fn insert(&mut self, input_ids: &[u32]) {
         self.rows.insert(key(input_ids));
     }
 
+    /// Whether a row of these ids is among them.
     pub fn contains(&self, input_ids: &[u32]) -> bool {
         self.rows.contains(&key(input_ids))
     }
