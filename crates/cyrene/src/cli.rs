@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-
-use crate::sizes;
+use model::sizes;
 
 #[derive(Debug, Parser)]
 #[command(name = "cyrene", version, about = "From a game's story to a character that speaks.", long_version = LONG_VERSION)]

@@ -7,7 +7,6 @@ mod interrupt;
 mod load;
 mod lock;
 mod recipe;
-mod sizes;
 mod speak;
 mod stage;
 mod ui;

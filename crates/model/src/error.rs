@@ -26,6 +26,13 @@ pub enum Error {
         source: std::io::Error,
     },
 
+    /// A size that nobody has heard of.
+    #[error("there is no such size; known are {known}")]
+    NoSize {
+        /// The names that there are.
+        known: String,
+    },
+
     /// A file that a model folder must have is not there.
     #[error("no model in {}: `{missing}` is missing; point to a Hugging Face folder with config.json and *.safetensors", dir.display())]
     NoModel {

@@ -22,6 +22,7 @@ pub mod quant;
 mod qwen3_5;
 mod random;
 mod rows;
+pub mod sizes;
 
 pub use batch::Batch;
 pub use checkpoint::SaveOptions;

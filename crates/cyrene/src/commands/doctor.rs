@@ -7,7 +7,7 @@ use anyhow::Result;
 use kernel::cuda::DeviceProperties;
 use kernel::host::HostMemory;
 use kernel::{DType, Device, Tensor, ops};
-use model::{Config, LoraConfig};
+use model::{Config, LoraConfig, sizes};
 use serde::Serialize;
 use train::launch;
 use train::memory::{Bytes, MemoryPlan, Recomputing, Room, StepRows, Training};
@@ -17,7 +17,7 @@ use super::train::{base_folder, load_split, rows};
 use crate::cli::Doctor;
 use crate::recipe::{Recipe, Storage};
 use crate::ui::{Ui, clock, misused, size};
-use crate::{env, load, misuse, sizes};
+use crate::{env, load, misuse};
 
 /// The machine.
 #[derive(Debug, Clone, Serialize)]

@@ -10,7 +10,7 @@ use corpus::{BuildRequest, Character, SourceKind, SplitOptions, SplitRequest, Ta
 use eval::TrainedRows;
 use kernel::{DType, Device};
 use model::quant::fp8_block::{Division, Layout};
-use model::{Config, Model};
+use model::{Config, Model, sizes};
 use serde_json::{Value, json};
 use text::{ChatTemplate, Persona, Tokenizer, WordPattern};
 
@@ -22,7 +22,7 @@ use crate::lock::RunLock;
 use crate::recipe::{Recipe, Source};
 use crate::stage::Stage;
 use crate::ui::{Misuse, Ui, misused, of_eval};
-use crate::{env, load, misuse, sizes};
+use crate::{env, load, misuse};
 
 pub const DEMO_STORY: &str = include_str!("../../../../demo/story.jsonl");
 pub const DEMO_CHARACTER: &str = include_str!("../../../../characters/ovelle.toml");

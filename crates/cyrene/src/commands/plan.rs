@@ -260,7 +260,7 @@ fn epoch_bytes(recipe: &Recipe, text_bytes: &BTreeMap<Language, u64>) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sizes;
+    use model::sizes;
 
     fn plan(bytes_of_text: u64, free: Option<u64>) -> (RunPlan, Machine) {
         let config = Config::from_json(&sizes::config("4b").unwrap()).unwrap();

@@ -11,11 +11,11 @@ mod train;
 
 use anyhow::Result;
 use kernel::{DType, Device};
-use model::Config;
+use model::{Config, sizes};
 
 use crate::cli::{Bench, DTypeArg};
+use crate::misuse;
 use crate::ui::Ui;
-use crate::{misuse, sizes};
 
 pub fn run(command: Bench, ui: &Ui) -> Result<()> {
     match command {

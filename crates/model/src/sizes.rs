@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use crate::{Error, Result};
+
 /// Released base models by the name of their size.
 const RELEASED: [(&str, &str); 4] = [
     ("0.8b", "Qwen/Qwen3.5-0.8B-Base"),
@@ -32,12 +34,12 @@ pub fn names() -> String {
 /// The size that a command line names, in any case: `4B` is `4b`.
 ///
 /// # Errors
-/// What is known, for a name that is not.
-pub fn parse(text: &str) -> Result<String, String> {
+/// [`Error::NoSize`] with what is known, for a name that is not.
+pub fn parse(text: &str) -> Result<String> {
     let size = text.trim().to_ascii_lowercase();
     match is_never_released(&size) || hub_id(&size).is_some() {
         true => Ok(size),
-        false => Err(format!("there is no such size; known are {}", names())),
+        false => Err(Error::NoSize { known: names() }),
     }
 }
 
@@ -152,7 +154,7 @@ pub fn config_for(size: &str, vocab_size: usize, end_id: u32) -> Option<Value> {
 
 #[cfg(test)]
 mod tests {
-    use model::Config;
+    use crate::Config;
 
     use super::*;
 
@@ -166,7 +168,7 @@ mod tests {
             ("4b", 4.0e9, 4.5e9),
             ("9b", 8.5e9, 9.5e9),
         ] {
-            assert_eq!(parse(&size.to_uppercase()).as_deref(), Ok(size));
+            assert_eq!(parse(&size.to_uppercase()).unwrap(), size);
             let n = Config::from_json(&config(size).unwrap())
                 .unwrap()
                 .n_params() as f64;
