@@ -322,7 +322,7 @@ pub(crate) mod examples {
         Example::new(name, format!("t{t}_h{h}_v{v}"))
     }
 
-    fn forward(shape: [usize; 3], [x_type, out_type, w_type]: [DType; 3]) -> Example {
+    pub(super) fn forward(shape: [usize; 3], [x_type, out_type, w_type]: [DType; 3]) -> Example {
         example("gated_rms_norm/forward", shape)
             .out("out", &shape, out_type)
             .out("rstd", &shape[..2], F32)
@@ -388,7 +388,10 @@ pub(crate) mod examples {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{STORAGES, assert_close, dot, f64s, gradient, plus, tensor};
+    use crate::example::TYPES;
+    use crate::ops::testing::{
+        STORAGES, assert_agrees, assert_close, dot, f64s, gradient, plus, tensor,
+    };
     use crate::{DType, Error};
 
     const EPS: f32 = 1e-6;
@@ -408,17 +411,22 @@ mod tests {
         Inputs { x_thv, z_thv, w_v }
     }
 
+    fn rstds(x: &[f64], v: usize) -> Vec<f64> {
+        let mean = |x: &[f64]| dot(x, x) / v as f64;
+        x.chunks(v)
+            .map(|x| 1.0 / (mean(x) + EPS as f64).sqrt())
+            .collect()
+    }
+
     #[test]
     fn forward_agrees_with_definition() {
-        for (dtype, tolerance) in STORAGES {
+        for types in TYPES {
             for shape in [[1, 1, 1], [3, 2, 5], [70, 4, 128]] {
-                let (x, z) = (tensor(&shape, 1, dtype), tensor(&shape, 2, dtype));
-                let w = tensor(&shape[2..], 3, DType::F32);
-                let mut out = Tensor::poison(&shape, dtype);
-                let mut rstd = Tensor::poison(&shape[..2], DType::F32);
-                forward(&mut out, &mut rstd, &inputs(&x, &z, &w), EPS).unwrap();
-                let want = define(&f64s(&x), &f64s(&z), &f64s(&w));
-                assert_close("out", &out, &want, tolerance);
+                let example = examples::forward(shape, types);
+                assert_agrees(&example, |ins| {
+                    let out = define(&ins[0], &ins[1], &ins[2]);
+                    vec![out, rstds(&ins[0], shape[2])]
+                });
             }
         }
     }

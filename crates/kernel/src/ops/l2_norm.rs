@@ -94,53 +94,51 @@ mod cuda {
 }
 
 pub(crate) mod examples {
-    use crate::DType::F32;
+    use crate::DType::{self, F32};
     use crate::example::{Example, ROWS, TYPES};
 
     pub(crate) fn compared() -> Vec<Example> {
-        let mut all = Vec::new();
-        for [x_type, out_type, _] in TYPES {
-            for [t, k] in ROWS {
-                let scale = 1.0 / (k as f32).sqrt();
-                let example = Example::new("l2_norm/forward", format!("t{t}_k{k}"))
-                    .out("out", &[t, k], out_type)
-                    .out("rstd", &[t], F32)
-                    .input("x", &[t, k], x_type)
-                    .run(move |[out, rstd], [x]| super::forward(out, rstd, x, scale, 1e-6));
-                all.push(example);
-            }
-        }
-        all
+        let shapes = TYPES
+            .into_iter()
+            .flat_map(|types| ROWS.map(|shape| (shape, types)));
+        shapes.map(|(shape, types)| forward(shape, types)).collect()
+    }
+
+    pub(super) fn forward([t, k]: [usize; 2], [x_type, out_type, _]: [DType; 3]) -> Example {
+        let scale = 1.0 / (k as f32).sqrt();
+        Example::new("l2_norm/forward", format!("t{t}_k{k}"))
+            .out("out", &[t, k], out_type)
+            .out("rstd", &[t], F32)
+            .input("x", &[t, k], x_type)
+            .run(move |[out, rstd], [x]| super::forward(out, rstd, x, scale, 1e-6))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{STORAGES, assert_close, dot, f64s, tensor};
+    use crate::example::TYPES;
+    use crate::ops::testing::{assert_agrees, dot, tensor};
     use crate::{DType, Error};
 
     const EPS: f32 = 1e-6;
-    const SCALE: f32 = 0.125;
 
-    fn define(x: &[f64], k: usize) -> Vec<f64> {
-        x.chunks(k)
-            .flat_map(|x| {
-                let r = SCALE as f64 / (dot(x, x) + EPS as f64).sqrt();
-                x.iter().map(move |x| x * r)
-            })
-            .collect()
+    /// out, then rstd.
+    fn define(x: &[f64], k: usize) -> [Vec<f64>; 2] {
+        let scale = 1.0 / (k as f64).sqrt();
+        let rstds = x.chunks(k).map(|x| 1.0 / (dot(x, x) + EPS as f64).sqrt());
+        let rstds: Vec<f64> = rstds.collect();
+        let rows = x.chunks(k).zip(&rstds);
+        let out = rows.flat_map(|(x, r)| x.iter().map(move |x| scale * x * r));
+        [out.collect(), rstds]
     }
 
     #[test]
     fn forward_agrees_with_definition() {
-        for (dtype, tolerance) in STORAGES {
-            for shape in [[1, 1, 1], [3, 5, 7], [40, 16, 128]] {
-                let x = tensor(&shape, 1, dtype);
-                let mut out = Tensor::poison(&shape, dtype);
-                let mut rstd = Tensor::poison(&shape[..2], DType::F32);
-                forward(&mut out, &mut rstd, &x, SCALE, EPS).unwrap();
-                assert_close("out", &out, &define(&f64s(&x), shape[2]), tolerance);
+        for types in TYPES {
+            for [t, k] in [[1, 1], [15, 7], [640, 128], [9, 2048], [11, 37]] {
+                let example = examples::forward([t, k], types);
+                assert_agrees(&example, |ins| define(&ins[0], k).into());
             }
         }
     }

@@ -325,7 +325,7 @@ pub(crate) mod examples {
         vec![forward(shape, types), residual]
     }
 
-    fn forward([t, d]: [usize; 2], [x_type, out_type, w_type]: [DType; 3]) -> Example {
+    pub(super) fn forward([t, d]: [usize; 2], [x_type, out_type, w_type]: [DType; 3]) -> Example {
         Example::new("rms_norm/forward", format!("t{t}_d{d}"))
             .out("out", &[t, d], out_type)
             .out("rstd", &[t], F32)
@@ -347,7 +347,7 @@ pub(crate) mod examples {
             .prepared(|[_, x, w, rstd]| super::forward(&mut zeros_like(x)?, rstd, x, w, EPS))
     }
 
-    fn backward([t, d]: [usize; 2], types: [DType; 3]) -> Example {
+    pub(super) fn backward([t, d]: [usize; 2], types: [DType; 3]) -> Example {
         let example = Example::new("rms_norm/backward", format!("t{t}_d{d}"))
             .out("d_x", &[t, d], types[1])
             .updated("d_w", &[d], F32);
@@ -383,7 +383,10 @@ pub(crate) mod examples {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{STORAGES, assert_close, dot, f64s, gradient, plus, tensor};
+    use crate::example::TYPES;
+    use crate::ops::testing::{
+        STORAGES, assert_agrees, assert_close, dot, f64s, gradient, plus, tensor,
+    };
     use crate::{DType, Error};
 
     const EPS: f32 = 1e-6;
@@ -401,21 +404,34 @@ mod tests {
             .collect()
     }
 
+    fn rstds(x: &[f64], d: usize) -> Vec<f64> {
+        let mean = |x: &[f64]| dot(x, x) / d as f64;
+        x.chunks(d)
+            .map(|x| 1.0 / (mean(x) + EPS as f64).sqrt())
+            .collect()
+    }
+
     #[test]
     fn forward_agrees_with_definition() {
-        for (dtype, tolerance) in STORAGES {
-            for shape in [[1, 1, 1], [2, 3, 33], [65, 2, 300], [3, 1, 5000]] {
-                let d = shape[2];
-                let (x, w) = (tensor(&shape, 1, dtype), tensor(&[d], 2, dtype));
-                let mut out = Tensor::poison(&shape, dtype);
-                let mut rstd = Tensor::poison(&[shape[0] * shape[1]], DType::F32);
-                forward(&mut out, &mut rstd, &x, &w, EPS).unwrap();
-                assert_close("out", &out, &define(&f64s(&x), &f64s(&w)), tolerance);
-                let want: Vec<f64> = f64s(&x)
-                    .chunks(d)
-                    .map(|x| 1.0 / (dot(x, x) / d as f64 + EPS as f64).sqrt())
-                    .collect();
-                assert_close("rstd", &rstd, &want, 1e-5);
+        for types in TYPES {
+            for shape in [[1, 1], [6, 33], [130, 300], [3, 5000]] {
+                let example = examples::forward(shape, types);
+                assert_agrees(&example, |ins| {
+                    vec![define(&ins[0], &ins[1]), rstds(&ins[0], shape[1])]
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn backward_agrees_with_differences_in_every_mixture_of_storages() {
+        for types in TYPES {
+            for shape in [[5, 37], [70, 6]] {
+                let example = examples::backward(shape, types);
+                assert_agrees(&example, |ins| {
+                    let loss = |at: &[Vec<f64>]| dot(&ins[0], &define(&at[0], &at[1]));
+                    [0, 1].map(|which| gradient(&ins[1..3], which, loss)).into()
+                });
             }
         }
     }

@@ -158,7 +158,7 @@ pub(crate) mod examples {
         Example::new(name, label)
     }
 
-    fn forward(shape: &[usize], [x_type, out_type]: [DType; 2]) -> Example {
+    pub(super) fn forward(shape: &[usize], [x_type, out_type]: [DType; 2]) -> Example {
         example("sigmoid_gate/forward", shape)
             .out("out", shape, out_type)
             .input_in("x", shape, x_type, [-1.0, 1.0])
@@ -166,7 +166,7 @@ pub(crate) mod examples {
             .run(|[out], [x, gate]| super::forward(out, x, gate))
     }
 
-    fn backward(shape: &[usize], [x_type, d_type]: [DType; 2]) -> Example {
+    pub(super) fn backward(shape: &[usize], [x_type, d_type]: [DType; 2]) -> Example {
         example("sigmoid_gate/backward", shape)
             .out("d_x", shape, d_type)
             .out("d_gate", shape, d_type)
@@ -180,7 +180,8 @@ pub(crate) mod examples {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{STORAGES, assert_close, dot, f64s, gradient, tensor};
+    use crate::example::TYPES;
+    use crate::ops::testing::{assert_agrees, dot, gradient, tensor};
 
     fn define(x: &[f64], gate: &[f64]) -> Vec<f64> {
         x.iter()
@@ -191,30 +192,22 @@ mod tests {
 
     #[test]
     fn forward_agrees_with_definition() {
-        for (dtype, tolerance) in STORAGES {
-            for shape in [[1, 1, 1], [3, 5, 7], [31, 4, 260]] {
-                let (x, gate) = (tensor(&shape, 1, dtype), tensor(&shape, 2, dtype));
-                let mut out = Tensor::poison(&shape, dtype);
-                forward(&mut out, &x, &gate).unwrap();
-                let want = define(&f64s(&x), &f64s(&gate));
-                assert_close("out", &out, &want, tolerance);
+        for [x_type, d_type, _] in TYPES {
+            for shape in [&[1, 1][..], &[3, 7], &[31, 4, 260], &[129, 1031]] {
+                let example = examples::forward(shape, [x_type, d_type]);
+                assert_agrees(&example, |ins| vec![define(&ins[0], &ins[1])]);
             }
         }
     }
 
     #[test]
     fn backward_agrees_with_differences() {
-        for (dtype, tolerance) in STORAGES {
-            let shape = [2, 3, 17];
-            let at = [1, 2].map(|seed| tensor(&shape, seed, dtype));
-            let d_out = tensor(&shape, 3, dtype);
-            let (mut d_x, mut d_gate) =
-                (Tensor::poison(&shape, dtype), Tensor::poison(&shape, dtype));
-            backward(&mut d_x, &mut d_gate, &d_out, &at[0], &at[1]).unwrap();
-            let at = at.each_ref().map(f64s);
-            let loss = |x: &[Vec<f64>]| dot(&f64s(&d_out), &define(&x[0], &x[1]));
-            assert_close("d_x", &d_x, &gradient(&at, 0, loss), tolerance);
-            assert_close("d_gate", &d_gate, &gradient(&at, 1, loss), tolerance);
+        for [x_type, d_type, _] in TYPES {
+            let example = examples::backward(&[2, 3, 17], [x_type, d_type]);
+            assert_agrees(&example, |ins| {
+                let loss = |at: &[Vec<f64>]| dot(&ins[0], &define(&at[0], &at[1]));
+                [0, 1].map(|which| gradient(&ins[1..], which, loss)).into()
+            });
         }
     }
 

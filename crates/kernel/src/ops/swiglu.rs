@@ -157,7 +157,7 @@ pub(crate) mod examples {
         Example::new(name, label)
     }
 
-    fn forward(shape: &[usize], [x_type, out_type]: [DType; 2]) -> Example {
+    pub(super) fn forward(shape: &[usize], [x_type, out_type]: [DType; 2]) -> Example {
         example("swiglu/forward", shape)
             .out("out", shape, out_type)
             .input_in("gate", shape, x_type, [-4.0, 4.0])
@@ -165,7 +165,7 @@ pub(crate) mod examples {
             .run(|[out], [gate, up]| super::forward(out, gate, up))
     }
 
-    fn backward(shape: &[usize], [x_type, d_type]: [DType; 2]) -> Example {
+    pub(super) fn backward(shape: &[usize], [x_type, d_type]: [DType; 2]) -> Example {
         example("swiglu/backward", shape)
             .out("d_gate", shape, d_type)
             .out("d_up", shape, d_type)
@@ -179,7 +179,8 @@ pub(crate) mod examples {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{STORAGES, assert_close, dot, f64s, gradient, tensor};
+    use crate::example::TYPES;
+    use crate::ops::testing::{assert_agrees, dot, gradient, tensor};
 
     fn define(gate: &[f64], up: &[f64]) -> Vec<f64> {
         let silu = |x: f64| x / (1.0 + (-x).exp());
@@ -188,30 +189,22 @@ mod tests {
 
     #[test]
     fn forward_agrees_with_definition() {
-        for (dtype, tolerance) in STORAGES {
-            for shape in [[1, 1], [3, 7], [129, 1031]] {
-                let (gate, up) = (tensor(&shape, 1, dtype), tensor(&shape, 2, dtype));
-                let mut out = Tensor::poison(&shape, dtype);
-                forward(&mut out, &gate, &up).unwrap();
-                let want = define(&f64s(&gate), &f64s(&up));
-                assert_close("out", &out, &want, tolerance);
+        for [x_type, d_type, _] in TYPES {
+            for shape in [&[1, 1][..], &[3, 7], &[31, 4, 260], &[129, 1031]] {
+                let example = examples::forward(shape, [x_type, d_type]);
+                assert_agrees(&example, |ins| vec![define(&ins[0], &ins[1])]);
             }
         }
     }
 
     #[test]
     fn backward_agrees_with_differences() {
-        for (dtype, tolerance) in STORAGES {
-            let shape = [3, 37];
-            let at = [1, 2].map(|seed| tensor(&shape, seed, dtype));
-            let d_out = tensor(&shape, 3, dtype);
-            let (mut d_gate, mut d_up) =
-                (Tensor::poison(&shape, dtype), Tensor::poison(&shape, dtype));
-            backward(&mut d_gate, &mut d_up, &d_out, &at[0], &at[1]).unwrap();
-            let at = at.each_ref().map(f64s);
-            let loss = |x: &[Vec<f64>]| dot(&f64s(&d_out), &define(&x[0], &x[1]));
-            assert_close("d_gate", &d_gate, &gradient(&at, 0, loss), tolerance);
-            assert_close("d_up", &d_up, &gradient(&at, 1, loss), tolerance);
+        for [x_type, d_type, _] in TYPES {
+            let example = examples::backward(&[3, 37], [x_type, d_type]);
+            assert_agrees(&example, |ins| {
+                let loss = |at: &[Vec<f64>]| dot(&ins[0], &define(&at[0], &at[1]));
+                [0, 1].map(|which| gradient(&ins[1..], which, loss)).into()
+            });
         }
     }
 

@@ -1,7 +1,8 @@
 //! What the tests of the sequence ops share: seeded tensors and comparison with f64 definitions.
 
+use crate::example::Example;
 pub(crate) use crate::example::offsets;
-use crate::{DType, Tensor, random};
+use crate::{DType, Device, Tensor, random};
 
 /// Relative error (of norms) that bf16 storage of an output may add.
 pub(crate) const BF16_REL: f64 = 1e-2;
@@ -49,6 +50,27 @@ pub(crate) fn relative_error(got: &[f64], want: &[f64]) -> f64 {
 pub(crate) fn assert_close(name: &str, got: &Tensor, want: &[f64], tolerance: f64) {
     let error = relative_error(&f64s(got), want);
     assert!(error <= tolerance, "{name}: relative error {error:e}");
+}
+
+/// Calls an example on the CPU and holds each output against `define`, which gets the inputs in their order. Where the op adds to an
+/// output, what it held before is added to the definition.
+#[track_caller]
+pub(crate) fn assert_agrees(example: &Example, define: impl FnOnce(&[Vec<f64>]) -> Vec<Vec<f64>>) {
+    let (mut outs, ins) = example.tensors(Device::Cpu).unwrap();
+    let before = outs.clone();
+    example.call(&mut outs, &ins).unwrap();
+    let want = define(&ins.iter().map(f64s).collect::<Vec<_>>());
+    assert_eq!(want.len(), outs.len(), "{}", example.what());
+    for (i, (name, _)) in example.outputs().enumerate() {
+        let is_assigned = f64s(&before[i]).iter().any(|x| x.is_nan());
+        let want = match is_assigned {
+            true => want[i].clone(),
+            false => plus(&want[i], &before[i]),
+        };
+        let (_, tolerance) = STORAGES[usize::from(outs[i].dtype() == DType::Bf16)];
+        let name = format!("{}: {name}", example.what());
+        assert_close(&name, &outs[i], &want, tolerance);
+    }
 }
 
 /// The rows of these tensors from `first` on, as bits.
