@@ -61,8 +61,15 @@ impl RowFile {
     /// Reads a file and finds its rows: the elements of one array, or values behind each other (a line each, as a rule).
     ///
     /// # Errors
-    /// A file that cannot be read, a gzip stream that breaks off, text that is not UTF-8, an array that is not JSON.
+    /// A file that cannot be read or is known to hold something else, a gzip stream that breaks off, text that is not UTF-8, an array that
+    /// is not JSON.
     pub fn open(path: &Path) -> Result<RowFile> {
+        if path.is_file()
+            && !has_row_ending(path)
+            && let Some(error) = foreign::of_file(path)
+        {
+            return Err(error);
+        }
         let text = read_text(path)?;
         let rows = find_rows(&text).map_err(|(line, error)| Error::Json {
             path: path.to_owned(),
@@ -147,13 +154,7 @@ pub fn read<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<Vec<T>> 
 /// # Errors
 /// There is nothing of the kind; files of another form are named with what turns them into rows.
 pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
-    if path.is_file() {
-        return match foreign::of_file(path).filter(|_| !has_row_ending(path)) {
-            Some(error) => Err(error),
-            None => Ok(vec![path.to_owned()]),
-        };
-    }
-    // A pipe, as a shell makes them.
+    // A pipe, as a shell makes them, is no regular file.
     if path.exists() && !path.is_dir() {
         return Ok(vec![path.to_owned()]);
     }

@@ -428,7 +428,7 @@ pub struct CorpusEncode {
     pub tokenizer: PathBuf,
     #[command(flatten)]
     pub loss: Loss,
-    /// JSON lines
+    /// Rows (docs/rows.md)
     pub file: PathBuf,
 }
 
@@ -450,7 +450,7 @@ pub struct CorpusStats {
 
 #[derive(Debug, Args)]
 pub struct CorpusPeek {
-    /// A data set, a file of it, or any JSON lines that `train` reads
+    /// A data set, a file of it, or any rows that `train` reads
     pub path: PathBuf,
     /// How rows are encoded
     #[arg(long, value_enum)]

@@ -145,7 +145,7 @@ const DATA_KEYS: &[Key] = &[
     Key::required(
         "data.sources",
         "[{ path = \"corpora/pt/amphoreus\", weight = 3 }, { path = \"corpora/pt/amphoreus/chs.jsonl\", weight = 1 }]",
-        "JSON-lines files or folders of them; a weight of n is n passes an epoch, reshuffled each time",
+        "files of rows or folders of them (docs/rows.md); a weight of n is n passes an epoch, reshuffled each time",
     ),
     Key::optional(
         "data.split",

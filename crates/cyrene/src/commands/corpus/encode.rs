@@ -13,7 +13,10 @@ pub fn run(args: &CorpusEncode, ui: &Ui) -> Result<()> {
     let tokenizer = Tokenizer::load(&args.tokenizer)?;
     let encoding = encoding(args.stage, args.loss.loss_scale, &tokenizer);
     if !args.file.is_file() {
-        misuse!("{} is no file; expected JSON lines", args.file.display());
+        misuse!(
+            "{} is no file; expected rows (docs/rows.md)",
+            args.file.display()
+        );
     }
     let read = of_rows(examples::of_file(&args.file, encoding))?;
     read.notes.lines().iter().for_each(|line| ui.note(line));
