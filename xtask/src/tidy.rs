@@ -38,6 +38,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("tokio", &["serve", "cyrene"]),
     ("clap", &["cyrene"]),
     ("indicatif", &["cyrene"]),
+    ("rustyline", &["cyrene"]),
     ("hf-hub", &["cyrene"]),
     ("cudarc", &["kernel"]),
     ("gemm", &["kernel"]),

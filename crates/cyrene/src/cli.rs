@@ -25,7 +25,7 @@ const LONG_VERSION: &str = concat!(
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// The whole chain: story to data sets, CPT, SFT, evaluation, export, server
+    /// The whole chain: from a story to a server with a character to talk to
     Live(Live),
     /// What is there, what is missing, and what a recipe will need
     Doctor(Doctor),
@@ -34,17 +34,17 @@ pub enum Command {
     /// Data sets from a story
     #[command(subcommand)]
     Corpus(Corpus),
-    /// Continued pre-training or fine-tuning, full or LoRA
+    /// Train a model as a recipe says: on a story's text (cpt) or on conversations (sft), all weights or LoRA
     Train(Train),
-    /// Log-probabilities of given token ids
+    /// How likely a model finds given token ids
     Score(Score),
     /// Text from a model
     Generate(Generate),
-    /// Train probe against held-out loss, baselines, replies: report.json and report.html
+    /// Report on a model: how well it knows text that it was trained on and text that was kept from it, and what it answers
     Eval(Eval),
-    /// LoRA into weights
+    /// Put a LoRA adapter into its base's weights
     Merge(Merge),
-    /// Weights as vLLM and transformers load them
+    /// Write weights as vLLM and transformers load them
     Export(Export),
     /// OpenAI-compatible API and the chat page
     Serve(Serve),
@@ -55,7 +55,7 @@ pub enum Command {
     /// Speed of this machine, with random weights of the real shapes
     #[command(subcommand)]
     Bench(Bench),
-    /// Every GPU primitive against the CPU, on your own card
+    /// Check the arithmetic of your own GPU against the CPU
     Selftest(Selftest),
 }
 
@@ -85,7 +85,7 @@ pub struct Live {
     /// Where runs live
     #[arg(long, default_value = "runs")]
     pub runs: PathBuf,
-    /// Last stage to run
+    /// Last stage to run; `doctor` plans and fetches nothing
     #[arg(long, value_enum, default_value = "serve")]
     pub until: StageName,
     /// Stop after the last stage before the server
@@ -313,9 +313,9 @@ pub enum Corpus {
     Import(CorpusImport),
     /// Hold scenes out for validation, all languages together
     Split(CorpusSplit),
-    /// Lengths, holes, speakers, sides and passes: a table, pictures, a page
+    /// What the rows hold: lengths, missing translations, speakers, what is held out, how often training shows a scene
     Stats(CorpusStats),
-    /// A random sample with its loss mask, coloured by role
+    /// A random sample, coloured by who speaks, with what of it is trained on
     Peek(CorpusPeek),
     /// What training sees of each row
     Encode(CorpusEncode),
@@ -330,6 +330,7 @@ pub struct CorpusBuild {
     /// The story: file or folder
     #[arg(long)]
     pub root: PathBuf,
+    /// Who shall speak: a file as in characters/
     #[arg(long)]
     pub character: PathBuf,
     /// pt/everything, pt/amphoreus, sft/cyrene, ... (repeatable)
@@ -390,6 +391,7 @@ pub struct CorpusSplit {
     /// The vendor folder, if data sets are built from it: its pages are split with the story
     #[arg(long)]
     pub vendor: Option<PathBuf>,
+    /// Who shall speak: a file as in characters/
     #[arg(long)]
     pub character: PathBuf,
     /// The file to write, beside the data sets
@@ -401,10 +403,10 @@ pub struct CorpusSplit {
     /// Share of everyone else's lines to hold out
     #[arg(long, default_value_t = 0.03)]
     pub share_rest: f64,
-    /// Share of the character's lines to hold out with their whole missions; 0: none
+    /// Share of the character's lines to hold out with their whole missions (val-strict); 0: none
     #[arg(long, default_value_t = 0.05)]
     pub share_strict: f64,
-    /// Share of the lines to hold out in one language each; 0: none
+    /// Share of the lines to hold out in one language each (probe-x); 0: none
     #[arg(long, default_value_t = 0.1)]
     pub share_probe: f64,
     #[arg(long, default_value_t = 7)]
@@ -625,9 +627,12 @@ pub struct Eval {
     /// split.json beside the data sets
     #[arg(long)]
     pub split: PathBuf,
-    /// Default is beside the model
+    /// Folder of the report; default is a new one beside the model: MODEL-eval, MODEL-eval-2, ...
     #[arg(long)]
     pub out: Option<PathBuf>,
+    /// Look at these languages alone, e.g. zh,en
+    #[arg(long, value_delimiter = ',')]
+    pub languages: Vec<String>,
     /// Replies to held-out turns, by language
     #[arg(long, default_value_t = 4)]
     pub replies: usize,
@@ -640,10 +645,13 @@ pub struct Eval {
 
 #[derive(Debug, Args)]
 pub struct Merge {
+    /// The model that the adapter was trained on: a Hugging Face folder
     #[arg(long)]
     pub base: PathBuf,
+    /// A PEFT adapter
     #[arg(long)]
     pub adapter: PathBuf,
+    /// Folder to write
     #[arg(long)]
     pub out: PathBuf,
 }
@@ -660,10 +668,12 @@ pub enum ExportFormat {
 
 #[derive(Debug, Args)]
 pub struct Export {
+    /// A Hugging Face folder
     #[arg(long)]
     pub model: PathBuf,
     #[arg(long, value_enum)]
     pub format: ExportFormat,
+    /// Folder to write
     #[arg(long)]
     pub out: PathBuf,
     /// bf16: the bytes llm-compressor writes on a CPU; f32: one rounding instead of two
@@ -695,6 +705,7 @@ pub struct Serve {
     /// Sampling values: Suggested, Legacy or Adopted; default is the character's, else Adopted
     #[arg(long)]
     pub profile: Option<String>,
+    /// Conversations answered at the same time
     #[arg(long, default_value_t = 4)]
     pub max_sequences: usize,
     /// Longest conversation in tokens; default is the model's
@@ -712,6 +723,9 @@ pub struct Chat {
     /// Sampling values: Suggested, Legacy or Adopted; default is the character's, else Adopted
     #[arg(long)]
     pub profile: Option<String>,
+    /// Language of her greeting and system prompt, e.g. ja; default is English, else the first she has
+    #[arg(long)]
+    pub language: Option<String>,
     /// System prompt; default is the character's
     #[arg(long)]
     pub system: Option<String>,

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use corpus::Character;
+use corpus::{Character, Language};
 use eval::TrainedRows;
 use kernel::{DType, Device};
 use model::Model;
@@ -24,6 +24,17 @@ pub fn character(path: &Path) -> Result<Persona> {
     speak::profiles(None, &persona)
         .map_err(|error| misuse(format!("{}: {error}", path.display())))?;
     Ok(persona)
+}
+
+/// The language that a flag names.
+///
+/// # Errors
+/// [`Misuse`] for one that there is not.
+pub fn language(name: &str) -> Result<Language> {
+    let names = [name.to_owned()];
+    let languages = Language::parse_all(&names);
+    let languages = languages.map_err(|error| anyhow::Error::new(Misuse(error.to_string())))?;
+    languages.into_iter().next().context("a name is a language")
 }
 
 /// Who speaks: `--character`, else the adapter's persona, else that of the model's folder.

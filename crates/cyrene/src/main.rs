@@ -4,6 +4,7 @@ mod cli;
 mod commands;
 mod env;
 mod interrupt;
+mod lines;
 mod load;
 mod lock;
 mod recipe;

@@ -260,3 +260,61 @@ fn character_that_cannot_be_is_named_before_training() {
     assert_eq!(output.status.code(), Some(2));
     assert!(!out.exists());
 }
+
+/// A program that talks through a pipe sees the greeting and the answers, and no prompt; the greeting is among what the model reads.
+#[test]
+fn chat_takes_lines_from_a_pipe_and_begins_with_her_greeting() {
+    let dir = tempfile::tempdir().unwrap();
+    let character = dir.path().join("bo.toml");
+    let chat = |toml: &str, more: &[&str], lines: &str| -> (String, String) {
+        std::fs::write(&character, toml).unwrap();
+        let base = model();
+        let mut chat = Command::new(env!("CARGO_BIN_EXE_cyrene"))
+            .args([
+                "chat",
+                "--model",
+                text(&base),
+                "--character",
+                text(&character),
+            ])
+            .args(["--seed", "3", "--max-tokens", "6"])
+            .args(more)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        chat.stdin
+            .take()
+            .unwrap()
+            .write_all(lines.as_bytes())
+            .unwrap();
+        let output = chat.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        let notes = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{notes}");
+        (said, notes)
+    };
+    let (said, notes) = chat(BO, &[], "hello\n/again\n/hlep\n/help\n/quit\nnot said\n");
+    assert!(said.starts_with("Bo: Mind the step.\nBo: "), "{said}");
+    assert_eq!(said.matches("Bo: ").count(), 3, "{said}");
+    assert!(!said.contains("> "), "{said}");
+    assert!(
+        notes.contains("there is no /hlep") && notes.contains("/undo"),
+        "{notes}"
+    );
+    // In her other language she has a name and no greeting of her own.
+    let (said, _) = chat(BO, &["--language", "zh"], "");
+    assert_eq!(said, "波: Mind the step.\n");
+    // What the model reads: with another greeting it finds the same answer more or less likely.
+    let first_token = |toml: &str| -> Value {
+        let (said, _) = chat(toml, &["--json"], "hello\n");
+        let reply: Value = serde_json::from_str(said.trim()).unwrap();
+        reply["logprobs"][0].clone()
+    };
+    let other = BO.replace(
+        "Mind the step.",
+        "The ferry is late, and the rain comes in.",
+    );
+    assert_ne!(first_token(BO), first_token(&other));
+}

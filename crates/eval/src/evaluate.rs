@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use corpus::Language;
 use corpus::examples::{self, Encoding, SourceExample, TrainingStage};
 use corpus::split::Split;
 use engine::Sampling;
@@ -41,6 +42,8 @@ pub struct Evaluation<'a> {
     pub seed: u64,
     /// How replies are drawn.
     pub sampling: Sampling,
+    /// Languages to look at; none: all.
+    pub languages: &'a [Language],
 }
 
 /// Measures `model`, and `base` on the same rows.
@@ -74,7 +77,12 @@ pub fn evaluate(
             tokenizer: Some(evaluation.encoder.tokenizer()),
             vocab_size: Some(model.config().vocab_size),
         };
-        let rows = examples::source(&path, Some(&split), encoding)?.examples;
+        let mut rows = examples::source(&path, Some(&split), encoding)?.examples;
+        rows.retain(|row| {
+            let code = row.language.as_deref();
+            let mut wanted = evaluation.languages.iter();
+            evaluation.languages.is_empty() || wanted.any(|language| Some(language.code()) == code)
+        });
         if name == "pt" {
             vocabulary = Vocabulary::of(rows.iter().map(|row| row.text.as_str()));
         } else {

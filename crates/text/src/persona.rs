@@ -103,6 +103,21 @@ impl Persona {
         self
     }
 
+    /// The same persona with the words of one language alone, where it has them.
+    pub fn speaking(mut self, language: &str) -> Persona {
+        for words in [
+            &mut self.name,
+            &mut self.system,
+            &mut self.greeting,
+            &mut self.note,
+        ] {
+            if words.contains_key(language) {
+                words.retain(|code, _| code == language);
+            }
+        }
+        self
+    }
+
     /// The shown name in English, else in the first language that has one.
     pub fn shown_name(&self) -> Option<&str> {
         english(&self.name)
@@ -111,6 +126,11 @@ impl Persona {
     /// The system prompt that a conversation gets which brings none: the English one, else the first.
     pub fn system_prompt(&self) -> Option<&str> {
         english(&self.system)
+    }
+
+    /// The greeting in English, else in the first language that has one.
+    pub fn greeting_line(&self) -> Option<&str> {
+        english(&self.greeting)
     }
 
     /// The note in English, else in the first language that has one.
@@ -223,6 +243,18 @@ mod tests {
         let mut without = vec![Message::user("hello")];
         Persona::default().lead(&mut without);
         assert_eq!(without, [Message::user("hello")]);
+    }
+
+    #[test]
+    fn persona_speaks_one_language_where_it_has_the_words() {
+        let bo = persona(
+            r#"{"system": {"chs": "波", "en": "Bo"}, "greeting": {"en": "Mind the step."}}"#,
+        )
+        .unwrap();
+        let chs = bo.clone().speaking("chs");
+        assert_eq!(chs.system_prompt(), Some("波"));
+        assert_eq!(chs.greeting_line(), Some("Mind the step."));
+        assert_eq!(bo.clone().speaking("vi"), bo);
     }
 
     #[test]

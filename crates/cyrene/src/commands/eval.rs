@@ -1,8 +1,9 @@
 //! `cyrene eval`: the losses of a model on both sides of a split, what counting models reach on the same rows, and replies to held-out turns.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use corpus::Language;
 use eval::metric::loss_gap::Gap;
 use eval::report::Report;
 use eval::{Evaluation, Progress, TrainedRows};
@@ -10,15 +11,18 @@ use model::Model;
 use text::Persona;
 
 use crate::cli::Eval;
-use crate::ui::{Bar, Ui, of_eval};
-use crate::{load, speak};
+use crate::ui::{Bar, Misuse, Ui, of_eval};
+use crate::{load, misuse, speak};
 
 pub fn run(args: &Eval, ui: &Ui) -> Result<()> {
+    load::folder(&args.model.model)?;
+    let subject = args.model.adapter.as_ref().unwrap_or(&args.model.model);
+    load::folder(subject)?;
+    let languages = Language::parse_all(&args.languages)
+        .map_err(|error| anyhow::Error::new(Misuse(error.to_string())))?;
+    let persona = load::persona(&args.model.model, args.model.adapter.as_deref(), None)?;
+    let trained = of_eval(TrainedRows::read(subject))?;
     let model = load::model(&args.model)?;
-    let out = args
-        .out
-        .clone()
-        .unwrap_or_else(|| args.model.model.with_file_name("eval"));
     let base = args
         .base
         .as_deref()
@@ -28,24 +32,68 @@ pub fn run(args: &Eval, ui: &Ui) -> Result<()> {
             Ok::<_, anyhow::Error>(base.to_device(model.device())?)
         })
         .transpose()?;
-    let trained = args.model.adapter.as_ref().unwrap_or(&args.model.model);
-    let report = evaluate(
-        &Asked {
-            folder: &args.model.model,
-            adapter: args.model.adapter.as_deref(),
-            trained: of_eval(TrainedRows::read(trained))?,
-            split: &args.split,
-            out: &out,
-            n_replies: args.replies,
-            seed: args.seed,
-            profile: args.profile.as_deref(),
-            persona: load::persona(&args.model.model, args.model.adapter.as_deref(), None)?,
-        },
-        model,
-        base,
-        ui,
-    )?;
+    let out = match &args.out {
+        Some(out) => out.clone(),
+        None => new_folder(subject)?,
+    };
+    let asked = Asked {
+        folder: &args.model.model,
+        adapter: args.model.adapter.as_deref(),
+        trained,
+        split: &args.split,
+        out: &out,
+        n_replies: args.replies,
+        seed: args.seed,
+        profile: args.profile.as_deref(),
+        languages,
+        persona,
+    };
+    let report = evaluate(&asked, model, base, ui);
+    if report.is_err() && args.out.is_none() {
+        // Only if nothing lies in it.
+        drop(std::fs::remove_dir(&out));
+    }
+    let report = report?;
     ui.result(&report, || describe(&report, &out))
+}
+
+/// A folder of its own beside the model: `<model>-eval`, or the first of `<model>-eval-2`, `-3`, ... that is not there or empty, so that
+/// no report takes the place of an earlier one.
+///
+/// # Errors
+/// [`Misuse`] where none can be made.
+fn new_folder(model: &Path) -> Result<PathBuf> {
+    // `.` and `..` have no name.
+    let model = match model.file_name() {
+        Some(_) => model.to_owned(),
+        None => model
+            .canonicalize()
+            .with_context(|| format!("finding {}", model.display()))?,
+    };
+    let name = model.file_name().unwrap_or_default().to_string_lossy();
+    let mut number = 1;
+    loop {
+        let name = match number {
+            1 => format!("{name}-eval"),
+            _ => format!("{name}-eval-{number}"),
+        };
+        let folder = model.with_file_name(name);
+        match std::fs::create_dir(&folder) {
+            Ok(()) => return Ok(folder),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                let is_empty =
+                    std::fs::read_dir(&folder).is_ok_and(|mut in_it| in_it.next().is_none());
+                if is_empty {
+                    return Ok(folder);
+                }
+                number += 1;
+            }
+            Err(error) => misuse!(
+                "cannot make {} for the report: {error}; name a folder with --out",
+                folder.display()
+            ),
+        }
+    }
 }
 
 /// What to evaluate where.
@@ -66,6 +114,8 @@ pub struct Asked<'a> {
     pub seed: u64,
     /// Sampling profile of the replies; None: the persona's, else `Adopted`.
     pub profile: Option<&'a str>,
+    /// Languages to look at; none: all.
+    pub languages: Vec<Language>,
     /// Who speaks.
     pub persona: Persona,
 }
@@ -87,6 +137,7 @@ pub fn evaluate(asked: &Asked<'_>, model: Model, base: Option<Model>, ui: &Ui) -
         n_replies: asked.n_replies,
         seed: asked.seed,
         sampling: speak::profile(asked.profile, persona)?,
+        languages: &asked.languages,
     };
     let mut bars = Bars { ui, bar: None };
     let report = of_eval(eval::evaluate(&evaluation, model, base, &mut bars))?;
@@ -126,9 +177,12 @@ pub fn describe(report: &Report, out: &Path) -> String {
             Some(all) => all,
             None => continue,
         };
+        let what = match stage.stage {
+            "pt" => "story text",
+            _ => "conversations",
+        };
         text.push_str(&format!(
-            "{}: held-out {:.4} nats a token, {:.3} bits a byte; gap {:+.1} %",
-            stage.stage,
+            "{what}: loss on held-out rows {:.4} a token ({:.3} bits for each byte of text), {:+.1} % against rows it was trained on",
             all.held_out.nats_per_token,
             all.held_out.bits_per_byte,
             100.0 * all.gap
@@ -139,27 +193,54 @@ pub fn describe(report: &Report, out: &Path) -> String {
                 base.held_out.nats_per_token
             ));
         }
-        for baseline in &stage.baselines {
-            text.push_str(&format!(
-                "; {} {:.3} bits a byte",
-                baseline.name, baseline.bits_per_byte
-            ));
-        }
         if let Some(all) = stage.sides.first() {
-            for (name, loss) in [("val-strict", all.val_strict), ("probe-x", all.probe_x)] {
+            for (name, loss) in [
+                ("whole missions held out (val-strict)", all.val_strict),
+                ("scenes held out in one language (probe-x)", all.probe_x),
+            ] {
                 if let Some(loss) = loss {
-                    text.push_str(&format!("; {name} {:.3} bits a byte", loss.bits_per_byte));
+                    text.push_str(&format!("; {name} {:.3} bits", loss.bits_per_byte));
                 }
             }
             if let Some(transfer) = all.transfer {
-                text.push_str(&format!("; X {transfer:+.3}"));
+                text.push_str(&format!(
+                    "; the other languages' translations save {transfer:+.3} bits"
+                ));
             }
         }
         text.push('\n');
+        for baseline in &stage.baselines {
+            text.push_str(&format!(
+                "  for comparison, counting alone ({}): {:.3} bits\n",
+                baseline.name, baseline.bits_per_byte
+            ));
+        }
     }
     if report.red_flag {
-        text.push_str("RED FLAG: the gap is above 10 %\n");
+        text.push_str("RED FLAG: the model knows what it was trained on more than 10 % better than what was held out; it learns by heart. Train fewer epochs, or take an earlier checkpoint\n");
     }
     text.push_str(&out.join("report.html").display().to_string());
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn report_gets_a_folder_of_its_own_beside_the_model() {
+        let dir = tempfile::tempdir().unwrap();
+        let model = dir.path().join("model");
+        std::fs::create_dir(&model).unwrap();
+        let first = new_folder(&model).unwrap();
+        assert_eq!(first, dir.path().join("model-eval"));
+        // An empty one is what a failure left.
+        assert_eq!(new_folder(&model).unwrap(), first);
+        std::fs::write(first.join("report.json"), "{}").unwrap();
+        assert_eq!(new_folder(&model).unwrap(), dir.path().join("model-eval-2"));
+        let nowhere = dir.path().join("report.json/model");
+        std::fs::write(dir.path().join("report.json"), "").unwrap();
+        let error = new_folder(&nowhere).unwrap_err().to_string();
+        assert!(error.contains("--out"), "{error}");
+    }
 }

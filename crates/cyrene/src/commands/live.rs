@@ -70,7 +70,7 @@ pub fn run(args: &Live, ui: &Ui) -> Result<()> {
     }
     // What is served is only read.
     drop(lock);
-    ui.note("[8/8] serve");
+    ui.note("[8/8] serve: the page to talk on, and the API");
     let model = ModelArgs {
         model: live.fp8(),
         adapter: None,
@@ -227,9 +227,12 @@ impl Run {
         let cached = stage.is_cached();
         let mut outcome = Value::Null;
         if cached {
-            self.ui.note(format_args!("[{number}/8] {name}: cached"));
+            self.ui.note(format_args!(
+                "[{number}/8] {name}: cached (made before, and nothing that it depends on has changed)"
+            ));
         } else {
-            self.ui.note(format_args!("[{number}/8] {name}"));
+            self.ui
+                .note(format_args!("[{number}/8] {name}: {}", purpose(name)));
             let started = std::time::Instant::now();
             stage.begin()?;
             outcome = work(self, &stage.dir).with_context(|| format!("stage {name}"))?;
@@ -247,7 +250,8 @@ impl Run {
 
     fn doctor(&mut self) -> Result<()> {
         // What a machine has may change between two starts: never cached, and nothing depends on it.
-        self.ui.note("[1/8] doctor");
+        self.ui
+            .note("[1/8] doctor: this machine, and what the run will need");
         let mut machine = doctor::machine(&self.dir);
         machine.device = self.device.to_string();
         for line in machine.describe().lines() {
@@ -393,6 +397,7 @@ impl Run {
                 n_replies: 4,
                 seed: SEED,
                 profile: None,
+                languages: Vec::new(),
                 persona: load::persona(&folder, None, None)?,
             };
             // As trained: two models in f32 would not fit where one trains in bf16.
@@ -529,7 +534,7 @@ fn make_base(run: &Run, folder: &Path) -> Result<()> {
     };
     let model = Model::init(config, SEED, dtype);
     run.ui.note(format_args!(
-        "      {} parameters from seed {SEED}, {} tokens trained on {} texts",
+        "      {} parameters, random from seed {SEED}; a vocabulary of {} tokens learned from {} texts",
         model.config().n_params(),
         tokenizer.vocab_size(),
         texts.len()
@@ -569,6 +574,18 @@ fn training_texts(run: &Run, scratch: &Path) -> Result<Vec<String>> {
         .flat_map(|row| row.messages)
         .map(|message| message.content)
         .collect())
+}
+
+/// What a stage is for, in words for people.
+fn purpose(stage: &str) -> &'static str {
+    match stage {
+        "fetch" => "the model to start from",
+        "corpus" => "texts and conversations from the story, a part held out to test with",
+        "cpt" => "learning the story's language (continued pre-training)",
+        "sft" => "learning to answer as the character (fine-tuning on her conversations)",
+        "eval" => "testing on what was held out",
+        _ => "smaller weights for the server (FP8)",
+    }
 }
 
 /// What the stages depend on of a story: the files that are read of it, and no others.

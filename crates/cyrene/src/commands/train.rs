@@ -533,7 +533,7 @@ impl Progress for Drawing<'_> {
         self.account_written = self.write_account();
         let account = &start.account;
         self.ui.note(format_args!(
-            "{} documents, {} trained tokens an epoch in {} rows, {} held out; {} of {} steps to go, {} values trained",
+            "{} documents, {} tokens to learn from in each pass, in {} rows; {} tokens held out; {} of {} steps to go; {} values are trained",
             account.documents,
             account.trained_labels_per_epoch,
             account.rows_per_epoch,
@@ -566,7 +566,7 @@ impl Progress for Drawing<'_> {
         }
         if account.documents_without_label > 0 {
             self.ui.note(format_args!(
-                "{} documents carry no loss and were left out",
+                "{} documents have nothing to learn from (no token carries loss) and were left out",
                 account.documents_without_label
             ));
         }
@@ -590,14 +590,12 @@ impl Progress for Drawing<'_> {
 
     fn validation(&mut self, lines: &[ValidationLine]) {
         if let Some(all) = lines.first() {
-            let gap = all
-                .gap
-                .map_or(String::new(), |gap| format!(", gap {:+.1} %", 100.0 * gap));
-            let bits = all
-                .bits_per_byte
-                .map_or(String::new(), |bits| format!(", {bits:.3} bits a byte"));
+            let gap = all.gap.map_or(String::new(), |gap| {
+                format!(", {:+.1} % against text it was trained on", 100.0 * gap)
+            });
+            let bits = all.bits_per_byte.map_or(String::new(), bits);
             self.ui.note(format_args!(
-                "step {}: held-out loss {:.4}{bits}{gap}{}",
+                "step {}: loss on held-out text {:.4}{bits}{gap}{}",
                 all.step,
                 all.loss,
                 others(lines)
@@ -618,19 +616,27 @@ impl Progress for Drawing<'_> {
     }
 }
 
-/// The other sides' losses over all languages: `; val-strict 2.1000, 0.801 bits a byte`.
+/// The other sides' losses over all languages.
 fn others(lines: &[ValidationLine]) -> String {
     let first = lines.first().map(|line| line.split.as_str());
     lines
         .iter()
         .filter(|line| line.language == ALL && Some(line.split.as_str()) != first)
         .map(|line| {
-            let bits = line
-                .bits_per_byte
-                .map_or(String::new(), |bits| format!(", {bits:.3} bits a byte"));
-            format!("; {} {:.4}{bits}", line.split, line.loss)
+            let bits = line.bits_per_byte.map_or(String::new(), bits);
+            let what = match line.split.as_str() {
+                "val-strict" => "whole missions held out (val-strict)",
+                "probe-x" => "scenes held out in one language (probe-x)",
+                other => other,
+            };
+            format!("; {what} {:.4}{bits}", line.loss)
         })
         .collect()
+}
+
+/// The loss in the measure that does not depend on the tokenizer.
+fn bits(bits: f64) -> String {
+    format!(" ({bits:.3} bits for each byte of text)")
 }
 
 fn describe(summary: &Summary) -> String {

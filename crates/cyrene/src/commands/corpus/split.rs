@@ -88,7 +88,7 @@ fn tokens_beside(out: &Path, split: &Split) -> Result<Vec<Account>> {
 pub fn describe(split: &Split) -> String {
     let report = &split.report;
     let mut text = format!(
-        "{} scenes in {} groups that are never parted (largest {}; {} ties by a shared text, {} more by likeness)",
+        "{} scenes in {} groups that stay on one side (the largest has {}): {} pairs share a text, {} more are nearly alike",
         report.n_scenes,
         report.n_components,
         report.largest_component,
@@ -115,7 +115,10 @@ pub fn describe(split: &Split) -> String {
             text.push_str(&format!("{:>8}", count.lines.get(language).unwrap_or(&0)));
         }
     }
-    text.push_str("\n(lines by language; a scene of probe-x is held out in one language, its other lines are trained on)");
+    text.push_str(
+        "\n(lines by language. train: learned from; val: held out; val-strict: whole missions held out; probe-x: held out in one language, \
+         its other lines are trained on; contaminated, filtered: on neither side; docs/split.md)",
+    );
     if report.copied_lines_left > 0 {
         text.push_str(&format!(
             "\n{} copied lines (over all languages) stay in held-out scenes that are new otherwise",
