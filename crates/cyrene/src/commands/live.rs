@@ -22,10 +22,8 @@ use crate::lock::RunLock;
 use crate::recipe::{Recipe, Source};
 use crate::stage::Stage;
 use crate::ui::{Misuse, Ui, misused, of_eval};
-use crate::{env, load, misuse};
+use crate::{demo, env, load, misuse};
 
-pub const DEMO_STORY: &str = include_str!("../../../../demo/story.jsonl");
-pub const DEMO_CHARACTER: &str = include_str!("../../../../characters/ovelle.toml");
 /// The character file as a training's folder keeps it, beside the recipe that names it.
 const CHARACTER: &str = "character.toml";
 /// Seed of everything in a run that a recipe does not seed.
@@ -146,8 +144,8 @@ impl Run {
             _ => {
                 // The bundled story becomes a file like any other.
                 let (story, character) = (dir.join("story.jsonl"), dir.join("character.toml"));
-                files::write(&story, DEMO_STORY.as_bytes())?;
-                files::write(&character, DEMO_CHARACTER.as_bytes())?;
+                files::write(&story, demo::STORY.as_bytes())?;
+                files::write(&character, demo::CHARACTER.as_bytes())?;
                 (story, character)
             }
         };

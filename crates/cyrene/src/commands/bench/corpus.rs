@@ -12,9 +12,8 @@ use text::{ChatTemplate, Tokenizer};
 use super::peak::Peak;
 use crate::cli::{BenchCorpus, CorpusBuild};
 use crate::commands::corpus::build;
-use crate::commands::live;
-use crate::misuse;
 use crate::ui::{Ui, size};
+use crate::{demo, misuse};
 
 /// Tokens learned from the bundled story.
 const DEMO_VOCABULARY: usize = 2048;
@@ -193,10 +192,10 @@ fn build_args(args: BenchCorpus, folder: &Path) -> Result<CorpusBuild> {
                     .with_context(|| format!("writing {}", path.display()))?;
                 anyhow::Ok(path)
             };
-            let root = write("story.jsonl", live::DEMO_STORY)?;
-            let character = write("character.toml", live::DEMO_CHARACTER)?;
+            let root = write("story.jsonl", demo::STORY)?;
+            let character = write("character.toml", demo::CHARACTER)?;
             let tokenizer = folder.join("tokenizer");
-            Tokenizer::train(live::DEMO_STORY.lines(), DEMO_VOCABULARY)?
+            Tokenizer::train(demo::STORY.lines(), DEMO_VOCABULARY)?
                 .save(&tokenizer, &ChatTemplate::history_stable()?)?;
             (root, character, tokenizer)
         }
