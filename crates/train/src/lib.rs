@@ -13,6 +13,7 @@ pub mod job;
 pub mod launch;
 pub mod memory;
 pub mod metrics;
+pub mod needs;
 pub mod optimizer;
 pub mod progress;
 pub mod ranks;

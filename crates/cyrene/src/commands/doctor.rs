@@ -10,7 +10,8 @@ use kernel::{DType, Device, Tensor, ops};
 use model::{Config, LoraConfig, sizes};
 use serde::Serialize;
 use train::launch;
-use train::memory::{Bytes, MemoryPlan, Recomputing, Room, StepRows, Training};
+use train::memory::{Room, StepRows, Training};
+use train::needs::{self, StagePlan, Target, UNKNOWN};
 use train::{BatchConfig, DataConfig};
 
 use super::train::{base_folder, load_split, rows};
@@ -34,46 +35,6 @@ pub struct Machine {
     pub gpu_missing: Option<String>,
 }
 
-/// One recipe's needs, or one size's.
-#[derive(Debug, Clone, Serialize)]
-pub struct StagePlan {
-    pub name: String,
-    /// Most bytes of buffers: weights, gradients, moments, activations, scratch. Where nothing fits, the least that is needed.
-    pub peak_bytes: u64,
-    /// What training may take.
-    pub available_bytes: u64,
-    /// Host memory that may be locked for moments; None on a CPU, and for a GPU whose host is not known.
-    pub host_available_bytes: Option<u64>,
-    pub fits: bool,
-    /// What to change where it does not fit.
-    pub remedy: Option<String>,
-    /// Tokens that the run processes; of a size none, since it names no data.
-    pub tokens: Option<u64>,
-    /// From the matrix-product rate measured now, on the device that is planned for.
-    pub eta_s: Option<f64>,
-    pub choices: Choices,
-    /// The parts of the peak on a GPU.
-    pub bytes: Option<Bytes>,
-}
-
-#[derive(Debug, Clone, Serialize)]
-pub struct Choices {
-    pub tuner: &'static str,
-    pub dtype: &'static str,
-    /// Rows at a time: the recipe's, or fewer with as many more micro-batches.
-    pub rows: usize,
-    pub row_tokens: usize,
-    /// Processes that train together, a GPU each, as WORLD_SIZE has it; the plan is that of the one with most moments.
-    pub ranks: usize,
-    /// Layers that recompute matrix products in the backward pass, because the GPU has no room to keep them.
-    pub recomputing_layers: usize,
-    /// Layers by what they recompute in the backward pass.
-    pub recompute: Recomputing,
-    /// Tensors whose moments lie in pinned host memory, and their bytes there.
-    pub offloaded_tensors: usize,
-    pub offloaded_bytes: u64,
-}
-
 #[derive(Debug, Serialize)]
 struct Report {
     #[serde(flatten)]
@@ -81,53 +42,7 @@ struct Report {
     stages: Vec<StagePlan>,
 }
 
-/// Host memory of a machine that nobody described: enough.
-const UNKNOWN: usize = usize::MAX;
-
-/// Where the planned training is to run.
-#[derive(Debug, Clone, Copy)]
-pub enum Place {
-    Cpu {
-        free_bytes: u64,
-    },
-    /// GPUs, here or not, one for each of the processes that train together, and what training may take of each and of their host.
-    Gpu {
-        card: DeviceProperties,
-        room: Room,
-        n_ranks: usize,
-    },
-}
-
-impl Place {
-    /// A device of this machine for one process, as training finds it.
-    ///
-    /// # Errors
-    /// A GPU that does not answer.
-    pub fn here(device: Device, machine: &Machine) -> Result<Place> {
-        Ok(match device {
-            Device::Cpu => Place::Cpu {
-                free_bytes: machine.memory_free_bytes,
-            },
-            Device::Cuda(cuda) => Place::Gpu {
-                card: cuda.properties(),
-                room: Room {
-                    gpu_bytes: cuda.available_bytes()?,
-                    host_bytes: HostMemory::now().lockable_bytes(),
-                },
-                n_ranks: 1,
-            },
-        })
-    }
-
-    fn n_ranks(self) -> usize {
-        match self {
-            // All share this machine's memory and cores.
-            Place::Cpu { .. } => 1,
-            Place::Gpu { n_ranks, .. } => n_ranks,
-        }
-    }
-}
-
+/// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: &Doctor, ui: &Ui) -> Result<()> {
     let device = load::device(&args.device.device)?;
     let bytes = |flag, gib: Option<f64>| gib.map(|gib| load::memory_bytes(flag, gib)).transpose();
@@ -149,14 +64,14 @@ pub fn run(args: &Doctor, ui: &Ui) -> Result<()> {
     };
     let mut machine = machine(Path::new("."));
     machine.device = device.to_string();
-    let place = match (device, limit) {
+    let target = match (device, limit) {
         (Device::Cuda(cuda), limit) => {
             if let Some(bytes) = limit {
                 cuda.limit_memory(bytes);
             }
             machine.memory_bytes = cuda.total_bytes() as u64;
             machine.memory_free_bytes = cuda.free_bytes()? as u64;
-            Place::Gpu {
+            Target::Gpu {
                 card: cuda.properties(),
                 room: Room {
                     gpu_bytes: cuda.available_bytes()?,
@@ -165,12 +80,12 @@ pub fn run(args: &Doctor, ui: &Ui) -> Result<()> {
                 n_ranks,
             }
         }
-        (Device::Cpu, None) => Place::Cpu {
+        (Device::Cpu, None) => Target::Cpu {
             free_bytes: machine.memory_free_bytes,
         },
         (Device::Cpu, Some(bytes)) => {
             let card = DeviceProperties::with_memory(bytes);
-            Place::Gpu {
+            Target::Gpu {
                 card,
                 room: Room {
                     gpu_bytes: card.buffer_bytes(),
@@ -182,8 +97,8 @@ pub fn run(args: &Doctor, ui: &Ui) -> Result<()> {
     };
     // A rate of this machine says nothing of a GPU that is not there.
     let is_here = matches!(
-        (device, place),
-        (Device::Cpu, Place::Cpu { .. }) | (Device::Cuda(_), _)
+        (device, target),
+        (Device::Cpu, Target::Cpu { .. }) | (Device::Cuda(_), _)
     );
     let flops = match is_here && !args.recipes.is_empty() {
         true => Some(matmul_flops(device)?),
@@ -191,57 +106,56 @@ pub fn run(args: &Doctor, ui: &Ui) -> Result<()> {
     };
     let mut stages = Vec::new();
     for path in &args.recipes {
-        stages.push(recipe_plan(path, place, flops)?);
+        stages.push(recipe_plan(path, target, flops)?);
     }
     if let Some(size) = &args.size {
-        stages.extend(size_plans(size, place)?);
+        stages.extend(size_plans(size, target)?);
     }
     let report = Report { machine, stages };
     ui.result(&report, || {
         let mut text = report.machine.describe();
         for stage in &report.stages {
             text.push('\n');
-            text.push_str(&stage.describe());
+            text.push_str(&describe(stage));
         }
         text
     })
 }
 
-impl StagePlan {
-    fn describe(&self) -> String {
-        let verdict = match &self.remedy {
-            None => format!(
-                "fits in {}: {} rows of {} tokens at a time, {} layers recompute matrix products in the backward pass, {} of moments in host memory{}",
-                size(self.available_bytes),
-                self.choices.rows,
-                self.choices.row_tokens,
-                self.choices.recomputing_layers,
-                size(self.choices.offloaded_bytes),
-                self.host_available_bytes
-                    .map_or(String::new(), |bytes| format!(
-                        " ({} can be had)",
-                        size(bytes)
-                    ))
-            ),
-            Some(remedy) => format!("DOES NOT FIT in {}: {remedy}", size(self.available_bytes)),
-        };
-        let tokens = self
-            .tokens
-            .map_or(String::new(), |tokens| format!("; {tokens} tokens"));
-        let eta = self.eta_s.map_or(String::new(), |seconds| {
-            let duration = std::time::Duration::from_secs_f64(seconds);
-            format!(", about {}", clock(duration))
-        });
-        let each = match self.choices.ranks {
-            1 => String::new(),
-            n_ranks => format!(" on each of {n_ranks} GPUs"),
-        };
-        format!(
-            "{}: {} at most{each}, {verdict}{tokens}{eta}",
-            self.name,
-            size(self.peak_bytes)
-        )
-    }
+/// A line for the terminal.
+fn describe(plan: &StagePlan) -> String {
+    let verdict = match &plan.remedy {
+        None => format!(
+            "fits in {}: {} rows of {} tokens at a time, {} layers recompute matrix products in the backward pass, {} of moments in host memory{}",
+            size(plan.available_bytes),
+            plan.choices.rows,
+            plan.choices.row_tokens,
+            plan.choices.recomputing_layers,
+            size(plan.choices.offloaded_bytes),
+            plan.host_available_bytes
+                .map_or(String::new(), |bytes| format!(
+                    " ({} can be had)",
+                    size(bytes)
+                ))
+        ),
+        Some(remedy) => format!("DOES NOT FIT in {}: {remedy}", size(plan.available_bytes)),
+    };
+    let tokens = plan
+        .tokens
+        .map_or(String::new(), |tokens| format!("; {tokens} tokens"));
+    let eta = plan.eta_s.map_or(String::new(), |seconds| {
+        let duration = std::time::Duration::from_secs_f64(seconds);
+        format!(", about {}", clock(duration))
+    });
+    let each = match plan.choices.ranks {
+        1 => String::new(),
+        n_ranks => format!(" on each of {n_ranks} GPUs"),
+    };
+    format!(
+        "{}: {} at most{each}, {verdict}{tokens}{eta}",
+        plan.name,
+        size(plan.peak_bytes)
+    )
 }
 
 impl Machine {
@@ -299,7 +213,7 @@ fn disk_free(place: &Path) -> Option<u64> {
 }
 
 /// What a recipe needs, from its base's configuration and its data.
-fn recipe_plan(path: &Path, place: Place, flops: Option<f64>) -> Result<StagePlan> {
+fn recipe_plan(path: &Path, target: Target, flops: Option<f64>) -> Result<StagePlan> {
     let recipe = Recipe::load(path, &[])?;
     let folder = path.parent().unwrap_or(Path::new(""));
     let base = base_folder(&recipe.base, folder)?;
@@ -344,19 +258,19 @@ fn recipe_plan(path: &Path, place: Place, flops: Option<f64>) -> Result<StagePla
             at_once: recipe.batch.rows,
         },
         rank: 0,
-        n_ranks: place.n_ranks(),
+        n_ranks: target.n_ranks(),
     };
     let name = path
         .file_stem()
         .and_then(|stem| stem.to_str())
         .unwrap_or("recipe");
-    let plan = memory_plan(name.to_owned(), &training, place)?;
+    let plan = needs::plan(name.to_owned(), &training, target)?;
 
     // 3. time: 6 operations a weight and token, 4 where the base is frozen, at the rate just measured
     let per_token = if lora.is_none() { 6.0 } else { 4.0 } * config.n_params() as f64;
     Ok(StagePlan {
         tokens: Some(tokens as u64),
-        eta_s: flops.map(|flops| tokens * per_token / flops / place.n_ranks() as f64),
+        eta_s: flops.map(|flops| tokens * per_token / flops / target.n_ranks() as f64),
         ..plan
     })
 }
@@ -371,7 +285,7 @@ pub fn run_tokens(recipe: &Recipe, an_epoch: f64) -> f64 {
 }
 
 /// What a size needs with the rows of the default recipe.
-fn size_plans(size: &str, place: Place) -> Result<Vec<StagePlan>> {
+fn size_plans(size: &str, target: Target) -> Result<Vec<StagePlan>> {
     let Some(json) = sizes::config(size) else {
         misuse!("no size `{size}`; there are {}", sizes::names());
     };
@@ -388,9 +302,9 @@ fn size_plans(size: &str, place: Place) -> Result<Vec<StagePlan>> {
         .map(|(tuner, lora)| {
             let training = Training {
                 config: &config,
-                dtype: match place {
-                    Place::Cpu { .. } => DType::F32,
-                    Place::Gpu { .. } => DType::Bf16,
+                dtype: match target {
+                    Target::Cpu { .. } => DType::F32,
+                    Target::Gpu { .. } => DType::Bf16,
                 },
                 lora,
                 rows: StepRows {
@@ -400,110 +314,11 @@ fn size_plans(size: &str, place: Place) -> Result<Vec<StagePlan>> {
                     at_once: batch.rows,
                 },
                 rank: 0,
-                n_ranks: place.n_ranks(),
+                n_ranks: target.n_ranks(),
             };
-            memory_plan(format!("{size} {tuner}"), &training, place)
+            Ok(needs::plan(format!("{size} {tuner}"), &training, target)?)
         })
         .collect()
-}
-
-/// The memory of a training, without tokens and time.
-pub fn memory_plan(name: String, training: &Training, place: Place) -> Result<StagePlan> {
-    let rows = training.rows;
-    let mut plan = StagePlan {
-        name,
-        peak_bytes: 0,
-        available_bytes: 0,
-        host_available_bytes: None,
-        fits: true,
-        remedy: None,
-        tokens: None,
-        eta_s: None,
-        choices: Choices {
-            tuner: if training.lora.is_some() {
-                "lora"
-            } else {
-                "full"
-            },
-            dtype: match training.dtype {
-                DType::F32 => "f32",
-                DType::Bf16 => "bf16",
-            },
-            rows: rows.rows,
-            row_tokens: rows.row_tokens,
-            ranks: training.n_ranks,
-            recomputing_layers: 0,
-            recompute: Recomputing {
-                elementwise: training.config.layer_types.len(),
-                ..Recomputing::default()
-            },
-            offloaded_tensors: 0,
-            offloaded_bytes: 0,
-        },
-        bytes: None,
-    };
-    match place {
-        Place::Cpu { free_bytes } => {
-            plan.peak_bytes = training.cpu_bytes();
-            plan.available_bytes = free_bytes;
-            plan.fits = plan.peak_bytes < free_bytes;
-            plan.remedy = (!plan.fits).then(|| {
-                let half = match training.dtype {
-                    DType::F32 => ", or dtype = \"bf16\"",
-                    DType::Bf16 => "",
-                };
-                let lighter = train::lighter(training.lora.is_some());
-                format!(
-                    "lower batch.rows or data.row_tokens, {lighter}{half}, or close other programs"
-                )
-            });
-        }
-        Place::Gpu { card, room, .. } => {
-            plan.available_bytes = room.gpu_bytes as u64;
-            plan.host_available_bytes =
-                (room.host_bytes != UNKNOWN).then_some(room.host_bytes as u64);
-            match tightest(training, card, room) {
-                Ok(memory) => {
-                    plan.peak_bytes = memory.peak_bytes() as u64;
-                    plan.choices.rows = memory.rows;
-                    plan.choices.recompute = memory.recomputing();
-                    plan.choices.offloaded_tensors = memory.n_offloaded();
-                    plan.choices.offloaded_bytes = memory.host_bytes as u64;
-                    plan.choices.recomputing_layers = memory.recomputing().n_products();
-                    plan.bytes = Some(memory.bytes);
-                }
-                Err(error @ train::Error::DoesNotFitHost { needed, .. }) => {
-                    plan.peak_bytes = room.gpu_bytes as u64;
-                    plan.choices.offloaded_bytes = needed as u64;
-                    plan.fits = false;
-                    plan.remedy = Some(error.to_string());
-                }
-                Err(error @ train::Error::DoesNotFit { needed, .. }) => {
-                    plan.peak_bytes = needed as u64;
-                    plan.fits = false;
-                    plan.remedy = Some(error.to_string());
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-    Ok(plan)
-}
-
-/// The plan of the rank that has room for the fewest rows, and takes most.
-///
-/// # Errors
-/// As [`MemoryPlan::new`], for any of them.
-fn tightest(training: &Training, card: DeviceProperties, room: Room) -> train::Result<MemoryPlan> {
-    let mut tightest = MemoryPlan::new(training, card, room)?;
-    for rank in 1..training.n_ranks {
-        let plan = MemoryPlan::new(&Training { rank, ..*training }, card, room)?;
-        let order = |plan: &MemoryPlan| (std::cmp::Reverse(plan.rows), plan.peak_bytes());
-        if order(&plan) > order(&tightest) {
-            tightest = plan;
-        }
-    }
-    Ok(tightest)
 }
 
 /// Operations a second of one product of a middling shape, after a first run.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use ::train::launch;
+use ::train::needs::Target;
 use ::train::ranks::Ranks;
 use anyhow::{Context, Result};
 use corpus::survey::Survey;
@@ -14,7 +15,7 @@ use model::{Config, Model, sizes};
 use serde_json::{Value, json};
 use text::{ChatTemplate, Persona, Tokenizer, WordPattern};
 
-use super::doctor::{self, Machine, Place};
+use super::doctor::{self, Machine};
 use super::plan::{Ahead, RunPlan};
 use super::{corpus as corpus_command, eval as eval_command, export, fetch, merge, serve, train};
 use crate::cli::{DTypeArg, Live, ModelArgs, StageName};
@@ -297,8 +298,8 @@ impl Run {
             cpt: &self.recipe("cpt")?,
             sft: &self.recipe("sft")?,
         };
-        let place = Place::here(self.device, machine)?;
-        RunPlan::new(&ahead, machine, place, doctor::matmul_flops(self.device)?)
+        let target = Target::here(self.device, machine.memory_free_bytes)?;
+        RunPlan::new(&ahead, machine, target, doctor::matmul_flops(self.device)?)
     }
 
     /// The base model: fetched, or a tokenizer trained on the story and weights from a seed.

@@ -14,8 +14,9 @@ use kernel::Device;
 use model::{Config, TensorSpec};
 use serde::Serialize;
 use train::memory::{StepRows, Training};
+use train::needs::{self, StagePlan, Target};
 
-use super::doctor::{self, Machine, Place, StagePlan};
+use super::doctor::{self, Machine};
 use crate::recipe::Recipe;
 use crate::ui::{clock, size};
 
@@ -59,12 +60,17 @@ impl RunPlan {
     ///
     /// # Errors
     /// A shape or recipe that no memory plan can be made of.
-    pub fn new(ahead: &Ahead<'_>, machine: &Machine, place: Place, flops: f64) -> Result<RunPlan> {
+    pub fn new(
+        ahead: &Ahead<'_>,
+        machine: &Machine,
+        target: Target,
+        flops: f64,
+    ) -> Result<RunPlan> {
         let n_params = ahead.config.n_params();
         let text: u64 = ahead.survey.text_bytes.values().sum();
         let weights = weight_bytes(ahead.config);
-        let cpt = training("cpt", ahead, ahead.cpt, place, flops)?;
-        let sft = training("sft", ahead, ahead.sft, place, flops)?;
+        let cpt = training("cpt", ahead, ahead.cpt, target, flops)?;
+        let sft = training("sft", ahead, ahead.sft, target, flops)?;
         // Both models look at what is held out and as much of what was trained on: a quarter of the text, forward alone.
         let scored = text as f64 / ahead.bytes_per_token / 4.0;
         let eval_s = 2.0 * 2.0 * n_params as f64 * scored / flops;
@@ -187,7 +193,7 @@ fn training(
     name: &'static str,
     ahead: &Ahead<'_>,
     recipe: &Recipe,
-    place: Place,
+    target: Target,
     flops: f64,
 ) -> Result<Needs> {
     let lora = recipe.tuner.lora();
@@ -204,7 +210,7 @@ fn training(
         rank: 0,
         n_ranks: 1,
     };
-    let mut plan = doctor::memory_plan(name.to_owned(), &job, place)?;
+    let mut plan = needs::plan(name.to_owned(), &job, target)?;
     // 1. tokens: each source as often as its weight says
     let text_bytes = &ahead.survey.text_bytes;
     let all: u64 = text_bytes.values().sum();
@@ -286,11 +292,11 @@ mod tests {
             cpt: &recipe("cpt"),
             sft: &recipe("sft"),
         };
-        let place = Place::Cpu {
+        let target = Target::Cpu {
             free_bytes: 1 << 33,
         };
         (
-            RunPlan::new(&ahead, &machine, place, 1e12).unwrap(),
+            RunPlan::new(&ahead, &machine, target, 1e12).unwrap(),
             machine,
         )
     }

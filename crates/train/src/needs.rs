@@ -1,0 +1,210 @@
+//! What a training needs of a device, here or not, and whether that fits: for those who ask before an hour is spent.
+
+use kernel::cuda::DeviceProperties;
+use kernel::host::HostMemory;
+use kernel::{DType, Device};
+use serde::Serialize;
+
+use crate::error::{Error, Result, lighter};
+use crate::memory::{Bytes, MemoryPlan, Recomputing, Room, Training};
+
+/// One recipe's needs, or one size's.
+#[derive(Debug, Clone, Serialize)]
+pub struct StagePlan {
+    /// The recipe, or the size and how it is trained.
+    pub name: String,
+    /// Most bytes of buffers: weights, gradients, moments, activations, scratch. Where nothing fits, the least that is needed.
+    pub peak_bytes: u64,
+    /// What training may take.
+    pub available_bytes: u64,
+    /// Host memory that may be locked for moments; None on a CPU, and for a GPU whose host is not known.
+    pub host_available_bytes: Option<u64>,
+    /// Whether it fits.
+    pub fits: bool,
+    /// What to change where it does not fit.
+    pub remedy: Option<String>,
+    /// Tokens that the run processes; of a size none, since it names no data.
+    pub tokens: Option<u64>,
+    /// From the matrix-product rate measured now, on the device that is planned for.
+    pub eta_s: Option<f64>,
+    /// What training would choose.
+    pub choices: Choices,
+    /// The parts of the peak on a GPU.
+    pub bytes: Option<Bytes>,
+}
+
+/// How a run would be trained.
+#[derive(Debug, Clone, Serialize)]
+pub struct Choices {
+    /// `full` or `lora`.
+    pub tuner: &'static str,
+    /// `f32` or `bf16`.
+    pub dtype: &'static str,
+    /// Rows at a time: the recipe's, or fewer with as many more micro-batches.
+    pub rows: usize,
+    /// Tokens of a row.
+    pub row_tokens: usize,
+    /// Processes that train together, a GPU each, as WORLD_SIZE has it; the plan is that of the one with most moments.
+    pub ranks: usize,
+    /// Layers that recompute matrix products in the backward pass, because the GPU has no room to keep them.
+    pub recomputing_layers: usize,
+    /// Layers by what they recompute in the backward pass.
+    pub recompute: Recomputing,
+    /// Tensors whose moments lie in pinned host memory, and their bytes there.
+    pub offloaded_tensors: usize,
+    /// Bytes of those moments.
+    pub offloaded_bytes: u64,
+}
+
+/// Host memory of a machine that nobody described: enough.
+pub const UNKNOWN: usize = usize::MAX;
+
+/// Where the planned training is to run.
+#[derive(Debug, Clone, Copy)]
+pub enum Target {
+    /// This machine's processor.
+    Cpu {
+        /// Memory that nobody uses.
+        free_bytes: u64,
+    },
+    /// GPUs, here or not, one for each of the processes that train together, and what training may take of each and of their host.
+    Gpu {
+        /// What the GPU is.
+        card: DeviceProperties,
+        /// What training may take.
+        room: Room,
+        /// How many train together.
+        n_ranks: usize,
+    },
+}
+
+impl Target {
+    /// A device of this machine, of whose memory a CPU has `free_bytes`, for one process, as training finds it.
+    ///
+    /// # Errors
+    /// A GPU that does not answer.
+    pub fn here(device: Device, free_bytes: u64) -> Result<Target> {
+        Ok(match device {
+            Device::Cpu => Target::Cpu { free_bytes },
+            Device::Cuda(cuda) => Target::Gpu {
+                card: cuda.properties(),
+                room: Room {
+                    gpu_bytes: cuda.available_bytes()?,
+                    host_bytes: HostMemory::now().lockable_bytes(),
+                },
+                n_ranks: 1,
+            },
+        })
+    }
+
+    /// Processes that train together.
+    pub fn n_ranks(self) -> usize {
+        match self {
+            // All share this machine's memory and cores.
+            Target::Cpu { .. } => 1,
+            Target::Gpu { n_ranks, .. } => n_ranks,
+        }
+    }
+}
+
+/// The memory of a training, without tokens and time.
+///
+/// # Errors
+/// A model that cannot be trained so; what does not fit is no error, but said in the plan.
+pub fn plan(name: String, training: &Training, target: Target) -> Result<StagePlan> {
+    let rows = training.rows;
+    let mut plan = StagePlan {
+        name,
+        peak_bytes: 0,
+        available_bytes: 0,
+        host_available_bytes: None,
+        fits: true,
+        remedy: None,
+        tokens: None,
+        eta_s: None,
+        choices: Choices {
+            tuner: if training.lora.is_some() {
+                "lora"
+            } else {
+                "full"
+            },
+            dtype: match training.dtype {
+                DType::F32 => "f32",
+                DType::Bf16 => "bf16",
+            },
+            rows: rows.rows,
+            row_tokens: rows.row_tokens,
+            ranks: training.n_ranks,
+            recomputing_layers: 0,
+            recompute: Recomputing {
+                elementwise: training.config.layer_types.len(),
+                ..Recomputing::default()
+            },
+            offloaded_tensors: 0,
+            offloaded_bytes: 0,
+        },
+        bytes: None,
+    };
+    match target {
+        Target::Cpu { free_bytes } => {
+            plan.peak_bytes = training.cpu_bytes();
+            plan.available_bytes = free_bytes;
+            plan.fits = plan.peak_bytes < free_bytes;
+            plan.remedy = (!plan.fits).then(|| {
+                let half = match training.dtype {
+                    DType::F32 => ", or dtype = \"bf16\"",
+                    DType::Bf16 => "",
+                };
+                let lighter = lighter(training.lora.is_some());
+                format!(
+                    "lower batch.rows or data.row_tokens, {lighter}{half}, or close other programs"
+                )
+            });
+        }
+        Target::Gpu { card, room, .. } => {
+            plan.available_bytes = room.gpu_bytes as u64;
+            plan.host_available_bytes =
+                (room.host_bytes != UNKNOWN).then_some(room.host_bytes as u64);
+            match tightest(training, card, room) {
+                Ok(memory) => {
+                    plan.peak_bytes = memory.peak_bytes() as u64;
+                    plan.choices.rows = memory.rows;
+                    plan.choices.recompute = memory.recomputing();
+                    plan.choices.offloaded_tensors = memory.n_offloaded();
+                    plan.choices.offloaded_bytes = memory.host_bytes as u64;
+                    plan.choices.recomputing_layers = memory.recomputing().n_products();
+                    plan.bytes = Some(memory.bytes);
+                }
+                Err(error @ Error::DoesNotFitHost { needed, .. }) => {
+                    plan.peak_bytes = room.gpu_bytes as u64;
+                    plan.choices.offloaded_bytes = needed as u64;
+                    plan.fits = false;
+                    plan.remedy = Some(error.to_string());
+                }
+                Err(error @ Error::DoesNotFit { needed, .. }) => {
+                    plan.peak_bytes = needed as u64;
+                    plan.fits = false;
+                    plan.remedy = Some(error.to_string());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(plan)
+}
+
+/// The plan of the rank that has room for the fewest rows, and takes most.
+///
+/// # Errors
+/// As [`MemoryPlan::new`], for any of them.
+fn tightest(training: &Training, card: DeviceProperties, room: Room) -> Result<MemoryPlan> {
+    let mut tightest = MemoryPlan::new(training, card, room)?;
+    for rank in 1..training.n_ranks {
+        let plan = MemoryPlan::new(&Training { rank, ..*training }, card, room)?;
+        let order = |plan: &MemoryPlan| (std::cmp::Reverse(plan.rows), plan.peak_bytes());
+        if order(&plan) > order(&tightest) {
+            tightest = plan;
+        }
+    }
+    Ok(tightest)
+}
