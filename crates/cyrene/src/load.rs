@@ -91,6 +91,7 @@ pub fn memory_bytes(flag: &str, gib: f64) -> Result<usize> {
     Ok((gib * f64::from(1 << 30)) as usize)
 }
 
+/// The number type that an argument means.
 pub fn dtype(arg: DTypeArg) -> DType {
     match arg {
         DTypeArg::F32 => DType::F32,

@@ -22,21 +22,31 @@ use crate::misuse;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
+    /// Documents or conversations.
     pub stage: TrainingStage,
+    /// A folder, relative to the recipe, or a Hub id.
     pub base: String,
+    /// Of order, dropout, adapters and rounding.
     #[serde(default = "default_seed")]
     pub seed: u64,
+    /// Number type of the weights.
     #[serde(default)]
     pub dtype: Storage,
+    /// Character file whose persona goes with the weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub character: Option<PathBuf>,
+    /// Table `[data]`.
     pub data: Data,
+    /// Table `[tuner]`.
     #[serde(default)]
     pub tuner: TunerConfig,
+    /// Table `[optimizer]`.
     #[serde(default)]
     pub optimizer: OptimizerConfig,
+    /// Table `[batch]`.
     #[serde(default)]
     pub batch: BatchConfig,
+    /// Table `[run]`.
     #[serde(default)]
     pub run: RunConfig,
 }
@@ -51,6 +61,7 @@ pub enum Storage {
 }
 
 impl Storage {
+    /// As the kernels call it.
     pub fn dtype(self) -> kernel::DType {
         match self {
             Storage::F32 => kernel::DType::F32,
@@ -63,17 +74,24 @@ impl Storage {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Data {
+    /// Tokens of a row.
     #[serde(default = "default_row_tokens")]
     pub row_tokens: usize,
+    /// How documents fill rows.
     #[serde(default = "default_packing")]
     pub packing: Packing,
+    /// What is trained on.
     pub sources: Vec<Source>,
+    /// `split.json`, relative to the recipe.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<PathBuf>,
+    /// Share of rows held out where there is no split.
     #[serde(default = "default_validation_share")]
     pub validation_share: f64,
+    /// Most held-out tokens that a validation reads.
     #[serde(default = "default_validation_tokens")]
     pub validation_tokens: usize,
+    /// Which parts of answers carry loss.
     #[serde(default)]
     pub loss_scale: LossScale,
 }
@@ -82,7 +100,9 @@ pub struct Data {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
+    /// A file of rows or a folder of them.
     pub path: PathBuf,
+    /// How often an epoch shows it.
     #[serde(default = "one")]
     pub weight: f64,
 }

@@ -10,8 +10,11 @@ use serde_json::Value;
 
 /// One stage of a run.
 pub struct Stage {
+    /// Of the stage and its folder.
     pub name: &'static str,
+    /// Where its result lies.
     pub dir: PathBuf,
+    /// SHA-256 of all that its result depends on.
     pub key: String,
     inputs: Value,
     /// Whether what other inputs left stays until the work replaces it.

@@ -64,6 +64,7 @@ pub struct Ui {
 }
 
 impl Ui {
+    /// JSON on stdout, or text for people.
     pub fn new(json: bool) -> Self {
         Ui { json }
     }
@@ -206,6 +207,7 @@ impl Bar {
         }
     }
 
+    /// Takes the bar away.
     pub fn finish(self) {
         self.bar.finish_and_clear();
     }

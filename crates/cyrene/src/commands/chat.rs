@@ -16,6 +16,7 @@ const HELP: &str = "/again  another answer to what you said last\n\
                     /quit   end; Ctrl-D does the same\n\
                     Arrow keys move in a line and fetch earlier ones.";
 
+/// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: &Chat, ui: &Ui) -> Result<()> {
     load::folder(&args.model.model)?;
     let adapter = args.model.adapter.as_deref();

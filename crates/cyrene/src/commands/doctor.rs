@@ -23,13 +23,19 @@ use crate::{env, load, misuse};
 /// The machine.
 #[derive(Debug, Clone, Serialize)]
 pub struct Machine {
+    /// `cpu` or `cuda:0`.
     pub device: String,
+    /// Name of the CPU.
     pub processor: String,
     /// The instructions that the CPU's arithmetic has chosen.
     pub vectors: &'static str,
+    /// Threads that it runs at once.
     pub threads: usize,
+    /// Memory of the device.
     pub memory_bytes: u64,
+    /// What of it is free.
     pub memory_free_bytes: u64,
+    /// Free on the disk of the working folder; None where the system does not say.
     pub disk_free_bytes: Option<u64>,
     /// What is missing to use a GPU; None where there is one that can be used.
     pub gpu_missing: Option<String>,
@@ -159,6 +165,7 @@ fn describe(plan: &StagePlan) -> String {
 }
 
 impl Machine {
+    /// A line for the terminal.
     pub fn describe(&self) -> String {
         let disk = self.disk_free_bytes.map_or(String::new(), |bytes| {
             format!(" · {} of disk free", size(bytes))

@@ -14,6 +14,7 @@ use crate::cli::Eval;
 use crate::ui::{Bar, Misuse, Ui, of_eval};
 use crate::{load, misuse, speak};
 
+/// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: &Eval, ui: &Ui) -> Result<()> {
     load::folder(&args.model.model)?;
     let subject = args.model.adapter.as_ref().unwrap_or(&args.model.model);

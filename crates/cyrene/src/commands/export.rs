@@ -13,6 +13,7 @@ use crate::cli::{DTypeArg, Export, ExportFormat};
 use crate::ui::{Ui, size};
 use crate::{load, misuse};
 
+/// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: &Export, ui: &Ui) -> Result<()> {
     load::folder(&args.model)?;
     if args.out.exists() && !args.force {

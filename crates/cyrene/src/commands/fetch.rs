@@ -19,17 +19,22 @@ use crate::{env, misuse};
 /// What a finished folder says of its origin, as `fetch.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fetched {
+    /// `owner/name`.
     pub hub_id: String,
     /// The commit that the revision meant.
     pub commit: String,
+    /// What was fetched.
     pub files: Vec<File>,
 }
 
 /// One file of the repository.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct File {
+    /// Its name, without a folder.
     pub name: String,
+    /// Its size.
     pub bytes: u64,
+    /// What it was held against.
     pub hash: Hash,
 }
 
@@ -41,6 +46,7 @@ pub enum Hash {
     GitBlob(String),
 }
 
+/// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: &Fetch, ui: &Ui) -> Result<()> {
     let out = args
         .out

@@ -23,6 +23,7 @@ enum Messages {
     Row { messages: Vec<Value> },
 }
 
+/// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: &Generate, ui: &Ui) -> Result<()> {
     load::folder(&args.model.model)?;
     let persona = load::persona(&args.model.model, args.model.adapter.as_deref(), None)?;

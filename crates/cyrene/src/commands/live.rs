@@ -30,6 +30,7 @@ const CHARACTER: &str = "character.toml";
 /// Seed of everything in a run that a recipe does not seed.
 const SEED: u64 = 7;
 
+/// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: &Live, ui: &Ui) -> Result<()> {
     if misused(launch::from_env(&env::get))?.is_some_and(|launch| launch.n_ranks > 1) {
         misuse!(

@@ -13,6 +13,7 @@ use crate::cli::Merge;
 use crate::ui::{Ui, of_eval, size};
 use crate::{load, misuse};
 
+/// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: &Merge, ui: &Ui) -> Result<()> {
     if args.out.exists() {
         misuse!(

@@ -22,23 +22,30 @@ use crate::ui::{clock, size};
 
 /// What is known before the run.
 pub struct Ahead<'a> {
+    /// Shape of the model.
     pub config: &'a Config,
     /// Whether the base comes over the network.
     pub downloads: bool,
+    /// What the story holds.
     pub survey: &'a Survey,
     /// Bytes of text that a token of the vocabulary holds, about.
     pub bytes_per_token: f64,
+    /// The first training.
     pub cpt: &'a Recipe,
+    /// The second one.
     pub sft: &'a Recipe,
 }
 
 /// The needs of all stages.
 #[derive(Debug, Clone, Serialize)]
 pub struct RunPlan {
+    /// In their order.
     pub stages: Vec<Needs>,
     /// What the run's folder grows by.
     pub disk_bytes: u64,
+    /// Bytes from the network.
     pub download_bytes: u64,
+    /// Seconds, about.
     pub eta_s: f64,
     /// Whether the disk has room for it; true where that is not known.
     pub fits_disk: bool,
@@ -47,9 +54,13 @@ pub struct RunPlan {
 /// The needs of one stage, all of them estimates.
 #[derive(Debug, Clone, Serialize)]
 pub struct Needs {
+    /// Of the stage.
     pub name: &'static str,
+    /// Bytes from the network.
     pub download_bytes: u64,
+    /// Bytes that are written.
     pub disk_bytes: u64,
+    /// Seconds, about.
     pub eta_s: f64,
     /// Memory and tokens, of the stages that train.
     pub training: Option<StagePlan>,

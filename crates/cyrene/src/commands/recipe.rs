@@ -41,6 +41,7 @@ pub fn bundled(name: &str) -> Option<&'static str> {
         .map(|(_, text)| *text)
 }
 
+/// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let Some(name) = &args.name else {
         return ui.result(&serde_json::json!({ "recipe": reference() }), || {

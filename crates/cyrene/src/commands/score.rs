@@ -14,6 +14,7 @@ struct Row {
     input_ids: Vec<u32>,
 }
 
+/// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: &Score, ui: &Ui) -> Result<()> {
     let rows: Vec<Row> = of_rows(row_file::read(&args.ids, "{\"input_ids\":[...]}"))?;
     if let Some(at) = rows.iter().position(|row| row.input_ids.is_empty()) {

@@ -9,6 +9,7 @@ use crate::cli::Selftest as Args;
 use crate::ui::Ui;
 use crate::{load, misuse};
 
+/// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let Device::Cuda(card) = load::device(&args.device.device)? else {
         misuse!(

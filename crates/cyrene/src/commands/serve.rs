@@ -12,6 +12,7 @@ use crate::cli::{Address, ModelArgs, Serve};
 use crate::ui::Ui;
 use crate::{interrupt, load, misuse, speak};
 
+/// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: &Serve, ui: &Ui) -> Result<()> {
     let api_keys = match &args.api_key_file {
         None => Vec::new(),
@@ -56,16 +57,23 @@ pub fn run(args: &Serve, ui: &Ui) -> Result<()> {
 
 /// What to serve where.
 pub struct Serving<'a> {
+    /// The model and its device.
     pub model: &'a ModelArgs,
+    /// Where to listen.
     pub address: &'a Address,
+    /// What the API calls the model; None: its folder.
     pub name: Option<&'a str>,
     /// None: the character's, else `Adopted`.
     pub profile: Option<&'a str>,
     /// A character file in place of the persona stored with the weights.
     pub character: Option<&'a Path>,
+    /// Answers at once.
     pub max_sequences: usize,
+    /// Tokens of prompt and answer; None: what the model knows.
     pub context: Option<usize>,
+    /// Keys that are let in; none: everybody.
     pub api_keys: Vec<String>,
+    /// Pages of other hosts that may ask.
     pub allowed_origins: AllowedOrigins,
 }
 

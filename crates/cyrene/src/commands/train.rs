@@ -30,6 +30,7 @@ use crate::recipe::Recipe;
 use crate::ui::{Bar, Misuse, Ui, misused, of_eval, of_rows, size};
 use crate::{env, interrupt, load, misuse};
 
+/// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let mut recipe = Recipe::load(&args.recipe, &args.set)?;
     if let Some(character) = &args.character {
@@ -131,6 +132,7 @@ fn is_of_all_ranks(error: &anyhow::Error) -> bool {
 /// What a finished run has to say, as `--json` prints it.
 #[derive(Debug, serde::Serialize)]
 pub struct Trained {
+    /// Steps, losses, where the result lies.
     #[serde(flatten)]
     pub summary: Summary,
     /// Where every token of the sources is; None if one of them was not built by `corpus build`.
@@ -142,7 +144,9 @@ const ACCOUNT: &str = "account.json";
 
 /// What a run is done with, beside the recipe.
 pub struct RunOptions<'a> {
+    /// What computes.
     pub device: Device,
+    /// This process among those that train together.
     pub ranks: &'a Ranks,
     /// See [`Job::rows_at_once`].
     pub rows_at_once: Option<usize>,
@@ -338,6 +342,7 @@ pub struct Data {
 
 /// A row that nobody trains on.
 pub struct HeldOut {
+    /// The row in ids.
     pub row: SourceExample,
     /// Place of its source in the recipe.
     source: u32,

@@ -53,6 +53,7 @@ struct Stages {
     publish: f64,
 }
 
+/// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: BenchCorpus, ui: &Ui) -> Result<()> {
     if args.runs == 0 || args.peer_seconds.is_some_and(|s| s.is_nan() || s <= 0.0) {
         misuse!("--runs and --peer-seconds must be above 0");

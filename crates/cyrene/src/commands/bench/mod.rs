@@ -17,6 +17,7 @@ use crate::cli::{Bench, DTypeArg};
 use crate::misuse;
 use crate::ui::Ui;
 
+/// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(command: Bench, ui: &Ui) -> Result<()> {
     match command {
         Bench::Train(args) => train::run(&args, ui),

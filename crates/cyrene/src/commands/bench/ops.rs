@@ -56,6 +56,7 @@ struct Line {
     device_name: String,
 }
 
+/// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let device = load::device_within(&args.device.device, &args.memory)?;
     let config = shapes(&args.size)?;

@@ -13,6 +13,7 @@ pub struct Peak {
 }
 
 impl Peak {
+    /// Begins to watch.
     pub fn watch() -> Peak {
         let seen = Arc::new(AtomicU64::new(0));
         let is_over = Arc::new(AtomicBool::new(false));

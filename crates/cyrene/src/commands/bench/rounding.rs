@@ -118,6 +118,7 @@ impl Case {
     }
 }
 
+/// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let device = load::device_within(&args.device.device, &args.memory)?;
     // 1. rows to train on, and held-out ones

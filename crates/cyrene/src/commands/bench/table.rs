@@ -13,6 +13,7 @@ use crate::ui::Ui;
 const TRAIN_HEAD: &str = "| device | case | tokens/s | ms a step | share of the product ceiling | peak GiB | predicted |\n| --- | --- | --- | --- | --- | --- | --- |\n";
 const OPS_HEAD: &str = "| device | primitive | shape | ms | floor | bound by | share of the floor |\n| --- | --- | --- | --- | --- | --- | --- |\n";
 
+/// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let (mut train, mut ops) = (String::new(), String::new());
     for path in &args.files {

@@ -102,6 +102,7 @@ fn refuse_too_large(config: &Config, args: &Args, dtype: DType) -> Result<()> {
     Ok(())
 }
 
+/// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let device = load::device_within(&args.device.device, &args.memory)?;
     let config = shapes(&args.size)?;

@@ -10,6 +10,7 @@ use text::{Tokenizer, WordPattern};
 use crate::cli::{CorpusBuild, CountWith};
 use crate::ui::{Ui, misused};
 
+/// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: &CorpusBuild, ui: &Ui) -> Result<()> {
     let (character, plan) = plan(args)?;
     let request = plan.request(&character);
@@ -57,6 +58,7 @@ pub fn tokenizer(args: &CorpusBuild) -> Result<Tokenizer> {
 pub struct Plan<'a> {
     source: SourceKind,
     root: &'a Path,
+    /// Which data sets.
     pub tasks: Vec<Task>,
     languages: Vec<Language>,
     out: &'a Path,
@@ -80,6 +82,7 @@ pub fn plan(args: &CorpusBuild) -> Result<(Character, Plan<'_>)> {
 }
 
 impl Plan<'_> {
+    /// What `corpus` is asked for.
     pub fn request<'r>(&'r self, character: &'r Character) -> BuildRequest<'r> {
         BuildRequest {
             source: self.source,

@@ -9,6 +9,7 @@ use crate::cli::{self, CorpusEncode, TrainStage};
 use crate::misuse;
 use crate::ui::{Ui, of_rows};
 
+/// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: &CorpusEncode, ui: &Ui) -> Result<()> {
     let tokenizer = Tokenizer::load(&args.tokenizer)?;
     let encoding = encoding(args.stage, args.loss.loss_scale, &tokenizer);

@@ -7,6 +7,7 @@ use report::look::thousands;
 use crate::cli::{CorpusExport as Args, TableFormat};
 use crate::ui::{Ui, misused, size};
 
+/// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let split = args.split.as_deref().map(Split::load).transpose()?;
     let mut files = Vec::new();

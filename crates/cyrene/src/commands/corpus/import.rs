@@ -11,6 +11,7 @@ use crate::ui::Ui;
 /// Speakers and places that are listed.
 const LISTED: usize = 12;
 
+/// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: &CorpusImport, ui: &Ui) -> Result<()> {
     let Some(language) = Language::from_name(&args.language) else {
         let known = Language::ALL.map(Language::code).join(", ");

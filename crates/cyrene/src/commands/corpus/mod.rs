@@ -13,6 +13,7 @@ use anyhow::Result;
 use crate::cli::Corpus;
 use crate::ui::Ui;
 
+/// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(command: Corpus, ui: &Ui) -> Result<()> {
     match command {
         Corpus::Build(args) => build::run(&args, ui),

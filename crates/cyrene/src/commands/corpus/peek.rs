@@ -17,6 +17,7 @@ use crate::cli::CorpusPeek as Args;
 use crate::ui::{Ui, misused, of_rows};
 use crate::{env, misuse};
 
+/// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let tokenizer = Tokenizer::load(&args.tokenizer)?;
     let language = match &args.language {

@@ -12,6 +12,7 @@ use crate::cli::CorpusSplit;
 use crate::misuse;
 use crate::ui::{Ui, misused};
 
+/// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: &CorpusSplit, ui: &Ui) -> Result<()> {
     for (name, share) in [
         ("--share", args.share),

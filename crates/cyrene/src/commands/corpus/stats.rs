@@ -27,6 +27,7 @@ struct Report {
     files: Vec<PathBuf>,
 }
 
+/// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     // 1. what is asked for
     let mixture = args.recipe.as_deref().map(Mixture::load).transpose()?;
