@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use text::labels::{self, Encoded, IGNORE, LossScale};
-use text::{Conversation, Message, Role, Tokenizer};
+use text::labels::{self, LossScale};
+use text::{Conversation, Example, IGNORE, Message, Role, Tokenizer};
 
 use crate::error::{Error, Result, shorten};
 use crate::foreign;
@@ -48,7 +48,7 @@ pub struct Encoding<'a> {
 #[derive(Debug, Clone)]
 pub struct SourceExample {
     /// Ids and labels.
-    pub encoded: Encoded,
+    pub encoded: Example,
     /// UTF-8 bytes behind the trained targets; 0 for rows that came as ids.
     pub bytes: usize,
     /// What the model is to say, as text; empty for rows that came as ids.
@@ -65,7 +65,7 @@ pub struct SourceExample {
 
 impl SourceExample {
     /// Ids that came from nowhere in particular.
-    fn new(encoded: Encoded) -> Self {
+    fn new(encoded: Example) -> Self {
         SourceExample {
             encoded,
             bytes: 0,
@@ -173,10 +173,10 @@ fn encode(
                 if let Some(n_ids) = encoding.vocab_size {
                     check_ids(&part, n_ids)?;
                 }
-                Ok(SourceExample::new(Encoded {
-                    input_ids: part.input_ids,
-                    labels: part.labels,
-                }))
+                Ok(SourceExample::new(Example::document(
+                    part.input_ids,
+                    part.labels,
+                )))
             };
             parts.into_iter().map(example).collect()
         }

@@ -2,7 +2,7 @@
 //! so that none sees another.
 
 use serde_json::{Map, Value};
-use text::labels::IGNORE;
+use text::IGNORE;
 
 /// The ids of one document with their labels.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,8 +3,7 @@
 use std::fmt::Write;
 
 use serde::Serialize;
-use text::Tokenizer;
-use text::labels::{Encoded, IGNORE};
+use text::{Example, IGNORE, Tokenizer};
 
 /// Begins a turn.
 const START: &str = "<|im_start|>";
@@ -55,7 +54,7 @@ impl Kind {
 }
 
 /// Cuts a row where the speaker or the loss changes, or (`every_token`) behind every token.
-pub fn spans(tokenizer: &Tokenizer, encoded: &Encoded, every_token: bool) -> Vec<Span> {
+pub fn spans(tokenizer: &Tokenizer, encoded: &Example, every_token: bool) -> Vec<Span> {
     let id = |token| tokenizer.id(token);
     let (start, end) = (id(START), id(END));
     let (think, think_end) = (id("<think>"), id("</think>"));

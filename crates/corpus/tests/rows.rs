@@ -10,8 +10,8 @@ use corpus::examples::{self, Encoding, Examples, TrainingStage};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
-use text::Tokenizer;
-use text::labels::{Encoded, IGNORE, LossScale};
+use text::labels::LossScale;
+use text::{Example, IGNORE, Tokenizer};
 
 fn tokenizer() -> Tokenizer {
     let words = "Say hi. Where is the boat? Gone. You are Bo, the ferryman. Ask the river.";
@@ -58,7 +58,7 @@ impl Rows {
         self.read(&path)
     }
 
-    fn ids(&self, row: &Value) -> Vec<Encoded> {
+    fn ids(&self, row: &Value) -> Vec<Example> {
         encoded(self.of(std::slice::from_ref(row)).unwrap())
     }
 
@@ -71,7 +71,7 @@ impl Rows {
     }
 }
 
-fn encoded(examples: Examples) -> Vec<Encoded> {
+fn encoded(examples: Examples) -> Vec<Example> {
     let examples = examples.examples.into_iter();
     examples.map(|example| example.encoded).collect()
 }
@@ -669,11 +669,8 @@ fn packed(more: Value) -> Value {
     row
 }
 
-fn part(range: std::ops::Range<usize>) -> Encoded {
-    Encoded {
-        input_ids: PACKED[range.clone()].to_vec(),
-        labels: LABELS[range].to_vec(),
-    }
+fn part(range: std::ops::Range<usize>) -> Example {
+    Example::document(PACKED[range.clone()].to_vec(), LABELS[range].to_vec())
 }
 
 #[test]
@@ -713,10 +710,7 @@ fn row_of_one_document_stays_whole() {
 fn padding_is_taken_off_both_ends() {
     let rows = Rows::new();
     let row = |ids: Value, labels: Value, mask: Value, positions: Value| json!({ "input_ids": ids, "labels": labels, "attention_mask": mask, "position_ids": positions });
-    let whole = Encoded {
-        input_ids: vec![10, 20, 30],
-        labels: vec![IGNORE, 20, 30],
-    };
+    let whole = Example::document(vec![10, 20, 30], vec![IGNORE, 20, 30]);
     let right = row(
         json!([10, 20, 30, 0, 0]),
         json!([-100, 20, 30, -100, -100]),

@@ -1,13 +1,14 @@
 //! What models reach that only count: a trained one must be clearly below them.
 
 use corpus::examples::SourceExample;
+use corpus::split::Side;
 
+use crate::Sample;
 use crate::metric::char_ngram::CharNgram;
 use crate::metric::{loss_gap, unigram};
 use crate::report::Baseline;
 use crate::samples::sample;
 use crate::score::Score;
-use crate::{Sample, Side};
 
 /// Counting models see the whole train side, as training did.
 pub(crate) fn baselines(name: &str, rows: &[SourceExample], vocab_size: usize) -> Vec<Baseline> {

@@ -54,7 +54,7 @@ pub enum Error {
     /// Rows or split that cannot be read.
     #[error(transparent)]
     Corpus(#[from] corpus::Error),
-    /// A conversation that the template refuses.
+    /// A conversation that the template refuses, or a row that cannot be cut to length.
     #[error(transparent)]
     Text(#[from] text::Error),
     /// The engine refuses or fails.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use corpus::Language;
 use corpus::examples::{self, Encoding, SourceExample, TrainingStage};
-use corpus::split::Split;
+use corpus::split::{Side, Split};
 use engine::Sampling;
 use model::Model;
 use text::ChatEncoder;
@@ -19,10 +19,10 @@ use crate::report::{Report, StageReport};
 use crate::samples::samples;
 use crate::score::{self, Score};
 use crate::trained_rows::TrainedRows;
-use crate::{Error, Result, Side};
+use crate::{Error, Result};
 
-/// Rows of this many tokens are scored together.
-const ROW_TOKENS: usize = 2048;
+/// Tokens of a row where nobody knows how long the model's were in training: a recipe's default.
+const ROW_TOKENS: usize = 5120;
 
 /// What to evaluate with what.
 pub struct Evaluation<'a> {
@@ -156,7 +156,7 @@ fn stage(
     for side in [Side::Train, Side::Val] {
         if !samples
             .iter()
-            .any(|sample| sample.side == side && sample.targets() > 0)
+            .any(|sample| sample.side == side && sample.encoded.n_targets() > 0)
         {
             let side = if side == Side::Train {
                 "train"
@@ -166,9 +166,12 @@ fn stage(
             return Err(Error::Empty { side, stage: name });
         }
     }
+    let known = evaluation.trained.and_then(|rows| rows.row_tokens);
+    let row_tokens = known.unwrap_or(ROW_TOKENS);
     let mut measure = |model: &Model, label: &str| -> Result<Vec<Score>> {
         progress.begin(label, samples.len() as u64);
-        let scores = score::samples(model, &samples, ROW_TOKENS, |done| {
+        let tokenizer = Some(evaluation.encoder.tokenizer());
+        let scores = score::samples(model, tokenizer, &samples, row_tokens, |done| {
             progress.advance(done as u64, name)
         })?;
         progress.end();

@@ -21,6 +21,6 @@ mod trained_rows;
 pub use error::{Error, Result};
 pub use evaluate::{Evaluation, evaluate};
 pub use progress::Progress;
-pub use sample::{Sample, Side};
+pub use sample::Sample;
 pub use samples::sample;
 pub use trained_rows::TrainedRows;

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use corpus::examples::SourceExample;
-use corpus::split::Side as SplitSide;
+use corpus::split::Side;
 use text::probe::{Kind, matched};
 
+use crate::Sample;
 use crate::trained_rows::TrainedRows;
-use crate::{Sample, Side};
 
 /// Every held-out row, and for each of side `val` a train row of the same language and nearly the same length, ties broken by seed, from
 /// those that were trained on. Languages of which `trained` has no row take any of the train side; they are named.
@@ -23,7 +23,7 @@ pub(crate) fn samples(
         .collect();
     // 1. by language the train side, and the part of it that was trained on
     let mut side: BTreeMap<String, (Vec<&SourceExample>, Vec<&SourceExample>)> = BTreeMap::new();
-    for row in rows.iter().filter(|row| row.side == SplitSide::Train) {
+    for row in rows.iter().filter(|row| row.side == Side::Train) {
         let language = row.language.clone().unwrap_or_default();
         let (all, known) = side.entry(language).or_default();
         all.push(row);
@@ -32,7 +32,7 @@ pub(crate) fn samples(
         }
     }
     // 2. what can be drawn, shuffled by seed
-    let val = || rows.iter().filter(|row| row.side == SplitSide::Val);
+    let val = || rows.iter().filter(|row| row.side == Side::Val);
     let wanted: BTreeSet<&str> = val()
         .map(|row| row.language.as_deref().unwrap_or_default())
         .collect();
@@ -70,16 +70,11 @@ fn kind(row: &SourceExample) -> Kind<'_> {
 
 /// A row as metrics take it; None for rows on neither side.
 pub fn sample(row: &SourceExample) -> Option<Sample> {
-    Some(Sample {
+    let is_on_a_side = row.side == Side::Train || row.side.is_held_out();
+    is_on_a_side.then(|| Sample {
         scene: row.scene.clone().unwrap_or_default(),
         language: row.language.clone().unwrap_or_default(),
-        side: match row.side {
-            SplitSide::Val => Side::Val,
-            SplitSide::ValStrict => Side::ValStrict,
-            SplitSide::ProbeX => Side::ProbeX,
-            SplitSide::Train => Side::Train,
-            SplitSide::Contaminated | SplitSide::Filtered => return None,
-        },
+        side: row.side,
         encoded: row.encoded.clone(),
         bytes: row.bytes,
         text: row.text.clone(),
@@ -89,14 +84,11 @@ pub fn sample(row: &SourceExample) -> Option<Sample> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use text::labels::Encoded;
+    use text::Example;
 
-    fn row(id: u32, language: &str, side: SplitSide) -> SourceExample {
+    fn row(id: u32, language: &str, side: Side) -> SourceExample {
         SourceExample {
-            encoded: Encoded {
-                input_ids: vec![id; 4],
-                labels: vec![id as i32; 4],
-            },
+            encoded: Example::document(vec![id; 4], vec![id as i32; 4]),
             language: Some(language.to_owned()),
             scene: Some(format!("s{id}")),
             side,
@@ -108,11 +100,10 @@ mod tests {
 
     #[test]
     fn train_probe_is_drawn_from_rows_that_were_trained_on() {
-        let mut rows: Vec<SourceExample> =
-            (0..20).map(|id| row(id, "en", SplitSide::Train)).collect();
-        rows.extend((20..30).map(|id| row(id, "chs", SplitSide::Train)));
-        rows.extend((30..33).map(|id| row(id, "en", SplitSide::Val)));
-        rows.extend((40..42).map(|id| row(id, "chs", SplitSide::Val)));
+        let mut rows: Vec<SourceExample> = (0..20).map(|id| row(id, "en", Side::Train)).collect();
+        rows.extend((20..30).map(|id| row(id, "chs", Side::Train)));
+        rows.extend((30..33).map(|id| row(id, "en", Side::Val)));
+        rows.extend((40..42).map(|id| row(id, "chs", Side::Val)));
         let probe = |trained: Option<&TrainedRows>| -> (Vec<u32>, Vec<String>) {
             let (samples, not_recorded) = samples(&rows, trained, 7);
             let probe = samples.iter().filter(|s| s.side == Side::Train);
@@ -139,18 +130,15 @@ mod tests {
     #[test]
     fn train_probe_has_rows_as_long_as_the_held_out_ones() {
         let of_length = |id: u32, n: usize, side| SourceExample {
-            encoded: Encoded {
-                input_ids: vec![id; n],
-                labels: vec![id as i32; n],
-            },
+            encoded: Example::document(vec![id; n], vec![id as i32; n]),
             ..row(id, "en", side)
         };
         let mut rows: Vec<SourceExample> = (0..200)
-            .map(|id| of_length(id, 2 + id as usize, SplitSide::Train))
+            .map(|id| of_length(id, 2 + id as usize, Side::Train))
             .collect();
-        rows.extend([150, 90, 151].map(|n| of_length(300 + n as u32, n, SplitSide::Val)));
+        rows.extend([150, 90, 151].map(|n| of_length(300 + n as u32, n, Side::Val)));
         let (samples, _) = samples(&rows, None, 7);
-        let lengths: Vec<usize> = samples.iter().map(Sample::targets).collect();
+        let lengths: Vec<u64> = samples.iter().map(|s| s.encoded.n_targets()).collect();
         // The held-out rows, then a train row for each.
         assert_eq!(lengths, [149, 89, 150, 149, 89, 150]);
         assert!(samples[3..].iter().all(|s| s.side == Side::Train));

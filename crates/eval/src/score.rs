@@ -1,75 +1,57 @@
-//! Token losses of samples under a model: documents packed end to end, never seeing each other.
+//! Token losses of samples under a model: cut and packed as training cuts and packs, never seeing each other.
 
 use model::{Batch, Model, Saved};
+use text::Tokenizer;
+use text::pack::{self, Strategy};
 
 use crate::{Result, Sample};
 
 /// Sum of token losses (nats) and number of predicted tokens of one sample.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Score {
-    /// Sum over the predicted tokens, in nats.
+    /// Sum over the predicted tokens.
     pub nll: f64,
-    /// How many they are.
+    /// How many these are.
     pub tokens: usize,
 }
 
-/// Scores every sample, in order. Samples share rows of at most `row_tokens` tokens; a sample longer than that runs alone, whole.
+/// Scores every sample, in order, in rows of at most `row_tokens` tokens; what is longer is cut as [`pack::split`] does, and its pieces'
+/// losses are added. `progress` hears how many samples are done.
 ///
 /// # Errors
-/// Whatever the model's forward pass reports (a token id beyond the vocabulary, above all).
+/// A sample that no row has room for; whatever the model's forward pass reports (a token id beyond the vocabulary, above all).
 pub fn samples(
     model: &Model,
+    tokenizer: Option<&Tokenizer>,
     samples: &[Sample],
     row_tokens: usize,
     mut progress: impl FnMut(usize),
 ) -> Result<Vec<Score>> {
-    let mut scores = Vec::with_capacity(samples.len());
+    let examples = samples.iter().map(|sample| &sample.encoded);
+    let pieces = pack::pieces(tokenizer, examples, row_tokens)?;
+    let mut scores = vec![Score::default(); samples.len()];
     let mut saved = Saved::forward_only(model.config());
-    let mut start = 0;
-    while start < samples.len() {
-        // 1. take samples while they fit the row
-        let mut tokens_t: Vec<u32> = Vec::new();
-        let mut targets_t: Vec<i32> = Vec::new();
-        let mut cu_seqlens = vec![0u32];
-        let mut end = start;
-        while end < samples.len() {
-            let encoded = &samples[end].encoded;
-            if end > start && tokens_t.len() + encoded.input_ids.len() > row_tokens {
-                break;
-            }
-            tokens_t.extend(&encoded.input_ids);
-            targets_t.extend(
-                encoded
-                    .labels
-                    .iter()
-                    .skip(1)
-                    .map(|&label| if label >= 0 { label } else { -1 }),
-            );
-            targets_t.resize(tokens_t.len(), -1);
-            cu_seqlens.push(tokens_t.len() as u32);
-            end += 1;
-        }
-        // 2. one forward pass, then a sum per document
+    for row in pack::rows(&pieces, row_tokens, Strategy::Sequential)? {
         let nll_t = model.nll(
             &mut saved,
             &Batch {
-                tokens_t: &tokens_t,
-                targets_t: &targets_t,
-                cu_seqlens: &cu_seqlens,
+                tokens_t: &row.tokens_t,
+                targets_t: &row.targets_t,
+                cu_seqlens: &row.cu_seqlens,
             },
         )?;
-        for bounds in cu_seqlens.windows(2) {
-            let document = bounds[0] as usize..bounds[1] as usize;
-            scores.push(Score {
-                nll: nll_t[document.clone()].iter().map(|&x| f64::from(x)).sum(),
-                tokens: targets_t[document]
-                    .iter()
-                    .filter(|&&target| target >= 0)
-                    .count(),
-            });
+        for (bounds, &example_idx) in row.cu_seqlens.windows(2).zip(&row.examples) {
+            let piece = bounds[0] as usize..bounds[1] as usize;
+            let score = &mut scores[example_idx];
+            score.nll += nll_t[piece.clone()]
+                .iter()
+                .map(|&x| f64::from(x))
+                .sum::<f64>();
+            let targets = row.targets_t[piece].iter();
+            score.tokens += targets.filter(|&&target| target >= 0).count();
         }
-        start = end;
-        progress(end);
+        progress(row.examples.last().map_or(0, |last| last + 1));
     }
+    progress(samples.len());
     Ok(scores)
 }

@@ -15,6 +15,9 @@ const VERSION: u32 = 1;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrainedRows {
     version: u32,
+    /// Tokens of a packed row of the last training, which evaluation cuts by too; None in records of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub row_tokens: Option<usize>,
     /// The first 16 hexadecimal digits of the SHA-256 of the ids, each in four bytes, lowest first.
     rows: BTreeSet<String>,
 }
@@ -23,6 +26,7 @@ impl Default for TrainedRows {
     fn default() -> Self {
         TrainedRows {
             version: VERSION,
+            row_tokens: None,
             rows: BTreeSet::new(),
         }
     }

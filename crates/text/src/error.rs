@@ -103,6 +103,13 @@ pub enum Error {
         "a piece of {length} tokens does not fit a row of {row_tokens}; split documents before packing"
     )]
     PieceTooLong { length: usize, row_tokens: usize },
+    #[error(
+        "the system message and a question take {prompt_tokens} tokens, so that a row of {row_tokens} has no room for the answer; give rows of more tokens, or shorten the system message or the question"
+    )]
+    NoRoomForAnswer {
+        prompt_tokens: usize,
+        row_tokens: usize,
+    },
     #[error("a row of {row_tokens} tokens cannot hold any document; give at least {least}")]
     RowTooShort { row_tokens: usize, least: usize },
 }

@@ -6,37 +6,8 @@ use serde_json::Value;
 use crate::chat_template::{ChatTemplate, RenderOptions};
 use crate::conversation::{Conversation, Message, Part, Turn, strip};
 use crate::error::{Error, Result};
+use crate::example::{Example, IGNORE, Round};
 use crate::tokenizer::{TURN_END, Tokenizer};
-
-/// Label of a position without loss.
-pub const IGNORE: i32 = -100;
-
-/// One document or conversation as training sees it.
-/// `labels[t]` is `input_ids[t]` where that id is to be predicted (from the ids before it) and [`IGNORE`] elsewhere; position 0 is always ignored.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Encoded {
-    pub input_ids: Vec<u32>,
-    pub labels: Vec<i32>,
-}
-
-impl Encoded {
-    /// Number of ids that carry loss.
-    pub fn n_trained(&self) -> usize {
-        self.labels.iter().filter(|&&l| l != IGNORE).count()
-    }
-
-    /// Positions that a model is asked for: labels of all but the first position, which nothing comes before.
-    pub fn n_targets(&self) -> u64 {
-        let labels = self.labels.iter().skip(1);
-        labels.filter(|&&label| label != IGNORE).count() as u64
-    }
-
-    /// The ids that carry loss, in order.
-    pub fn trained_ids(&self) -> impl Iterator<Item = u32> {
-        let pairs = self.input_ids.iter().zip(&self.labels);
-        pairs.filter(|&(_, &l)| l != IGNORE).map(|(&id, _)| id)
-    }
-}
 
 /// Which parts of the answers carry loss.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,7 +58,7 @@ pub fn sft<'a>(
     tokenizer: &Tokenizer,
     conversation: &Conversation,
     options: impl Into<SftOptions<'a>>,
-) -> Result<Encoded> {
+) -> Result<Example> {
     let options = options.into();
     if !conversation.ends_with_answer() {
         let index = conversation.n_messages.saturating_sub(1);
@@ -99,6 +70,7 @@ pub fn sft<'a>(
     for (round_idx, round) in conversation.turns.chunks_exact(2).enumerate() {
         let (user, answer) = (round[0].text(), &round[1]);
         let opening = format!("<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n");
+        segments.mark();
         segments.push(&opening, false);
         push_answer(&mut segments, answer, round_idx + 1 == n_rounds, &options);
     }
@@ -110,7 +82,7 @@ pub fn sft<'a>(
 ///
 /// # Errors
 /// As [`Tokenizer::encode`].
-pub fn pt(tokenizer: &Tokenizer, text: &str) -> Result<Encoded> {
+pub fn pt(tokenizer: &Tokenizer, text: &str) -> Result<Example> {
     pt_with_end(tokenizer, text, tokenizer.eos())
 }
 
@@ -118,16 +90,16 @@ pub fn pt(tokenizer: &Tokenizer, text: &str) -> Result<Encoded> {
 ///
 /// # Errors
 /// As [`Tokenizer::encode`].
-pub fn pt_with_end(tokenizer: &Tokenizer, text: &str, end_id: u32) -> Result<Encoded> {
+pub fn pt_with_end(tokenizer: &Tokenizer, text: &str, end_id: u32) -> Result<Example> {
     let mut input_ids = tokenizer.encode(strip(text))?;
     input_ids.push(end_id);
     let mut labels: Vec<i32> = input_ids.iter().map(|&id| id as i32).collect();
     labels[0] = IGNORE;
-    Ok(Encoded { input_ids, labels })
+    Ok(Example::document(input_ids, labels))
 }
 
 /// UTF-8 bytes of the text behind the ids that carry loss, the divisor of bits per byte; added tokens count 0.
-pub fn text_bytes(tokenizer: &Tokenizer, encoded: &Encoded) -> usize {
+pub fn text_bytes(tokenizer: &Tokenizer, encoded: &Example) -> usize {
     let mut bytes = Vec::new();
     for id in encoded.trained_ids().filter(|&id| !tokenizer.is_added(id)) {
         tokenizer.append_bytes(id, false, &mut bytes);
@@ -139,7 +111,7 @@ pub fn text_bytes(tokenizer: &Tokenizer, encoded: &Encoded) -> usize {
 ///
 /// # Errors
 /// As [`Tokenizer::decode`].
-pub fn preview(tokenizer: &Tokenizer, encoded: &Encoded) -> Result<String> {
+pub fn preview(tokenizer: &Tokenizer, encoded: &Example) -> Result<String> {
     let mut text = String::new();
     let mut run = Vec::new();
     for (&id, &label) in encoded.input_ids.iter().zip(&encoded.labels) {
@@ -157,30 +129,58 @@ pub fn preview(tokenizer: &Tokenizer, encoded: &Encoded) -> Result<String> {
 
 /// Text pieces with and without loss; neighbours of one kind are joined before encoding, as tokens may span them.
 #[derive(Default)]
-struct Segments(Vec<(String, bool)>);
+struct Segments {
+    /// Text and whether it carries loss.
+    texts: Vec<(String, bool)>,
+    /// Where rounds begin, and what is said in them: segment and byte in it, in turn.
+    marks: Vec<(usize, usize)>,
+}
 
 impl Segments {
     fn push(&mut self, text: &str, trained: bool) {
-        match self.0.last_mut() {
+        match self.texts.last_mut() {
             Some((last, kind)) if *kind == trained => last.push_str(text),
-            _ => self.0.push((text.to_owned(), trained)),
+            _ => self.texts.push((text.to_owned(), trained)),
         }
     }
 
-    fn encode(self, tokenizer: &Tokenizer) -> Result<Encoded> {
-        let mut encoded = Encoded::default();
-        for (text, trained) in self.0 {
-            let ids = tokenizer.encode(&text)?;
-            let labels = ids
-                .iter()
-                .map(|&id| if trained { id as i32 } else { IGNORE });
-            encoded.labels.extend(labels);
-            encoded.input_ids.extend(ids);
+    /// Remembers the place of what comes next; a token begins there.
+    fn mark(&mut self) {
+        let last = self.texts.last().map(|(text, _)| text.len());
+        let place = (self.texts.len().saturating_sub(1), last.unwrap_or(0));
+        self.marks.push(place);
+    }
+
+    fn encode(self, tokenizer: &Tokenizer) -> Result<Example> {
+        let mut example = Example::default();
+        let mut starts = Vec::with_capacity(self.marks.len());
+        let mut marks = self.marks.into_iter().peekable();
+        for (idx, (text, trained)) in self.texts.iter().enumerate() {
+            let first = example.input_ids.len();
+            example.input_ids.extend(tokenizer.encode(text)?);
+            let ids = &example.input_ids[first..];
+            while let Some((_, at)) = marks.next_if(|(segment, _)| *segment == idx) {
+                // Tokens before a mark are those of the text before it: marks stand where words part.
+                let before = if at == text.len() {
+                    ids.len()
+                } else {
+                    tokenizer.count(&text[..at])?
+                };
+                starts.push(first + before);
+            }
+            let labels = ids.iter();
+            let labels = labels.map(|&id| if *trained { id as i32 } else { IGNORE });
+            example.labels.extend(labels);
         }
-        if let Some(first) = encoded.labels.first_mut() {
+        if let Some(first) = example.labels.first_mut() {
             *first = IGNORE;
         }
-        Ok(encoded)
+        let (rounds, _) = starts.as_chunks::<2>();
+        example.rounds = rounds
+            .iter()
+            .map(|&[start, said]| Round { start, said })
+            .collect();
+        Ok(example)
     }
 }
 
@@ -210,6 +210,7 @@ fn push_answer(segments: &mut Segments, answer: &Turn, is_last: bool, options: &
     let last_round_only = options.loss_scale == LossScale::LastRound;
     let said = answer.text();
     if last_round_only && !is_last {
+        segments.mark();
         segments.push(&format!("{said}{TURN_END}\n"), false);
         return;
     }
@@ -224,6 +225,7 @@ fn push_answer(segments: &mut Segments, answer: &Turn, is_last: bool, options: &
         let block = format!("<think>\n{thoughts}\n</think>\n\n");
         segments.push(&block, is_trained(answer.parts.first()) && !is_masked);
     }
+    segments.mark();
     for part in &answer.parts {
         segments.push(&part.text, part.is_trained);
     }

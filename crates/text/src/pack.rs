@@ -1,7 +1,9 @@
-//! Packing: documents cut to fit a row, and pieces laid end to end in rows, with no token and no loss left out.
+//! Packing: documents and conversations cut to fit a row, and pieces laid end to end in rows, with no token and no loss left out.
+
+use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::labels::{Encoded, IGNORE};
+use crate::example::{Example, IGNORE};
 use crate::tokenizer::Tokenizer;
 
 /// Tokens that a later piece of a split document repeats from the one before it, without loss, so that its first new token is predicted too.
@@ -19,15 +21,17 @@ pub struct Row {
     pub targets_t: Vec<i32>,
     /// [pieces + 1] borders, from 0 to T.
     pub cu_seqlens: Vec<u32>,
-    /// [pieces] which document each piece came from.
-    pub documents: Vec<usize>,
+    /// [pieces] which example each piece came from.
+    pub examples: Vec<usize>,
 }
 
-/// A document, or a part of one that was too long.
+/// An example, or a part of one that was too long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
-    pub document: usize,
-    pub encoded: Encoded,
+    /// Place of the example among all.
+    pub example_idx: usize,
+    /// Its tokens and labels.
+    pub example: Example,
 }
 
 /// How pieces are put into rows.
@@ -42,60 +46,141 @@ pub enum Strategy {
     Sequential,
 }
 
-/// Cuts every document that is longer than a row; see [`split`].
+/// Cuts every example that is longer than a row; see [`split`].
 ///
 /// # Errors
 /// As [`split`].
-pub fn pieces(
-    tokenizer: &Tokenizer,
-    documents: &[Encoded],
+pub fn pieces<'e>(
+    tokenizer: Option<&Tokenizer>,
+    examples: impl IntoIterator<Item = &'e Example>,
     row_tokens: usize,
 ) -> Result<Vec<Piece>> {
-    let mut pieces = Vec::with_capacity(documents.len());
-    for (document, encoded) in documents.iter().enumerate() {
-        let parts = split(tokenizer, encoded, row_tokens)?;
-        pieces.extend(parts.into_iter().map(|encoded| Piece { document, encoded }));
+    let mut pieces = Vec::new();
+    for (example_idx, example) in examples.into_iter().enumerate() {
+        let parts = split(tokenizer, example, row_tokens)?;
+        pieces.extend(parts.into_iter().map(|example| Piece {
+            example_idx,
+            example,
+        }));
     }
     Ok(pieces)
 }
 
-/// Cuts a document into pieces of at most `row_tokens` tokens, as few as that allows within the rule for the place: after the last
-/// sentence end in the second half of what fits, else the last whole character there, else where it is full.
-/// Every label is kept exactly once: a later piece starts with [`CONTEXT_TOKENS`] repeated tokens without loss
-/// (a trainer that drops the first label of each piece would lose one per cut).
+/// Cuts an example into pieces of at most `row_tokens` tokens; one that fits stays whole. Every label is kept exactly once.
+///
+/// A document is cut after the last sentence end in the second half of what fits, else the last whole character there, else where it is
+/// full; without a tokenizer, which alone sees sentences, always there. A later piece starts with [`CONTEXT_TOKENS`] repeated tokens without
+/// loss (a trainer that drops the first label of each piece would lose one per cut).
+///
+/// A conversation is cut between rounds, as many to a piece as fit, its system message in front of each without loss. A round that does not
+/// fit alone is cut inside its answer, as a document is, with its question too in front of each piece.
 ///
 /// # Errors
-/// [`Error::RowTooShort`] if a row cannot hold the context and one token more.
-pub fn split(tokenizer: &Tokenizer, encoded: &Encoded, row_tokens: usize) -> Result<Vec<Encoded>> {
+/// [`Error::RowTooShort`] if a row cannot hold the context and one token more; [`Error::NoRoomForAnswer`] if it cannot hold the system
+/// message and the question with them.
+pub fn split(
+    tokenizer: Option<&Tokenizer>,
+    example: &Example,
+    row_tokens: usize,
+) -> Result<Vec<Example>> {
     let least = CONTEXT_TOKENS + 1;
     if row_tokens < least {
         return Err(Error::RowTooShort { row_tokens, least });
     }
-    let n_tokens = encoded.input_ids.len();
-    if n_tokens <= row_tokens {
-        return Ok(vec![encoded.clone()]);
+    if example.input_ids.len() <= row_tokens {
+        return Ok(vec![example.clone()]);
     }
-    let text = TokenText::new(tokenizer, &encoded.input_ids);
     let mut pieces = Vec::new();
-    // `start` is the first token of a piece that no piece before it had.
-    let mut start = 0;
-    while start < n_tokens {
-        let first = start.saturating_sub(CONTEXT_TOKENS);
-        let limit = first + row_tokens;
-        let end = if limit >= n_tokens {
-            n_tokens
-        } else {
-            text.cut(start + (limit - start) / 2, limit)
-        };
-        let mut labels = encoded.labels[first..end].to_vec();
-        labels[..start - first].fill(IGNORE);
-        pieces.push(Encoded {
-            input_ids: encoded.input_ids[first..end].to_vec(),
-            labels,
-        });
-        start = end;
+    if example.rounds.is_empty() {
+        let whole = 0..example.input_ids.len();
+        cut_text(tokenizer, example, &[], whole, row_tokens, &mut pieces);
+    } else {
+        cut_rounds(tokenizer, example, row_tokens, &mut pieces)?;
     }
     Ok(pieces)
+}
+
+/// Cuts the tokens of `range` into pieces, each behind the tokens of `front`, which carry loss in the first piece only.
+fn cut_text(
+    tokenizer: Option<&Tokenizer>,
+    example: &Example,
+    front: &[Range<usize>],
+    range: Range<usize>,
+    row_tokens: usize,
+    pieces: &mut Vec<Example>,
+) {
+    let room = row_tokens - front.iter().map(Range::len).sum::<usize>();
+    let text = tokenizer.map(|t| TokenText::new(t, &example.input_ids[range.clone()]));
+    // `start` is the first token of a piece that no piece before it had.
+    let mut start = range.start;
+    while start < range.end {
+        let is_first = start == range.start;
+        let first = if is_first {
+            start
+        } else {
+            start - CONTEXT_TOKENS
+        };
+        let limit = first + room;
+        let end = match &text {
+            _ if limit >= range.end => range.end,
+            None => limit,
+            Some(text) => {
+                let from = start + (limit - start) / 2;
+                range.start + text.cut(from - range.start, limit - range.start)
+            }
+        };
+        let mut piece = Example::default();
+        for part in front {
+            piece.append(example, part.clone(), is_first);
+        }
+        piece.append(example, first..start, false);
+        piece.append(example, start..end, true);
+        pieces.push(piece);
+        start = end;
+    }
+}
+
+/// Cuts a conversation between rounds, and a round that is too long inside its answer.
+fn cut_rounds(
+    tokenizer: Option<&Tokenizer>,
+    example: &Example,
+    row_tokens: usize,
+    pieces: &mut Vec<Example>,
+) -> Result<()> {
+    let rounds = &example.rounds;
+    let system = 0..rounds[0].start;
+    let end_of = |round: usize| {
+        let next = rounds.get(round + 1).map(|next| next.start);
+        next.unwrap_or(example.input_ids.len())
+    };
+    let mut first = 0;
+    while first < rounds.len() {
+        let start = rounds[first].start;
+        // 1. as many rounds as fit
+        let fits = |round: &usize| system.len() + end_of(*round) - start <= row_tokens;
+        if let Some(last) = (first..rounds.len()).take_while(fits).last() {
+            let mut piece = Example::default();
+            piece.append(example, system.clone(), first == 0);
+            piece.append(example, start..end_of(last), true);
+            pieces.push(piece);
+            first = last + 1;
+            continue;
+        }
+        // 2. one that is too long alone
+        let question = start..rounds[first].said;
+        let prompt_tokens = system.len() + question.len();
+        if prompt_tokens + CONTEXT_TOKENS >= row_tokens {
+            return Err(Error::NoRoomForAnswer {
+                prompt_tokens,
+                row_tokens,
+            });
+        }
+        let front = [system.clone(), question];
+        let answer = rounds[first].said..end_of(first);
+        cut_text(tokenizer, example, &front, answer, row_tokens, pieces);
+        first += 1;
+    }
+    Ok(())
 }
 
 /// Puts pieces into rows of at most `row_tokens` tokens; the same pieces give the same rows. Empty pieces are left out.
@@ -104,11 +189,11 @@ pub fn split(tokenizer: &Tokenizer, encoded: &Encoded, row_tokens: usize) -> Res
 /// [`Error::PieceTooLong`] for a piece that no row can hold.
 pub fn rows(pieces: &[Piece], row_tokens: usize, strategy: Strategy) -> Result<Vec<Row>> {
     let kept: Vec<usize> = (0..pieces.len())
-        .filter(|&i| !pieces[i].encoded.input_ids.is_empty())
+        .filter(|&i| !pieces[i].example.input_ids.is_empty())
         .collect();
     let lengths: Vec<usize> = kept
         .iter()
-        .map(|&i| pieces[i].encoded.input_ids.len())
+        .map(|&i| pieces[i].example.input_ids.len())
         .collect();
     let bins = bins(&lengths, row_tokens, strategy)?;
     let row_of = |bin: &Vec<usize>| row(bin.iter().map(|&i| &pieces[kept[i]]));
@@ -116,19 +201,21 @@ pub fn rows(pieces: &[Piece], row_tokens: usize, strategy: Strategy) -> Result<V
 }
 
 /// Lays pieces end to end, shifting labels to targets.
-pub fn row<'a>(pieces: impl Iterator<Item = &'a Piece>) -> Row {
+pub fn row<'a>(pieces: impl IntoIterator<Item = &'a Piece>) -> Row {
     let mut row = Row {
         cu_seqlens: vec![0],
         ..Row::default()
     };
     for piece in pieces {
-        let Encoded { input_ids, labels } = &piece.encoded;
+        let Example {
+            input_ids, labels, ..
+        } = &piece.example;
         row.tokens_t.extend(input_ids);
         let targets = labels.iter().skip(1).chain([&IGNORE]);
         row.targets_t
             .extend(targets.map(|&l| if l == IGNORE { -1 } else { l }));
         row.cu_seqlens.push(row.tokens_t.len() as u32);
-        row.documents.push(piece.document);
+        row.examples.push(piece.example_idx);
     }
     row
 }

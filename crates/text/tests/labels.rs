@@ -5,8 +5,8 @@
 mod common;
 
 use common::{fixture, json_lines, recorded_conversation, tiny};
-use text::labels::{Encoded, IGNORE, LossScale, preview, pt, sft, text_bytes};
-use text::{ChatTemplate, Conversation, Error, Message, RenderOptions, Tokenizer};
+use text::labels::{LossScale, preview, pt, sft, text_bytes};
+use text::{ChatTemplate, Conversation, Error, Example, IGNORE, Message, RenderOptions, Tokenizer};
 
 fn messages() -> [Message; 5] {
     [
@@ -23,7 +23,7 @@ fn conversation() -> Conversation {
 }
 
 /// The text under loss, without what is masked.
-fn trained(tokenizer: &Tokenizer, encoded: &Encoded) -> String {
+fn trained(tokenizer: &Tokenizer, encoded: &Example) -> String {
     let ids: Vec<u32> = encoded.trained_ids().collect();
     tokenizer.decode(&ids, false).unwrap_or_default()
 }
@@ -118,10 +118,7 @@ fn document_trains_all_but_its_first_token() {
     ids.push(tokenizer.eos());
     let mut labels: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
     labels[0] = IGNORE;
-    let expect = Encoded {
-        input_ids: ids,
-        labels,
-    };
+    let expect = Example::document(ids, labels);
     assert_eq!(encoded, expect);
 }
 

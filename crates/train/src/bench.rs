@@ -122,7 +122,7 @@ impl RandomSteps {
         Row {
             tokens_t,
             targets_t,
-            documents: (0..cu_seqlens.len() - 1).collect(),
+            examples: (0..cu_seqlens.len() - 1).collect(),
             cu_seqlens,
         }
     }

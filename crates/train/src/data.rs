@@ -5,9 +5,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use text::Tokenizer;
-use text::labels::{Encoded, IGNORE};
-use text::pack::{self, CONTEXT_TOKENS, Piece, Row, Strategy};
+use text::pack::{self, Piece, Row, Strategy};
+use text::{Example, Tokenizer};
 
 use crate::error::{Error, Result};
 use crate::job::{DataConfig, Document, Job, Packing};
@@ -31,10 +30,11 @@ pub struct RowPlan {
 }
 
 impl Pieces {
-    /// Splits documents that are longer than a row: at sentence ends where there is a tokenizer to see them, else where a row is full.
+    /// Cuts what is longer than a row, as [`pack::split`] does.
     ///
     /// # Errors
-    /// A token id beyond the vocabulary, or ids and labels that differ in number; `split` names the data in the text.
+    /// A token id beyond the vocabulary, ids and labels that differ in number, or a conversation that no row has room for; `split` names the
+    /// data in the text.
     pub fn new(
         documents: &[Document],
         split: &'static str,
@@ -46,18 +46,23 @@ impl Pieces {
         let mut of_document = Vec::with_capacity(documents.len());
         for (document_idx, document) in documents.iter().enumerate() {
             check_ids(document, split, document_idx, vocab_size)?;
-            let parts = match tokenizer {
-                Some(tokenizer) => pack::split(tokenizer, &document.encoded, row_tokens)?,
-                None => split_where_full(&document.encoded, row_tokens),
-            };
+            let parts =
+                pack::split(tokenizer, &document.encoded, row_tokens).map_err(|reason| {
+                    Error::Cut {
+                        split,
+                        document: document_idx,
+                        source_idx: document.source,
+                        reason,
+                    }
+                })?;
             let first = pieces.len();
             pieces.extend(
                 parts
                     .into_iter()
-                    .filter(|encoded| encoded.n_targets() > 0)
-                    .map(|encoded| Piece {
-                        document: document_idx,
-                        encoded,
+                    .filter(|example| example.n_targets() > 0)
+                    .map(|example| Piece {
+                        example_idx: document_idx,
+                        example,
                     }),
             );
             of_document.push(first..pieces.len());
@@ -83,7 +88,7 @@ impl Pieces {
     pub fn pack(&self, piece_indices: &[usize], data: &DataConfig) -> Result<Vec<RowPlan>> {
         let lengths: Vec<usize> = piece_indices
             .iter()
-            .map(|piece_idx| self.pieces[*piece_idx].encoded.input_ids.len())
+            .map(|piece_idx| self.pieces[*piece_idx].example.input_ids.len())
             .collect();
         let strategy = match data.packing {
             Packing::Binpack => Strategy::BinPack,
@@ -104,13 +109,13 @@ impl Pieces {
 
     /// Documents that these rows are made of, each as often as it has pieces in them.
     pub fn documents<'a>(&'a self, rows: &'a [RowPlan]) -> impl Iterator<Item = usize> + 'a {
-        self.in_rows(rows).map(|piece| piece.document)
+        self.in_rows(rows).map(|piece| piece.example_idx)
     }
 
     /// Positions that carry loss in these rows.
     fn n_targets(&self, rows: &[RowPlan]) -> u64 {
         self.in_rows(rows)
-            .map(|piece| piece.encoded.n_targets())
+            .map(|piece| piece.example.n_targets())
             .sum()
     }
 
@@ -161,8 +166,14 @@ pub struct Account {
     pub documents: u64,
     /// Of these, documents without a label to train on, left out.
     pub documents_without_label: u64,
-    /// Documents longer than a row, split.
+    /// Documents longer than a row, split at sentence ends.
     pub documents_split: u64,
+    /// Conversations longer than a row, cut between rounds.
+    pub conversations_split: u64,
+    /// Pieces of these that carry loss.
+    pub conversation_pieces: u64,
+    /// Rounds of these that are longer than a row alone, cut inside the answer.
+    pub rounds_split: u64,
     /// Labels of all training documents that can be predicted (a document's first token cannot).
     pub labels: u64,
     /// Trained labels of the first epoch: with all weights 1, exactly `labels`.
@@ -291,6 +302,18 @@ impl Plan {
 
     fn account_for(&self, job: &Job) -> Account {
         let first_epoch = &self.epochs[0];
+        let row_tokens = job.data.row_tokens;
+        let too_long = |document: &&Document| document.encoded.input_ids.len() > row_tokens;
+        let (mut conversations, mut conversation_pieces, mut rounds_split) = (0, 0, 0);
+        let pieces = job.train.iter().zip(&self.pieces.of_document);
+        for (document, pieces) in pieces.filter(|(document, _)| too_long(document)) {
+            let example = &document.encoded;
+            if !example.rounds.is_empty() {
+                conversations += 1;
+                conversation_pieces += pieces.len() as u64;
+                rounds_split += example.n_rounds_longer_than(row_tokens) as u64;
+            }
+        }
         Account {
             documents: job.train.len() as u64,
             documents_without_label: job
@@ -298,11 +321,10 @@ impl Plan {
                 .iter()
                 .filter(|document| document.encoded.n_targets() == 0)
                 .count() as u64,
-            documents_split: job
-                .train
-                .iter()
-                .filter(|document| document.encoded.input_ids.len() > job.data.row_tokens)
-                .count() as u64,
+            documents_split: job.train.iter().filter(too_long).count() as u64 - conversations,
+            conversations_split: conversations,
+            conversation_pieces,
+            rounds_split,
             labels: labels_of(job.train.iter()),
             trained_labels_per_epoch: self.pieces.n_targets(first_epoch),
             tokens_per_epoch: first_epoch.iter().map(|row| row.n_tokens).sum(),
@@ -354,7 +376,7 @@ fn check_ids(
     document_idx: usize,
     vocab_size: usize,
 ) -> Result<()> {
-    let Encoded {
+    let Example {
         input_ids, labels, ..
     } = &document.encoded;
     if input_ids.len() != labels.len() {
@@ -381,23 +403,4 @@ fn check_ids(
 
 fn labels_of<'d>(documents: impl Iterator<Item = &'d Document>) -> u64 {
     documents.map(|document| document.encoded.n_targets()).sum()
-}
-
-/// As [`pack::split`], for ids that no tokenizer explains.
-fn split_where_full(encoded: &Encoded, row_tokens: usize) -> Vec<Encoded> {
-    let n_tokens = encoded.input_ids.len();
-    let mut parts = Vec::new();
-    let mut start = 0;
-    while start < n_tokens {
-        let first = start.saturating_sub(CONTEXT_TOKENS);
-        let end = n_tokens.min(first + row_tokens);
-        let mut labels = encoded.labels[first..end].to_vec();
-        labels[..start - first].fill(IGNORE);
-        parts.push(Encoded {
-            input_ids: encoded.input_ids[first..end].to_vec(),
-            labels,
-        });
-        start = end;
-    }
-    parts
 }

@@ -136,6 +136,18 @@ pub enum Error {
         vocab_size: usize,
     },
     /// `document` counts from 0 in the order of the job.
+    #[error("document {document} of the {split} data (source {source_idx}): {reason}")]
+    Cut {
+        /// `training` or `held-out`.
+        split: &'static str,
+        /// Its place.
+        document: usize,
+        /// Place of its source in the recipe.
+        source_idx: u32,
+        /// Why no row has room for it.
+        reason: text::Error,
+    },
+    /// `document` counts from 0 in the order of the job.
     #[error(
         "document {document} of the {split} data (source {source_idx}) has {ids} ids and {labels} labels; they must be equally many"
     )]

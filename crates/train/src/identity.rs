@@ -23,11 +23,21 @@ pub fn of(job: &Job) -> Map<String, Value> {
             "run": { "epochs": job.run.epochs, "steps": job.run.steps },
             "source_weights": job.source_weights,
             "split_at": if job.tokenizer.is_some() { "sentence ends" } else { "row ends" },
+            "conversations_split_at": split_at_rounds(job).then_some("rounds"),
             "training_data": digest(&job.train),
             "held_out_data": digest(job.held_out()),
         }),
     );
     identity
+}
+
+/// Whether some conversation is cut, and so otherwise than a document would be.
+fn split_at_rounds(job: &Job) -> bool {
+    let mut documents = job.train.iter().chain(job.held_out());
+    documents.any(|document| {
+        let example = &document.encoded;
+        !example.rounds.is_empty() && example.input_ids.len() > job.data.row_tokens
+    })
 }
 
 /// `key: was X, is Y` for every key that differs.

@@ -8,8 +8,7 @@ use std::sync::atomic::AtomicBool;
 
 use model::LoraConfig;
 use serde::{Deserialize, Serialize};
-use text::Tokenizer;
-use text::labels::Encoded;
+use text::{Example, Tokenizer};
 
 use crate::error::{Error, Result};
 use crate::recipe_table::{Key, recipe_table};
@@ -186,7 +185,7 @@ pub enum ResultKind {
 #[derive(Debug, Clone)]
 pub struct Document {
     /// Ids and labels (unshifted, -100 = no loss).
-    pub encoded: Encoded,
+    pub encoded: Example,
     /// Index into [`Job::source_weights`].
     pub source: u32,
     /// Language code, for the held-out loss by language and the probe's mix.

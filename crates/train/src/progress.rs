@@ -38,6 +38,8 @@ pub struct Start {
     pub warmup_steps: u64,
     /// Where the documents and tokens are.
     pub account: Account,
+    /// Tokens of one packed row at most.
+    pub row_tokens: usize,
     /// How the steps are done on a GPU; None on a CPU.
     pub memory: Option<MemoryPlan>,
     /// Micro-batches of a whole step, which the ranks compute in turn.

@@ -168,6 +168,7 @@ impl<'a> Run<'a> {
             resumed_step: state.step,
             warmup_steps: schedule.warmup_steps,
             account: *plan.account(),
+            row_tokens: job.data.row_tokens,
             memory: trainer.memory.clone(),
             micro_batches: rows.micro_batches(trainer.rows_per_batch),
             n_ranks: ranks.n_ranks(),

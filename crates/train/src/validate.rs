@@ -170,7 +170,7 @@ fn add_up(
     nll_t: &[f32],
     documents: &[Document],
 ) {
-    for (piece, document) in batch.cu_seqlens.windows(2).zip(&batch.documents) {
+    for (piece, document) in batch.cu_seqlens.windows(2).zip(&batch.examples) {
         let range = piece[0] as usize..piece[1] as usize;
         let sum = sums
             .entry(documents[*document].language.clone())

@@ -29,7 +29,7 @@ fn times_seen(job: &Job, plan: &Plan, epoch_idx: usize) -> Vec<usize> {
         let step = plan.step(step_idx);
         if step.epoch_idx == epoch_idx {
             for row in plan.micro_batches(step) {
-                row.documents
+                row.examples
                     .iter()
                     .for_each(|document| seen[*document] += 1);
             }
@@ -201,7 +201,7 @@ fn repeats_come_in_other_orders_spread_over_the_epoch() {
             let plan = plan(&job);
             (0..plan.total_steps())
                 .flat_map(|step_idx| plan.micro_batches(plan.step(step_idx)).collect::<Vec<_>>())
-                .flat_map(|row| row.documents)
+                .flat_map(|row| row.examples)
                 .collect()
         };
         assert_eq!(seen.len(), 120);

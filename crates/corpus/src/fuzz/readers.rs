@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::sync::OnceLock;
 
+use text::IGNORE;
 use text::Tokenizer;
-use text::labels::{IGNORE, LossScale};
+use text::labels::LossScale;
 
 use super::{check_place, clear, put};
 use crate::character::Character;

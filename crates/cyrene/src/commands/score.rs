@@ -2,8 +2,11 @@
 
 use anyhow::{Context, Result};
 use corpus::row_file;
-use model::{Batch, Saved};
+use model::Saved;
 use serde::Deserialize;
+use text::Example;
+use text::pack::{self, Piece};
+use train::data::as_batch;
 
 use crate::cli::Score;
 use crate::ui::{Ui, of_rows};
@@ -24,15 +27,13 @@ pub fn run(args: &Score, ui: &Ui) -> Result<()> {
     let mut saved = Saved::forward_only(model.config());
     let mut bar = ui.bar("score", rows.len() as u64);
     for (at, row) in rows.iter().enumerate() {
-        let mut targets_t: Vec<i32> = row.input_ids[1..].iter().map(|&id| id as i32).collect();
-        targets_t.push(-1);
-        let batch = Batch {
-            tokens_t: &row.input_ids,
-            targets_t: &targets_t,
-            cu_seqlens: &[0, row.input_ids.len() as u32],
-        };
+        let labels = row.input_ids.iter().map(|&id| id as i32).collect();
+        let packed = pack::row([&Piece {
+            example_idx: at,
+            example: Example::document(row.input_ids.clone(), labels),
+        }]);
         let mut nll_t = model
-            .nll(&mut saved, &batch)
+            .nll(&mut saved, &as_batch(&packed))
             .with_context(|| format!("document {} of {}", at + 1, args.ids.display()))?;
         nll_t.pop();
         let logprobs: Vec<f32> = nll_t.iter().map(|nll| -nll).collect();

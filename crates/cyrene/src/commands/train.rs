@@ -14,6 +14,7 @@ use eval::TrainedRows;
 use kernel::Device;
 use model::{Config, Model};
 use text::{Persona, Tokenizer};
+use train::data::Account;
 use train::job::ResultKind;
 use train::launch::{self, Launch};
 use train::metrics::{AlertLine, ValidationLine};
@@ -240,6 +241,7 @@ pub fn train(
     }
     files::write(&out.join("recipe.toml"), saved.as_bytes())?;
     let mut rows = of_eval(TrainedRows::read(&base))?.unwrap_or_default();
+    rows.row_tokens = Some(recipe.data.row_tokens);
     for (document, _) in job
         .train
         .iter()
@@ -569,6 +571,9 @@ impl Progress for Drawing<'_> {
             self.ui
                 .note(format_args!("going on from step {}", start.resumed_step));
         }
+        if let Some(cut) = cut(account, start.row_tokens) {
+            self.ui.note(cut);
+        }
         if account.documents_without_label > 0 {
             self.ui.note(format_args!(
                 "{} documents have nothing to learn from (no token carries loss) and were left out",
@@ -619,6 +624,43 @@ impl Progress for Drawing<'_> {
     fn checkpoint(&mut self, folder: &Path) {
         tracing::debug!(folder = %folder.display(), "checkpoint");
     }
+}
+
+/// What was longer than a row, and what became of it.
+fn cut(account: &Account, row_tokens: usize) -> Option<String> {
+    let n = |n: u64, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+    let verbs = |n: u64| {
+        if n == 1 {
+            ("is", "was")
+        } else {
+            ("are", "were")
+        }
+    };
+    let mut parts = Vec::new();
+    if account.conversations_split > 0 {
+        let (are, were) = verbs(account.conversations_split);
+        let rounds = match account.rounds_split {
+            0 => String::new(),
+            rounds => format!(
+                "; {} of them {} longer than a row alone and cut inside the answer, behind the same question",
+                n(rounds, "round"),
+                verbs(rounds).0
+            ),
+        };
+        parts.push(format!(
+            "{} {are} longer than a row of {row_tokens} tokens and {were} cut between rounds into {}, the system message in front of each{rounds}",
+            n(account.conversations_split, "conversation"),
+            n(account.conversation_pieces, "piece"),
+        ));
+    }
+    if account.documents_split > 0 {
+        let (are, were) = verbs(account.documents_split);
+        parts.push(format!(
+            "{} {are} longer than a row of {row_tokens} tokens and {were} cut at sentence ends",
+            n(account.documents_split, "document")
+        ));
+    }
+    (!parts.is_empty()).then(|| parts.join("\n"))
 }
 
 /// The other sides' losses over all languages.
@@ -684,6 +726,40 @@ mod tests {
             assert!(said.contains(expect), "{said}");
             assert!(said.contains(&format!("the {micro_batches} micro-batches")));
         }
+    }
+
+    #[test]
+    fn what_was_cut_is_said_with_its_numbers() {
+        let none = Account::default();
+        assert_eq!(cut(&none, 96), None);
+        let some = Account {
+            conversations_split: 3,
+            conversation_pieces: 8,
+            ..none
+        };
+        assert_eq!(
+            cut(&some, 96).unwrap(),
+            "3 conversations are longer than a row of 96 tokens and were cut between rounds into 8 pieces, the system message in front of each"
+        );
+        let long_round = Account {
+            conversations_split: 1,
+            conversation_pieces: 4,
+            rounds_split: 1,
+            documents_split: 1,
+            ..none
+        };
+        let said = cut(&long_round, 96).unwrap();
+        assert!(said.contains("1 conversation is longer"), "{said}");
+        assert!(
+            said.contains("1 round of them is longer than a row alone"),
+            "{said}"
+        );
+        assert!(
+            said.ends_with(
+                "1 document is longer than a row of 96 tokens and was cut at sentence ends"
+            ),
+            "{said}"
+        );
     }
 
     #[test]

@@ -54,8 +54,8 @@ pub fn between(samples: &[Sample], scores: &[Score], others: &[Score]) -> Differ
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Side;
-    use text::labels::Encoded;
+    use corpus::Side;
+    use text::Example;
 
     fn samples(n: usize) -> Vec<Sample> {
         (0..n)
@@ -64,10 +64,7 @@ mod tests {
                 scene: format!("s{}", i / 2),
                 language: String::new(),
                 side: Side::Val,
-                encoded: Encoded {
-                    input_ids: vec![],
-                    labels: vec![],
-                },
+                encoded: Example::document(vec![], vec![]),
                 bytes: 10,
                 text: String::new(),
             })

@@ -5,7 +5,9 @@
 use serde::Serialize;
 
 use crate::score::Score;
-use crate::{Sample, Side};
+use corpus::Side;
+
+use crate::Sample;
 
 /// The gap above which a model is flagged as overfitted.
 pub const RED_FLAG: f64 = 0.10;
@@ -163,7 +165,7 @@ fn transfer(samples: &[Sample], scores: &[Score], keep: &impl Fn(&Sample) -> boo
         let side = match sample.side {
             Side::Val => 0,
             Side::ProbeX => 1,
-            Side::Train | Side::ValStrict => continue,
+            _ => continue,
         };
         if keep(sample) && sample.bytes > 0 {
             let cell = cells
@@ -235,17 +237,14 @@ impl SplitMix {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use text::labels::Encoded;
+    use text::Example;
 
     fn sample(scene: &str, language: &str, side: Side, bytes: usize) -> Sample {
         Sample {
             scene: scene.into(),
             language: language.into(),
             side,
-            encoded: Encoded {
-                input_ids: vec![],
-                labels: vec![],
-            },
+            encoded: Example::document(vec![], vec![]),
             bytes,
             text: String::new(),
         }

@@ -1,7 +1,9 @@
 //! The token-unigram model: what a model knows that has only counted. A trained model must be clearly below it.
 
 use crate::score::Score;
-use crate::{Sample, Side};
+use corpus::Side;
+
+use crate::Sample;
 
 /// Scores every sample with add-one smoothed frequencies of the targets on the train side.
 pub fn scores(samples: &[Sample], vocab_size: usize) -> Vec<Score> {
@@ -36,7 +38,7 @@ pub fn scores(samples: &[Sample], vocab_size: usize) -> Vec<Score> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use text::labels::Encoded;
+    use text::Example;
 
     #[test]
     fn unigram_counts_the_train_side_only() {
@@ -44,10 +46,7 @@ mod tests {
             scene: String::new(),
             language: "en".into(),
             side,
-            encoded: Encoded {
-                input_ids: vec![0; labels.len()],
-                labels: labels.to_vec(),
-            },
+            encoded: Example::document(vec![0; labels.len()], labels.to_vec()),
             bytes: 0,
             text: String::new(),
         };

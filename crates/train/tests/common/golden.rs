@@ -102,7 +102,7 @@ impl Tensors {
         };
         Row {
             targets_t: (0..tokens_t.len()).map(target).collect(),
-            documents: (0..cu_seqlens.len() - 1).collect(),
+            examples: (0..cu_seqlens.len() - 1).collect(),
             tokens_t,
             cu_seqlens,
         }

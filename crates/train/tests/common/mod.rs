@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use kernel::DType;
 use model::{Config, Model};
 use serde_json::{Value, json};
-use text::labels::Encoded;
+use text::Example;
 use train::job::LoraTuner;
 use train::job::{SaveDType, ScheduleKind};
 use train::metrics::TrainLine;
@@ -80,7 +80,7 @@ pub fn labelled(input_ids: Vec<u32>, language: &str) -> Document {
     }
     Document {
         bytes: 3 * input_ids.len().saturating_sub(1),
-        encoded: Encoded { input_ids, labels },
+        encoded: Example::document(input_ids, labels),
         source: 0,
         language: Some(language.to_string()),
     }

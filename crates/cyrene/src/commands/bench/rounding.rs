@@ -21,6 +21,7 @@ use kernel::ops::adamw::Rounding;
 use kernel::{DType, Device, Tensor};
 use model::{Config, Model};
 use serde::Serialize;
+use text::Tokenizer;
 use train::Job;
 use train::data::Plan;
 use train::memory::StepRows;
@@ -164,6 +165,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let judge = Judge {
         base: &base,
         device,
+        tokenizer: job.tokenizer.as_deref(),
         samples: &samples,
         row_tokens: recipe.data.row_tokens,
         ui,
@@ -273,7 +275,7 @@ fn samples(held_out: &[HeldOut]) -> Vec<Sample> {
         if held.row.scene.is_none() {
             sample.scene = format!("row {at}");
         }
-        Some(sample).filter(|sample| sample.targets() > 0)
+        Some(sample).filter(|sample| sample.encoded.n_targets() > 0)
     });
     samples.collect()
 }
@@ -346,6 +348,7 @@ fn train(case: Case, base: &Path, job: &Job, device: Device, ui: &Ui) -> Result<
 struct Judge<'a> {
     base: &'a Path,
     device: Device,
+    tokenizer: Option<&'a Tokenizer>,
     samples: &'a [Sample],
     row_tokens: usize,
     ui: &'a Ui,
@@ -369,9 +372,13 @@ impl Judge<'_> {
     fn scores(&self, model: Model) -> Result<Vec<Score>> {
         let model = model.to_device(self.device)?;
         let mut bar = self.ui.bar("held out", self.samples.len() as u64);
-        let scores = score::samples(&model, self.samples, self.row_tokens, |done| {
-            bar.set(done as u64, "");
-        })?;
+        let scores = score::samples(
+            &model,
+            self.tokenizer,
+            self.samples,
+            self.row_tokens,
+            |done| bar.set(done as u64, ""),
+        )?;
         bar.finish();
         Ok(scores)
     }
