@@ -52,7 +52,7 @@ impl Linear {
     ) -> Result<()> {
         matmul::forward_onto(y_to, base_to, x_ti, &self.weight.tensor)?;
         match &self.adapter {
-            Some(adapter) => adapter.forward_residual(y_to, x_ti, lora),
+            Some(adapter) => adapter.forward_accumulate(y_to, x_ti, lora),
             None => Ok(()),
         }
     }
@@ -77,7 +77,7 @@ impl Linear {
     }
 
     /// As `backward`, with d_x_ti added to: several layers read the same x.
-    pub fn backward_residual(
+    pub fn backward_accumulate(
         &self,
         d_x_ti: &mut Tensor,
         grads: &mut Gradients,
@@ -87,7 +87,7 @@ impl Linear {
     ) -> Result<()> {
         self.weight_backward(grads, d_y_to, x_ti)?;
         if let Some(adapter) = &self.adapter {
-            adapter.backward_residual(d_x_ti, grads, d_y_to, x_ti, lora)?;
+            adapter.backward_accumulate(d_x_ti, grads, d_y_to, x_ti, lora)?;
         }
         self.input_backward(d_x_ti, d_y_to, Write::Accumulate)
     }

@@ -154,7 +154,7 @@ impl Adapter {
     }
 
     /// y_to added to.
-    pub fn forward_residual(
+    pub fn forward_accumulate(
         &self,
         y_to: &mut Tensor,
         x_ti: &Tensor,
@@ -189,7 +189,7 @@ impl Adapter {
     }
 
     /// As `backward`, with d_x_ti added to.
-    pub fn backward_residual(
+    pub fn backward_accumulate(
         &self,
         d_x_ti: &mut Tensor,
         grads: &mut Gradients,
@@ -303,7 +303,9 @@ mod tests {
             ..Scratch::new(DType::F32, Device::Cpu)
         };
         let mut y = Tensor::zeros(&[9, 7], DType::F32);
-        adapter.forward_residual(&mut y, &x, &mut scratch).unwrap();
+        adapter
+            .forward_accumulate(&mut y, &x, &mut scratch)
+            .unwrap();
         let mut d_x = Tensor::zeros(&[9, 40], DType::F32);
         let tensors = vec![
             Tensor::zeros(&[3, 40], DType::F32),
@@ -311,7 +313,7 @@ mod tests {
         ];
         let mut grads = Gradients::new(tensors, vec![false; 2]);
         adapter
-            .backward_residual(&mut d_x, &mut grads, &d_y, &x, &mut scratch)
+            .backward_accumulate(&mut d_x, &mut grads, &d_y, &x, &mut scratch)
             .unwrap();
         let dot = |a: &Tensor, b: &Tensor| -> f64 {
             std::iter::zip(a.f32s(), b.f32s())

@@ -242,9 +242,9 @@ impl Weights {
         self.q_proj
             .backward(d_x_td, grads, &gradient.d_qg_th2n, x_td, pass.lora)?;
         self.k_proj
-            .backward_residual(d_x_td, grads, &gradient.d_raw_k_tgn, x_td, pass.lora)?;
+            .backward_accumulate(d_x_td, grads, &gradient.d_raw_k_tgn, x_td, pass.lora)?;
         self.v_proj
-            .backward_residual(d_x_td, grads, &gradient.d_v_tgn, x_td, pass.lora)
+            .backward_accumulate(d_x_td, grads, &gradient.d_v_tgn, x_td, pass.lora)
     }
 
     /// New tokens after what the caches hold: T of one sequence, or one of each of B.

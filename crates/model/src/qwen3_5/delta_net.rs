@@ -282,11 +282,11 @@ impl Weights {
         self.in_proj_qkv
             .backward(d_x_td, grads, &gradient.d_qkv_tc, x_td, pass.lora)?;
         self.in_proj_z
-            .backward_residual(d_x_td, grads, &gradient.d_z_thv, x_td, pass.lora)?;
+            .backward_accumulate(d_x_td, grads, &gradient.d_z_thv, x_td, pass.lora)?;
         self.in_proj_b
-            .backward_residual(d_x_td, grads, &gradient.d_b_th, x_td, pass.lora)?;
+            .backward_accumulate(d_x_td, grads, &gradient.d_b_th, x_td, pass.lora)?;
         self.in_proj_a
-            .backward_residual(d_x_td, grads, &gradient.d_a_th, x_td, pass.lora)
+            .backward_accumulate(d_x_td, grads, &gradient.d_a_th, x_td, pass.lora)
     }
 
     /// New tokens after what the states hold: T of one sequence, or one of each of B.

@@ -115,6 +115,6 @@ impl Weights {
         self.up_proj
             .backward(d_x_td, grads, &gradient.d_up_tf, x_td, pass.lora)?;
         self.gate_proj
-            .backward_residual(d_x_td, grads, &gradient.d_gate_tf, x_td, pass.lora)
+            .backward_accumulate(d_x_td, grads, &gradient.d_gate_tf, x_td, pass.lora)
     }
 }
