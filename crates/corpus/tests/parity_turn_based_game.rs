@@ -31,8 +31,7 @@ impl Golden {
         let tokenizer =
             text::Tokenizer::load(&shared.join("reference/tokenizer/tokenizer.json.gz"))
                 .unwrap()
-                .with_pattern(text::WordPattern::Qwen2)
-                .unwrap();
+                .with_pattern(text::WordPattern::Qwen2);
         Some(Golden { folder, tokenizer })
     }
 

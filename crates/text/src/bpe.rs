@@ -1,10 +1,11 @@
 //! Byte-pair encoding of one word, on ids alone: the pair of lowest rank is joined, the leftmost of equals, until none is left.
 //! Own code because the `tokenizers` crate takes most of a second to set up and works on spelled characters with their offsets;
-//! that crate stays the oracle of the tests.
+//! that crate is the oracle of the tests.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use crate::error::{Error, Result};
 use crate::spelling::char_of;
 use crate::vocab::Vocab;
 
@@ -235,11 +236,20 @@ fn least(block: &[i32; BLOCK]) -> i32 {
 pub(crate) struct WordEncoder<'a> {
     pub bpe: &'a Bpe,
     pub bytes: &'a Bytes,
+    /// A word that is in here is one token, whatever the merges say.
+    pub whole_words: Option<&'a Vocab>,
 }
 
 impl WordEncoder<'_> {
     /// Appends the ids of a word.
     pub fn append(&self, word: &[u8], ids: &mut Vec<u32>) {
+        if let Some(vocab) = self.whole_words {
+            let spelled: String = word.iter().map(|byte| char_of(*byte)).collect();
+            if let Some(id) = vocab.id(&spelled) {
+                ids.push(id);
+                return;
+            }
+        }
         let start = ids.len();
         ids.extend(word.iter().map(|byte| self.bytes.ids[usize::from(*byte)]));
         let ranks = word
@@ -258,13 +268,16 @@ pub(crate) struct Bytes {
 }
 
 impl Bytes {
-    /// `None` if the vocabulary lacks a byte.
-    pub fn new(vocab: &Vocab, bpe: &Bpe) -> Option<Bytes> {
+    /// # Errors
+    /// [`Error::MissingByte`] if the vocabulary lacks one.
+    pub fn new(vocab: &Vocab, bpe: &Bpe) -> Result<Bytes> {
         let mut ids = [0; 256];
         for (byte, id) in (0..=255).zip(ids.iter_mut()) {
-            *id = vocab.id(char_of(byte).encode_utf8(&mut [0; 4]))?;
+            let spelling = char_of(byte);
+            let known = vocab.id(spelling.encode_utf8(&mut [0; 4]));
+            *id = known.ok_or(Error::MissingByte { byte, spelling })?;
         }
-        Some(Bytes::of_ids(ids, bpe))
+        Ok(Bytes::of_ids(ids, bpe))
     }
 
     pub(crate) fn of_ids(ids: [u32; 256], bpe: &Bpe) -> Bytes {

@@ -1,7 +1,8 @@
 //! The model of tokenizer.json: its tokens and merges, read into flat texts and made into what encodes.
 
 use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::ser::SerializeStruct;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::bpe::{Bpe, MAX_IDS, MAX_MERGES};
 use crate::error::{Error, Result};
@@ -20,13 +21,15 @@ pub(crate) struct BpeFile {
 
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(crate) struct BpeOptions {
-    pub unk_token: Option<String>,
+    /// What stands for characters without a token, of which there are none where every byte has one; as it was read, for saves.
+    unk_token: Option<String>,
     continuing_subword_prefix: Option<String>,
     end_of_word_suffix: Option<String>,
     #[serde(default)]
-    pub fuse_unk: bool,
+    fuse_unk: bool,
     #[serde(default)]
-    pub byte_fallback: bool,
+    byte_fallback: bool,
+    /// Whether a word that the vocabulary has is one token, whatever the merges say.
     #[serde(default)]
     pub ignore_merges: bool,
 }
@@ -78,11 +81,6 @@ impl BpeFile {
 }
 
 impl BpeOptions {
-    /// Whether the merges alone say what a word's tokens are, given that every byte has one.
-    pub fn are_plain(&self) -> bool {
-        !self.ignore_merges
-    }
-
     /// # Errors
     /// [`Error::SubwordMark`] if tokens carry a mark of their place in the word, as no byte-level vocabulary does.
     fn check(&self) -> Result<()> {
@@ -92,6 +90,34 @@ impl BpeOptions {
             }
         }
         Ok(())
+    }
+}
+
+/// As the `tokenizers` crate writes it: tokens by id, merges by rank.
+impl Serialize for Model {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        struct Ids<'a>(&'a Vocab);
+        impl Serialize for Ids<'_> {
+            fn serialize<S: Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
+                to.collect_map(self.0.iter())
+            }
+        }
+        let token = |id| self.vocab.token(id).unwrap_or_default();
+        let merges = self.bpe.merges().into_iter();
+        let merges: Vec<_> = merges.map(|(l, r)| (token(l), token(r))).collect();
+        let options = &self.options;
+        let mut model = serializer.serialize_struct("BPE", 10)?;
+        model.serialize_field("type", "BPE")?;
+        model.serialize_field("dropout", &())?;
+        model.serialize_field("unk_token", &options.unk_token)?;
+        model.serialize_field("continuing_subword_prefix", &())?;
+        model.serialize_field("end_of_word_suffix", &())?;
+        model.serialize_field("fuse_unk", &options.fuse_unk)?;
+        model.serialize_field("byte_fallback", &options.byte_fallback)?;
+        model.serialize_field("ignore_merges", &options.ignore_merges)?;
+        model.serialize_field("vocab", &Ids(&self.vocab))?;
+        model.serialize_field("merges", &merges)?;
+        model.end()
     }
 }
 

@@ -52,9 +52,18 @@ pub enum Error {
         got: u32,
     },
     #[error(
-        "the tokenizer cuts words by no regular expression, so the word pattern cannot be chosen; load it as it is"
+        "the tokenizer's {part} is {got}, and only {known} works here; use the tokenizer.json of a Qwen folder"
     )]
-    NoWordPattern,
+    Pipeline {
+        /// Key of tokenizer.json.
+        part: &'static str,
+        got: String,
+        known: &'static str,
+    },
+    #[error(
+        "the vocabulary lacks the byte {byte:#04x}, spelled `{spelling}`, and only byte-level BPE with all 256 works here; use the tokenizer.json of a Qwen folder"
+    )]
+    MissingByte { byte: u8, spelling: char },
     #[error(
         "the tokenizer marks parts of words with `{mark}`, only byte-level BPE works here; use a Qwen3.5 tokenizer.json"
     )]
@@ -69,8 +78,8 @@ pub enum Error {
     VocabTooLarge { n_ids: usize, n_merges: usize },
     #[error("a vocabulary of {vocab_size} is too small: 256 byte tokens come first; ask for more")]
     VocabTooSmall { vocab_size: usize },
-    #[error("tokenizer: {source}")]
-    Tokenizer { source: tokenizers::Error },
+    #[error("the tokenizer cannot be put into JSON: {source}; please report it")]
+    ToJson { source: serde_json::Error },
     #[error(
         "no chat template in {path}: neither chat_template.jinja nor `chat_template` in tokenizer_config.json; use the built-in one"
     )]

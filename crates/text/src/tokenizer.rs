@@ -1,26 +1,23 @@
 //! The byte-level BPE tokenizer: text to ids and back.
-//! Qwen's pipeline runs in code of our own ([`WordSplitter`], [`Bpe`]); the `tokenizers` crate, which needs most of a second to set up and
-//! five times as long for a text, runs every other pipeline, normalises, writes tokenizer.json, counts words for a new vocabulary, and is
-//! the oracle of the tests.
+//! Qwen's pipeline runs in code of our own ([`WordSplitter`], [`Bpe`](crate::bpe::Bpe)), because the `tokenizers` crate needs most of a
+//! second to set up and five times as long for a text; that crate is the oracle of the tests (`tests/oracle.rs`).
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use serde_json::{Value, json};
-use tokenizers::{NormalizedString, OffsetReferential, OffsetType, PreTokenizer};
 
-use crate::added_tokens::AddedTokens;
+use crate::added_tokens::{AddedTokens, Piece};
 use crate::bpe::{Bytes, WordEncoder};
 use crate::bpe_file::{Merges, Model, Tokens};
 use crate::bpe_trainer;
 use crate::chat_template::ChatTemplate;
 use crate::error::{Error, Result};
 use crate::spelling::{self, char_of};
-use crate::tokenizer_file::{self as file, Pipeline, Steps, TokenizerFile, wrap};
+use crate::tokenizer_file::{self as file, Steps, TokenizerFile};
 use crate::word_cache::CacheKey;
-use crate::words::{WordSplitter, is_surely_nfc};
+use crate::words::WordSplitter;
 
 /// The 33 added tokens of Qwen3.5 in id order, and whether each is special (left out when a reply is decoded).
 /// In any text each is one token, special or not.
@@ -112,13 +109,9 @@ struct Inner {
     turn_end: u32,
     document_end: u32,
     vocab_size: usize,
-    /// The bytes of the vocabulary; without them nothing is done without the crate's pipeline.
-    bytes: Option<Box<Bytes>>,
-    /// How to cut words without the pipeline; `None` where its steps are others than Qwen's.
-    splitter: Option<WordSplitter>,
+    bytes: Box<Bytes>,
+    splitter: WordSplitter,
     cache: CacheKey,
-    /// The crate's tokenizer, made when it is first needed.
-    pipeline: OnceLock<Pipeline>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -132,7 +125,8 @@ impl Tokenizer {
     /// Added tokens that only `tokenizer_config.json` beside it knows are merged in, as the released files need.
     ///
     /// # Errors
-    /// A missing file, broken JSON, a model other than BPE, no `<|im_end|>` or `<|endoftext|>`, or files that disagree on ids.
+    /// A missing file, broken JSON, a model other than BPE, no `<|im_end|>` or `<|endoftext|>`, files that disagree on ids, a vocabulary
+    /// that lacks a byte, or steps around the model that are not those of Qwen's folders ([`Error::Pipeline`]).
     pub fn load(path: &Path) -> Result<Self> {
         let path = if path.is_dir() {
             file::file_in(path)
@@ -168,12 +162,12 @@ impl Tokenizer {
         if vocab_size < 256 {
             return Err(Error::VocabTooSmall { vocab_size });
         }
-        // 1. a tokenizer of bytes only, whose own pipeline cuts the texts into words
-        let bytes_only = TokenizerFile::qwen3_5(byte_tokens(), Merges::default())?;
+        // 1. a tokenizer of bytes only, which cuts the texts into words
+        let bytes_only = TokenizerFile::qwen3_5(byte_tokens(), Merges::default());
         let bytes_only = Self::from_file(bytes_only, None)?;
         let mut words: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
         for text in texts {
-            bytes_only.count_words(text, &mut words)?;
+            bytes_only.count_words(text, &mut words);
         }
         // 2. merges, and the vocabulary they build
         let learned = bpe_trainer::train(&words, vocab_size);
@@ -186,60 +180,40 @@ impl Tokenizer {
         for (left, right) in &learned.merges {
             merges.push(&spell(left), &spell(right));
         }
-        Self::from_file(TokenizerFile::qwen3_5(tokens, merges)?, None)
+        Self::from_file(TokenizerFile::qwen3_5(tokens, merges), None)
     }
 
     /// The same vocabulary with words cut by another pattern.
-    ///
-    /// # Errors
-    /// [`Error::NoWordPattern`] where the tokenizer cuts by no regular expression.
-    pub fn with_pattern(self, pattern: WordPattern) -> Result<Self> {
+    pub fn with_pattern(self, pattern: WordPattern) -> Self {
         let mut inner = Arc::unwrap_or_clone(self.inner);
-        inner.steps.set_pattern(pattern)?;
-        inner.pipeline = OnceLock::new();
-        Ok(Tokenizer {
-            inner: Arc::new(inner.with_splitter()?),
-        })
+        inner.steps.set_pattern(pattern);
+        inner.splitter = WordSplitter::new(pattern);
+        Tokenizer {
+            inner: Arc::new(inner),
+        }
     }
 
     /// Ids of `text`; nothing is put in front or behind, and added tokens written in the text become their ids.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] when the pipeline fails, which no UTF-8 text is known to cause.
+    /// None: every text has ids.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        match self.quick_way() {
-            Some(way) => Ok(self.encode_quickly(way, text, nfc)),
-            None => self.encode_by_pipeline(text),
-        }
+        Ok(self.ids(text, None))
     }
 
     /// As [`Tokenizer::encode`], but what would be an added token without the `mark` in it is text; marks give nothing.
     pub(crate) fn encode_marked(&self, text: &str, mark: char) -> Result<Vec<u32>> {
-        match self.quick_way() {
-            Some(way) => Ok(self.encode_quickly(way, text, |text| {
-                Cow::Owned(nfc(&text.replace(mark, "")).into_owned())
-            })),
-            // That pipeline finds added tokens by itself: a blank is all that keeps it from them.
-            None => self.encode_by_pipeline(&text.replace(mark, " ")),
-        }
+        Ok(self.ids(text, Some(mark)))
     }
 
-    /// Ids of `text`; `clean` gives the form of a piece between added tokens that is cut into words.
-    fn encode_quickly<'t>(
-        &self,
-        (splitter, encoder): (WordSplitter, WordEncoder<'_>),
-        text: &'t str,
-        clean: impl Fn(&'t str) -> Cow<'t, str>,
-    ) -> Vec<u32> {
+    fn ids(&self, text: &str, mark: Option<char>) -> Vec<u32> {
+        let (splitter, encoder) = (self.inner.splitter, self.word_encoder());
         self.inner.cache.with(|cache| {
             let mut ids = Vec::with_capacity(text.len() / 3);
-            let mut rest = text;
-            while let Some((before, id, behind)) = self.inner.added.split(rest) {
-                cache.append(clean(before).as_bytes(), splitter, encoder, &mut ids);
-                ids.push(id);
-                rest = behind;
-            }
-            cache.append(clean(rest).as_bytes(), splitter, encoder, &mut ids);
+            self.inner.added.cut(text, mark, |piece| match piece {
+                Piece::Text(text) => cache.append(text.as_bytes(), splitter, encoder, &mut ids),
+                Piece::Token(id) => ids.push(id),
+            });
             ids
         })
     }
@@ -249,23 +223,14 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn count(&self, text: &str) -> Result<usize> {
-        let Some((splitter, encoder)) = self.quick_way() else {
-            return Ok(self.encode_by_pipeline(text)?.len());
-        };
+        let (splitter, encoder) = (self.inner.splitter, self.word_encoder());
         Ok(self.inner.cache.with(|cache| {
             let mut count = 0;
-            let mut of_words = |text: &str| {
-                count += cache.count(nfc(text).as_bytes(), splitter, encoder);
-            };
-            let mut n_added = 0;
-            let mut rest = text;
-            while let Some((before, _, behind)) = self.inner.added.split(rest) {
-                of_words(before);
-                n_added += 1;
-                rest = behind;
-            }
-            of_words(rest);
-            count + n_added
+            self.inner.added.cut(text, None, |piece| match piece {
+                Piece::Text(text) => count += cache.count(text.as_bytes(), splitter, encoder),
+                Piece::Token(_) => count += 1,
+            });
+            count
         }))
     }
 
@@ -273,12 +238,8 @@ impl Tokenizer {
     /// and `skip_special` leaves special tokens out (`<think>` is not one).
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] when the decoder of the file fails.
+    /// None: all ids have a text.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        if self.inner.splitter.is_none() {
-            let text = self.inner.pipeline()?.decode(ids, skip_special);
-            return text.map_err(|source| Error::Tokenizer { source });
-        }
         let mut bytes = Vec::with_capacity(ids.len() * 4);
         for id in ids {
             self.append_bytes(*id, skip_special, &mut bytes);
@@ -314,7 +275,7 @@ impl Tokenizer {
     /// What a reply may hold: no added token but those that end it, and the marks of a think block only where `thinking` was asked for.
     pub fn sampling_mask(&self, thinking: bool) -> SamplingMask {
         let ends = self.end_ids();
-        let added = self.inner.added.iter();
+        let added = self.inner.added.entries().iter();
         let banned = added.filter(|e| {
             let is_mark = ["<think>", "</think>"].contains(&e.token.content.as_str());
             !(ends.contains(&e.id) || thinking && is_mark)
@@ -329,7 +290,7 @@ impl Tokenizer {
     pub fn append_bytes(&self, id: u32, skip_special: bool, out: &mut Vec<u8>) {
         if let Some(token) = self.inner.added.get(id) {
             if !(skip_special && token.special) {
-                spelling::append_bytes(&token.content, out);
+                spelling::append_bytes(&self.inner.added.text(token), out);
             }
         } else if let Some(token) = self.inner.model.vocab.token(id) {
             spelling::append_bytes(token, out);
@@ -339,18 +300,20 @@ impl Tokenizer {
     /// Writes `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja` into `dir`, each whole or not at all.
     ///
     /// # Errors
-    /// [`Error::Write`] with the path; [`Error::Tokenizer`] if the `tokenizers` crate refuses the parts.
+    /// [`Error::Write`] with the path.
     pub fn save(&self, dir: &Path, template: &ChatTemplate) -> Result<()> {
-        let pipeline = serde_json::to_vec(self.inner.pipeline()?).map_err(wrap)?;
-        files::write(&dir.join("tokenizer.json"), &pipeline)?;
-        let mut config = match &self.inner.config {
+        let inner = &*self.inner;
+        let tokenizer = file::to_json(&inner.model, &inner.steps, &inner.added)?;
+        files::write(&dir.join("tokenizer.json"), &tokenizer)?;
+        let mut config = match &inner.config {
             Some(config) => config.clone(),
             None => self.new_config(),
         };
         if let Some(config) = config.as_object_mut() {
             config.insert("chat_template".into(), template.source().into());
         }
-        let config = serde_json::to_vec_pretty(&config).map_err(wrap)?;
+        let config =
+            serde_json::to_vec_pretty(&config).map_err(|source| Error::ToJson { source })?;
         files::write(&dir.join("tokenizer_config.json"), &config)?;
         let template_path = dir.join("chat_template.jinja");
         files::write(&template_path, template.source().as_bytes())?;
@@ -359,7 +322,7 @@ impl Tokenizer {
 
     /// A config that makes other stacks take tokenizer.json as it is: the class `Qwen2Tokenizer` would put its own word pattern in.
     fn new_config(&self) -> Value {
-        let added = self.inner.added.iter();
+        let added = self.inner.added.entries().iter();
         let decoder: serde_json::Map<String, Value> =
             added.map(|e| (e.id.to_string(), json!(e.token))).collect();
         json!({
@@ -379,7 +342,10 @@ impl Tokenizer {
 
     fn from_file(file: TokenizerFile, config: Option<Value>) -> Result<Self> {
         let model = file.model.build()?;
-        let added = AddedTokens::new(file.added_tokens, &model.vocab)?;
+        // What a foreign tokenizer lacks says more than what is odd about its steps: told first.
+        let pipeline = file.steps.pipeline();
+        let normalizes = pipeline.as_ref().is_ok_and(|p| p.normalizes);
+        let added = AddedTokens::new(file.added_tokens, &model.vocab, normalizes)?;
         let required = |token: &str| {
             let id = added.id(token).or_else(|| model.vocab.id(token));
             id.ok_or_else(|| Error::MissingToken {
@@ -387,103 +353,56 @@ impl Tokenizer {
             })
         };
         let (turn_end, document_end) = (required(TURN_END)?, required(DOCUMENT_END)?);
+        let splitter = WordSplitter::new(pipeline?.pattern);
         let highest_added = added.highest_id().map_or(0, |id| id as usize + 1);
         let inner = Inner {
             vocab_size: model.vocab.n_ids().max(highest_added),
-            bytes: Bytes::new(&model.vocab, &model.bpe).map(Box::new),
+            bytes: Box::new(Bytes::new(&model.vocab, &model.bpe)?),
             model,
             steps: file.steps,
             added,
             config,
             turn_end,
             document_end,
-            splitter: None,
+            splitter,
             cache: CacheKey::new(),
-            pipeline: OnceLock::new(),
         };
         Ok(Tokenizer {
-            inner: Arc::new(inner.with_splitter()?),
+            inner: Arc::new(inner),
         })
     }
 
-    /// How to cut and encode words without the pipeline; `None` if only that can.
-    fn quick_way(&self) -> Option<(WordSplitter, WordEncoder<'_>)> {
-        let inner = &*self.inner;
-        let encoder = WordEncoder {
-            bpe: &inner.model.bpe,
-            bytes: inner.bytes.as_deref()?,
-        };
-        Some((inner.splitter?, encoder))
-    }
-
-    /// The pipeline as the file describes it: what the quick way must agree with.
-    pub(crate) fn encode_by_pipeline(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.pipeline()?.encode_fast(text, false);
-        Ok(encoding
-            .map_err(|source| Error::Tokenizer { source })?
-            .get_ids()
-            .to_vec())
+    fn word_encoder(&self) -> WordEncoder<'_> {
+        let model = &self.inner.model;
+        WordEncoder {
+            bpe: &model.bpe,
+            bytes: &self.inner.bytes,
+            whole_words: model.options.ignore_merges.then_some(&model.vocab),
+        }
     }
 
     /// Adds the words of `text`, as bytes, to the counts; added tokens in the text are no words.
-    fn count_words(&self, text: &str, words: &mut BTreeMap<Vec<u8>, u64>) -> Result<()> {
-        let pipeline = self.inner.pipeline()?;
-        let added = pipeline.get_added_vocabulary();
-        let mut pieces = added.extract_and_normalize(pipeline.get_normalizer(), text);
-        if let Some(steps) = pipeline.get_pre_tokenizer() {
-            steps
-                .pre_tokenize(&mut pieces)
-                .map_err(|source| Error::Tokenizer { source })?;
-        }
-        for (word, _, ids) in pieces.get_splits(OffsetReferential::Original, OffsetType::Byte) {
-            if ids.is_none() {
-                let mut bytes = Vec::with_capacity(word.len());
-                spelling::append_bytes(word, &mut bytes);
-                *words.entry(bytes).or_default() += 1;
+    fn count_words(&self, text: &str, words: &mut BTreeMap<Vec<u8>, u64>) {
+        self.inner.added.cut(text, None, |piece| {
+            let Piece::Text(text) = piece else { return };
+            let (text, mut start) = (text.as_bytes(), 0);
+            while start < text.len() {
+                let end = self.inner.splitter.end(text, start);
+                let word = &text[start..end];
+                match words.get_mut(word) {
+                    Some(count) => *count += 1,
+                    None => drop(words.insert(word.to_vec(), 1)),
+                }
+                start = end;
             }
-        }
-        Ok(())
+        });
     }
 }
 
 impl Inner {
-    /// Finds out whether the steps are Qwen's; for others the crate's pipeline is made at once, so that what it refuses is known now.
-    fn with_splitter(mut self) -> Result<Self> {
-        let is_plain =
-            self.model.options.are_plain() && self.added.are_plain() && self.bytes.is_some();
-        let pattern = if is_plain {
-            self.steps.qwen_pattern()?
-        } else {
-            None
-        };
-        self.splitter = pattern.map(WordSplitter::new);
-        if self.splitter.is_none() {
-            self.pipeline()?;
-        }
-        Ok(self)
-    }
-
-    fn pipeline(&self) -> Result<&Pipeline> {
-        if let Some(pipeline) = self.pipeline.get() {
-            return Ok(pipeline);
-        }
-        let pipeline = file::pipeline(&self.model, &self.steps, &self.added)?;
-        Ok(self.pipeline.get_or_init(|| pipeline))
-    }
-
     fn id(&self, token: &str) -> Option<u32> {
         self.added.id(token).or_else(|| self.model.vocab.id(token))
     }
-}
-
-/// A text in NFC.
-fn nfc(text: &str) -> Cow<'_, str> {
-    if is_surely_nfc(text) {
-        return Cow::Borrowed(text);
-    }
-    let mut changed = NormalizedString::from(text);
-    changed.nfc();
-    Cow::Owned(changed.get().to_owned())
 }
 
 /// The 256 byte tokens in the released order: by the character that spells the byte.
@@ -499,117 +418,12 @@ fn byte_tokens() -> Tokens {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
-    use crate::words;
-
-    fn check_quick_way(tokenizer: &Tokenizer, text: &str) {
-        assert!(tokenizer.inner.splitter.is_some());
-        let expect = tokenizer.encode_by_pipeline(text).unwrap();
-        assert_eq!(tokenizer.encode(text).unwrap(), expect, "{text:?}");
-        assert_eq!(tokenizer.count(text).unwrap(), expect.len());
-    }
-
-    /// Alone, doubled, after white space and apostrophes and between letters; every character of the lower planes, and a sieve of the higher.
-    #[test]
-    fn quick_way_agrees_with_the_pipeline_on_every_character() {
-        let newer = Tokenizer::train(["a b c"].into_iter(), 256).unwrap();
-        let older = newer.clone().with_pattern(WordPattern::Qwen2).unwrap();
-        let higher = (0x3400..=0x2_ffff).step_by(53);
-        let all: Vec<char> = (0..0x3400)
-            .chain(higher)
-            .filter_map(char::from_u32)
-            .collect();
-        for chunk in all.chunks(512) {
-            let text: String = chunk
-                .iter()
-                .map(|c| format!("{c} {c}{c}  {c}a{c}'{c}e {c}'L{c}\n"))
-                .collect();
-            check_quick_way(&newer, &text);
-            check_quick_way(&older, &text);
-        }
-    }
-
-    #[test]
-    fn surely_nfc_characters_are_left_alone_by_nfc() {
-        let is_stable = |c: &char| words::is_surely_nfc(c.encode_utf8(&mut [0; 4]));
-        let chars: Vec<char> = ('\0'..=char::MAX).filter(is_stable).collect();
-        for step in [1, 7, 331] {
-            let text: String = (0..chars.len())
-                .map(|i| chars[i * step % chars.len()])
-                .collect();
-            assert!(words::is_surely_nfc(&text));
-            let mut normalized = NormalizedString::from(text.as_str());
-            normalized.nfc();
-            assert!(normalized.get() == text, "step {step}");
-        }
-    }
-
-    /// A file whose steps are spelled otherwise than Qwen's, though they do the same, goes the other way: through the crate.
-    #[test]
-    fn other_way_agrees_with_the_quick_one() {
-        let texts = [
-            "She asked softly: \"Where's the café?\"\r\n  He didn't know.",
-            "她轻声问：“灯塔在哪里？”——没有人知道1024年的事。",
-            "Où est-il ? E\u{301}te\u{301}, 12 %, ＡＢＣ, ｶﾞ, 한국어, กำลังที่นั่น",
-            "a<|im_start|>user\nb<|im_end|><think></think><|endoftext|> <tts_pad>",
-            "",
-            " \n\n\t x",
-        ];
-        let quick = Tokenizer::train(texts.into_iter(), 400).unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        quick
-            .save(dir.path(), &ChatTemplate::history_stable().unwrap())
-            .unwrap();
-        let path = dir.path().join("tokenizer.json");
-        let mut file: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        file["normalizer"] = json!({"type": "Sequence", "normalizers": [{"type": "NFC"}]});
-        fs::write(&path, file.to_string()).unwrap();
-        for pattern in [WordPattern::Qwen3_5, WordPattern::Qwen2] {
-            let quick = quick.clone().with_pattern(pattern).unwrap();
-            let other = Tokenizer::load(&path)
-                .unwrap()
-                .with_pattern(pattern)
-                .unwrap();
-            assert!(quick.inner.splitter.is_some() && other.inner.splitter.is_none());
-            for text in texts {
-                let ids = quick.encode(text).unwrap();
-                assert_eq!(other.encode(text).unwrap(), ids, "{text:?}");
-                assert_eq!(other.count(text).unwrap(), ids.len());
-                assert_eq!(quick.count(text).unwrap(), ids.len());
-                for skip_special in [false, true] {
-                    let decoded = quick.decode(&ids, skip_special).unwrap();
-                    assert_eq!(other.decode(&ids, skip_special).unwrap(), decoded);
-                }
-            }
-            assert_eq!(other.vocab_size(), quick.vocab_size());
-            assert_eq!(other.end_ids(), quick.end_ids());
-        }
-    }
-
-    /// Ours are checked by our own reading of the file; the crate gives ids by its own.
-    #[test]
-    fn added_tokens_have_the_ids_that_the_crate_gives_them() {
-        let tokenizer = Tokenizer::train(["some words, some more"].into_iter(), 300).unwrap();
-        let pipeline = tokenizer.inner.pipeline().unwrap();
-        let added = pipeline.get_added_vocabulary();
-        let theirs = added.get_added_tokens_decoder();
-        assert_eq!(theirs.len(), ADDED_TOKENS.len());
-        for (content, special) in ADDED_TOKENS {
-            let id = tokenizer.id(content).unwrap();
-            assert_eq!(pipeline.token_to_id(content), Some(id), "{content}");
-            assert_eq!(pipeline.id_to_token(id).as_deref(), Some(content));
-            assert_eq!(theirs[&id].special, special, "{content}");
-            assert_eq!(added.is_special_token(content), special, "{content}");
-            assert!(tokenizer.is_added(id));
-        }
-    }
 
     #[test]
     fn byte_tokens_have_the_released_order() {
         let tokenizer = TokenizerFile::qwen3_5(byte_tokens(), Merges::default());
-        let tokenizer = Tokenizer::from_file(tokenizer.unwrap(), None).unwrap();
+        let tokenizer = Tokenizer::from_file(tokenizer, None).unwrap();
         let ids = ["!", "Ġ", "Ń"].map(|token| tokenizer.id(token));
         assert_eq!(ids, [Some(0), Some(220), Some(255)]);
         assert_eq!(tokenizer.vocab_size(), 256 + ADDED_TOKENS.len());

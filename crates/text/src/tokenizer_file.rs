@@ -1,31 +1,20 @@
-//! tokenizer.json: read without building what only saving needs, and the `tokenizers` pipeline made of it where that is needed.
+//! tokenizer.json: what is read of it, which of its steps work here, and how it is written, byte for byte as the `tokenizers` crate does.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokenizers::models::bpe::{BPE, BpeBuilder, Vocab as VocabMap};
-use tokenizers::{
-    AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
-    TokenizerImpl,
-};
 
-use crate::added_tokens::{AddedTokenEntry, AddedTokens};
+use crate::added_tokens::{AddedToken, AddedTokenEntry, AddedTokens};
 use crate::bpe_file::{BpeFile, BpeOptions, Merges, Model, Tokens};
 use crate::error::{Error, Result};
 use crate::tokenizer::{ADDED_TOKENS, WordPattern};
 
-/// The crate's own tokenizer.
-pub(crate) type Pipeline = TokenizerImpl<
-    BPE,
-    NormalizerWrapper,
-    PreTokenizerWrapper,
-    PostProcessorWrapper,
-    DecoderWrapper,
->;
+/// Longest JSON of a step in a message, in characters.
+const STEP_CHARS: usize = 300;
 
 /// The parts of tokenizer.json that matter here.
 #[derive(Deserialize)]
@@ -37,13 +26,38 @@ pub(crate) struct TokenizerFile {
     pub model: BpeFile,
 }
 
-/// What happens around the model.
-#[derive(Clone, Deserialize)]
+/// What happens around the model, as the file says it, so that a save hands it on.
+#[derive(Clone, Default, Deserialize)]
+#[serde(default)]
 pub(crate) struct Steps {
-    pub normalizer: Option<NormalizerWrapper>,
-    pub pre_tokenizer: Option<PreTokenizerWrapper>,
-    pub post_processor: Option<PostProcessorWrapper>,
-    pub decoder: Option<DecoderWrapper>,
+    normalizer: Value,
+    pre_tokenizer: Value,
+    /// Puts tokens in front of a text and behind it, which is the chat template's task here.
+    post_processor: Value,
+    decoder: Value,
+}
+
+/// What the steps amount to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pipeline {
+    /// Whether texts are brought to NFC.
+    pub normalizes: bool,
+    /// What cuts them into words.
+    pub pattern: WordPattern,
+}
+
+/// The file as it is written; the fields stand in the order of the crate.
+#[derive(Serialize)]
+struct Written<'a> {
+    version: &'static str,
+    truncation: (),
+    padding: (),
+    added_tokens: &'a [AddedTokenEntry],
+    normalizer: &'a Value,
+    pre_tokenizer: &'a Value,
+    post_processor: &'a Value,
+    decoder: &'a Value,
+    model: &'a Model,
 }
 
 impl TokenizerFile {
@@ -72,7 +86,7 @@ impl TokenizerFile {
     }
 
     /// The Qwen3.5 pipeline around a vocabulary, with its added tokens at the end.
-    pub fn qwen3_5(vocab: Tokens, merges: Merges) -> Result<TokenizerFile> {
+    pub fn qwen3_5(vocab: Tokens, merges: Merges) -> TokenizerFile {
         let first_added = vocab.len() as u32;
         let added_tokens =
             ADDED_TOKENS
@@ -80,21 +94,37 @@ impl TokenizerFile {
                 .zip(first_added..)
                 .map(|(&(content, special), id)| AddedTokenEntry {
                     id,
-                    token: AddedToken::from(content, special).normalized(false),
+                    token: AddedToken {
+                        content: content.to_owned(),
+                        single_word: false,
+                        lstrip: false,
+                        rstrip: false,
+                        normalized: false,
+                        special,
+                    },
                 });
-        let steps = json!({
-            "normalizer": {"type": "NFC"}, "pre_tokenizer": pre_tokenizer(WordPattern::Qwen3_5),
-            "post_processor": byte_level(), "decoder": byte_level(),
-        });
-        Ok(TokenizerFile {
+        TokenizerFile {
             added_tokens: added_tokens.collect(),
-            steps: serde_json::from_value(steps).map_err(wrap)?,
+            steps: Steps {
+                normalizer: json!({"type": "NFC"}),
+                pre_tokenizer: json!({"type": "Sequence", "pretokenizers": [
+                    {
+                        "type": "Split",
+                        "pattern": {"Regex": WordPattern::Qwen3_5.regex()},
+                        "behavior": "Isolated",
+                        "invert": false,
+                    },
+                    byte_level(),
+                ]}),
+                post_processor: byte_level(),
+                decoder: byte_level(),
+            },
             model: BpeFile {
                 vocab,
                 merges,
                 options: BpeOptions::default(),
             },
-        })
+        }
     }
 
     /// Adds the tokens of `added_tokens_decoder` that the file itself lacks, in id order.
@@ -120,87 +150,107 @@ impl TokenizerFile {
         Ok(())
     }
 }
-
-/// The crate's tokenizer of the same parts.
-///
-/// # Errors
-/// [`Error::Tokenizer`] if the crate refuses them.
-pub(crate) fn pipeline(model: &Model, steps: &Steps, added: &AddedTokens) -> Result<Pipeline> {
-    let wrap = |source| Error::Tokenizer { source };
-    let vocab: VocabMap = model
-        .vocab
-        .iter()
-        .map(|(token, id)| (token.to_owned(), id))
-        .collect();
-    let token = |id| model.vocab.token(id).unwrap_or_default().to_owned();
-    let merges = model
-        .bpe
-        .merges()
-        .into_iter()
-        .map(|(left, right)| (token(left), token(right)));
-    let options = &model.options;
-    let mut builder = BpeBuilder::new()
-        .vocab_and_merges(vocab, merges.collect())
-        .fuse_unk(options.fuse_unk)
-        .byte_fallback(options.byte_fallback)
-        .ignore_merges(options.ignore_merges);
-    if let Some(token) = &options.unk_token {
-        builder = builder.unk_token(token.clone());
-    }
-    let mut pipeline: Pipeline = TokenizerImpl::new(builder.build().map_err(wrap)?);
-    pipeline
-        .with_normalizer(steps.normalizer.clone())
-        .map_err(wrap)?
-        .with_pre_tokenizer(steps.pre_tokenizer.clone())
-        .with_post_processor(steps.post_processor.clone())
-        .with_decoder(steps.decoder.clone());
-    let added = added.iter().map(|entry| entry.token.clone());
-    pipeline.add_tokens(added).map_err(wrap)?;
-    Ok(pipeline)
-}
-
 fn byte_level() -> Value {
     json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false})
 }
 
-fn pre_tokenizer(pattern: WordPattern) -> Value {
-    json!({"type": "Sequence", "pretokenizers": [
-        {"type": "Split", "pattern": {"Regex": pattern.regex()}, "behavior": "Isolated", "invert": false},
-        byte_level(),
-    ]})
+/// The bytes of tokenizer.json.
+///
+/// # Errors
+/// [`Error::ToJson`], which no tokenizer is known to cause.
+pub(crate) fn to_json(model: &Model, steps: &Steps, added: &AddedTokens) -> Result<Vec<u8>> {
+    let written = Written {
+        version: "1.0",
+        truncation: (),
+        padding: (),
+        added_tokens: added.entries(),
+        normalizer: &steps.normalizer,
+        pre_tokenizer: &steps.pre_tokenizer,
+        post_processor: &steps.post_processor,
+        decoder: &steps.decoder,
+        model,
+    };
+    serde_json::to_vec(&written).map_err(|source| Error::ToJson { source })
 }
 
 impl Steps {
-    /// The pattern if the steps are Qwen's: NFC, words by one of the two patterns, bytes, and bytes back.
+    /// What the steps amount to, if they are those of Qwen's folders: NFC or nothing, words by one of the two patterns, bytes, and
+    /// bytes back. Steps may stand in sequences within each other.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] if the crate cannot say what its steps are.
-    pub fn qwen_pattern(&self) -> Result<Option<WordPattern>> {
-        let normalizer = serde_json::to_value(&self.normalizer).map_err(wrap)?;
-        let decoder = serde_json::to_value(&self.decoder).map_err(wrap)?;
-        if normalizer != json!({"type": "NFC"}) || decoder["type"] != json!("ByteLevel") {
-            return Ok(None);
+    /// [`Error::Pipeline`] with the first part that is another.
+    pub fn pipeline(&self) -> Result<Pipeline> {
+        let refused = |part, step: &Value, known| Error::Pipeline {
+            part,
+            got: described(step),
+            known,
+        };
+        // 1. text to text
+        let normalizers = flat(&self.normalizer, "normalizers");
+        if normalizers.iter().any(|step| step["type"] != "NFC") {
+            return Err(refused("normalizer", &self.normalizer, "NFC or none"));
         }
-        let mut words = serde_json::to_value(&self.pre_tokenizer).map_err(wrap)?;
-        if let Some(byte_level) = words.pointer_mut("/pretokenizers/1") {
-            // Where offsets are trimmed changes no id.
-            byte_level["trim_offsets"] = false.into();
+        // 2. text to words
+        let pattern = match flat(&self.pre_tokenizer, "pretokenizers")[..] {
+            [split, bytes] if is_bytes_only(bytes) => pattern_of(split),
+            _ => None,
+        };
+        let known =
+            "a Split by Qwen's pattern and a ByteLevel without a pattern or a space in front";
+        let pattern =
+            pattern.ok_or_else(|| refused("pre_tokenizer", &self.pre_tokenizer, known))?;
+        // 3. tokens to text
+        match flat(&self.decoder, "decoders")[..] {
+            [step] if step["type"] == "ByteLevel" => {}
+            _ => return Err(refused("decoder", &self.decoder, "ByteLevel")),
         }
-        let patterns = [WordPattern::Qwen3_5, WordPattern::Qwen2];
-        Ok(patterns.into_iter().find(|&p| words == pre_tokenizer(p)))
+        Ok(Pipeline {
+            normalizes: !normalizers.is_empty(),
+            pattern,
+        })
     }
 
     /// Cuts words by another pattern.
-    ///
-    /// # Errors
-    /// [`Error::NoWordPattern`] where words are cut by no regular expression.
-    pub fn set_pattern(&mut self, pattern: WordPattern) -> Result<()> {
-        let mut words = serde_json::to_value(&self.pre_tokenizer).map_err(wrap)?;
-        if !replace_regex(&mut words, pattern.regex()) {
-            return Err(Error::NoWordPattern);
+    pub fn set_pattern(&mut self, pattern: WordPattern) {
+        replace_regex(&mut self.pre_tokenizer, pattern.regex());
+    }
+}
+
+/// The steps of a part in order, those of sequences in their place; none where there is no such part.
+fn flat<'s>(step: &'s Value, list: &str) -> Vec<&'s Value> {
+    match (step, &step["type"], &step[list]) {
+        (Value::Null, ..) => Vec::new(),
+        (_, Value::String(kind), Value::Array(steps)) if kind == "Sequence" => {
+            steps.iter().flat_map(|step| flat(step, list)).collect()
         }
-        self.pre_tokenizer = serde_json::from_value(words).map_err(wrap)?;
-        Ok(())
+        _ => vec![step],
+    }
+}
+
+fn pattern_of(split: &Value) -> Option<WordPattern> {
+    if split["type"] != "Split" || split["behavior"] != "Isolated" || split["invert"] == true {
+        return None;
+    }
+    let patterns = [WordPattern::Qwen3_5, WordPattern::Qwen2];
+    patterns
+        .into_iter()
+        .find(|p| split["pattern"]["Regex"] == p.regex())
+}
+
+/// Whether a step only spells bytes. Where offsets are trimmed changes no id.
+fn is_bytes_only(step: &Value) -> bool {
+    step["type"] == "ByteLevel" && step["add_prefix_space"] == false && step["use_regex"] == false
+}
+
+/// A step as a message names it.
+fn described(step: &Value) -> String {
+    if step.is_null() {
+        return "missing".to_owned();
+    }
+    let text = step.to_string();
+    match text.char_indices().nth(STEP_CHARS) {
+        None => format!("`{text}`"),
+        Some((end, _)) => format!("`{}..`", &text[..end]),
     }
 }
 
@@ -251,8 +301,102 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     Ok(unpacked)
 }
 
-pub(crate) fn wrap(source: serde_json::Error) -> Error {
-    Error::Tokenizer {
-        source: source.into(),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn steps() -> Steps {
+        TokenizerFile::qwen3_5(Tokens::default(), Merges::default()).steps
+    }
+
+    fn check(steps: &Steps, normalizes: bool, pattern: WordPattern) {
+        let expect = Pipeline {
+            normalizes,
+            pattern,
+        };
+        assert_eq!(steps.pipeline().unwrap(), expect);
+    }
+
+    fn check_refused(steps: &Steps, part: &str, name: &str) {
+        let error = steps.pipeline().unwrap_err();
+        assert!(matches!(&error, Error::Pipeline { part: got, .. } if *got == part));
+        let text = error.to_string();
+        assert!(text.contains(name) && text.len() < 700, "{text}");
+    }
+
+    #[test]
+    fn qwen_steps_are_known_however_they_are_nested() {
+        let mut steps = steps();
+        check(&steps, true, WordPattern::Qwen3_5);
+        steps.set_pattern(WordPattern::Qwen2);
+        check(&steps, true, WordPattern::Qwen2);
+        steps.normalizer = json!({"type": "Sequence", "normalizers": [steps.normalizer]});
+        steps.decoder = json!({"type": "Sequence", "decoders": [steps.decoder]});
+        let inner = steps.pre_tokenizer.clone();
+        steps.pre_tokenizer = json!({"type": "Sequence", "pretokenizers": [inner]});
+        check(&steps, true, WordPattern::Qwen2);
+        steps.normalizer = json!({"type": "Sequence", "normalizers": []});
+        check(&steps, false, WordPattern::Qwen2);
+        steps.normalizer = Value::Null;
+        check(&steps, false, WordPattern::Qwen2);
+    }
+
+    #[test]
+    fn where_offsets_are_trimmed_does_not_matter() {
+        let mut steps = steps();
+        let bytes = &mut steps.pre_tokenizer["pretokenizers"][1];
+        bytes["trim_offsets"] = true.into();
+        check(&steps, true, WordPattern::Qwen3_5);
+    }
+
+    #[test]
+    fn other_normalizers_are_refused_by_name() {
+        for name in ["NFKC", "Lowercase", "BertNormalizer"] {
+            let normalizer = json!({"type": name});
+            let mut steps = steps();
+            steps.normalizer =
+                json!({"type": "Sequence", "normalizers": [{"type": "NFC"}, normalizer]});
+            check_refused(&steps, "normalizer", name);
+            steps.normalizer = normalizer;
+            check_refused(&steps, "normalizer", name);
+        }
+    }
+
+    #[test]
+    fn other_words_are_refused_by_name() {
+        let with = |change: fn(&mut Value)| {
+            let mut steps = steps();
+            change(&mut steps.pre_tokenizer);
+            steps
+        };
+        let check = |change, name| check_refused(&with(change), "pre_tokenizer", name);
+        check(|step| *step = Value::Null, "is missing");
+        check(|step| *step = json!({"type": "Metaspace"}), "Metaspace");
+        check(|step| *step = byte_level(), "ByteLevel");
+        for (key, value, name) in [
+            ("pattern", json!({"Regex": "\\w+"}), "\\w+"),
+            ("pattern", json!({"String": " "}), "String"),
+            ("behavior", json!("Removed"), "Removed"),
+            ("invert", json!(true), "Split"),
+            ("type", json!("Digits"), "Digits"),
+        ] {
+            let mut steps = steps();
+            steps.pre_tokenizer["pretokenizers"][0][key] = value;
+            check_refused(&steps, "pre_tokenizer", name);
+        }
+        for key in ["use_regex", "add_prefix_space"] {
+            let mut steps = steps();
+            steps.pre_tokenizer["pretokenizers"][1][key] = true.into();
+            check_refused(&steps, "pre_tokenizer", "ByteLevel");
+        }
+    }
+
+    #[test]
+    fn other_decoders_are_refused_by_name() {
+        let mut steps = steps();
+        steps.decoder = json!({"type": "WordPiece"});
+        check_refused(&steps, "decoder", "WordPiece");
+        steps.decoder = Value::Null;
+        check_refused(&steps, "decoder", "missing");
     }
 }

@@ -325,6 +325,7 @@ mod tests {
         let encoder = WordEncoder {
             bpe: &bpe,
             bytes: &bytes,
+            whole_words: None,
         };
         let mut cache = WordCache::default();
         for _ in 0..2 {
@@ -343,6 +344,7 @@ mod tests {
         let encoder = WordEncoder {
             bpe: &bpe,
             bytes: &bytes,
+            whole_words: None,
         };
         let mut cache = WordCache::default();
         for word in 0..3 * WORDS {

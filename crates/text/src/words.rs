@@ -1,9 +1,11 @@
 //! Cuts text into words as a [`WordPattern`] does, by a hand-written matcher over a table of character classes.
 //! The patterns are short and never change, so no regular expression is run; the crates' own engines are the oracle of the tests.
 
+use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use regex_syntax::hir::{Class, HirKind};
+use unicode_normalization_alignments::UnicodeNormalization;
 
 use crate::tokenizer::WordPattern;
 
@@ -143,8 +145,25 @@ fn contraction(behind: &[u8]) -> usize {
     }
 }
 
+/// A text in NFC.
+pub(crate) fn nfc(text: &str) -> Cow<'_, str> {
+    if is_surely_nfc(text) {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(text.nfc().map(|(normalized, _)| normalized).collect())
+}
+
+/// Whether `\w` matches a character.
+pub(crate) fn is_word_char(c: char) -> bool {
+    static RANGES: LazyLock<Vec<(u32, u32)>> = LazyLock::new(|| ranges(r"\w"));
+    let place = RANGES.partition_point(|(_, last)| *last < c as u32);
+    RANGES
+        .get(place)
+        .is_some_and(|(first, _)| *first <= c as u32)
+}
+
 /// Whether NFC surely leaves a text as it is. It may say no of a text that NFC does not change, but says so of few.
-pub(crate) fn is_surely_nfc(text: &str) -> bool {
+fn is_surely_nfc(text: &str) -> bool {
     let bytes = text.as_bytes();
     let mut at = 0;
     while at < bytes.len() {
@@ -340,6 +359,46 @@ mod tests {
         check(text, &["กำ", " ที่"]);
         let older = WordSplitter::new(WordPattern::Qwen2);
         assert_eq!(older.words(text), ["กำ", " ท", "ี่"]);
+    }
+
+    /// Alone they would be too easy: in three orders, so that each has many neighbours.
+    #[test]
+    fn surely_nfc_characters_are_left_alone_by_nfc() {
+        let is_stable = |c: &char| is_surely_nfc(c.encode_utf8(&mut [0; 4]));
+        let chars: Vec<char> = ('\0'..=char::MAX).filter(is_stable).collect();
+        for step in [1, 7, 331] {
+            let text: String = (0..chars.len())
+                .map(|i| chars[i * step % chars.len()])
+                .collect();
+            assert!(is_surely_nfc(&text));
+            let mut normalized = tokenizers::NormalizedString::from(text.as_str());
+            normalized.nfc();
+            assert!(normalized.get() == text, "step {step}");
+        }
+    }
+
+    /// The crate's tables are those of one version of Unicode; ids depend on it.
+    #[test]
+    fn every_character_is_normalized_as_the_crate_does() {
+        let marks = ["", "\u{301}", "\u{323}\u{308}", "\u{3099}", "\u{11a8}"];
+        for mark in marks {
+            let text: String = ('\0'..=char::MAX)
+                .flat_map(|c| std::iter::once(c).chain(mark.chars()))
+                .collect();
+            let mut expect = tokenizers::NormalizedString::from(text.as_str());
+            expect.nfc();
+            assert!(nfc(&text) == expect.get(), "{mark:?}");
+        }
+    }
+
+    #[test]
+    fn word_characters_are_those_of_the_regular_expression() {
+        let found: Vec<bool> = [
+            'a', 'ß', '9', '_', '\u{301}', '\u{200d}', 'の', '-', ' ', '²',
+        ]
+        .map(is_word_char)
+        .to_vec();
+        assert_eq!(found, [[true; 7].as_slice(), &[false; 3]].concat());
     }
 
     #[test]

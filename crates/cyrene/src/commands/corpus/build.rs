@@ -51,7 +51,7 @@ pub fn tokenizer(args: &CorpusBuild) -> Result<Tokenizer> {
         CountWith::Qwen2 => WordPattern::Qwen2,
         CountWith::Qwen3_5 => WordPattern::Qwen3_5,
     };
-    Ok(Tokenizer::load(&args.tokenizer)?.with_pattern(pattern)?)
+    Ok(Tokenizer::load(&args.tokenizer)?.with_pattern(pattern))
 }
 
 /// The arguments as `corpus` takes them.
