@@ -290,14 +290,17 @@ impl Run {
                 Config::from_json(&json.context("a size without a shape")?)?
             }
         };
+        let (mut cpt, mut sft) = (self.recipe("cpt")?, self.recipe("sft")?);
+        self.point_to_corpus(&mut cpt, "pt/everything");
+        self.point_to_corpus(&mut sft, "sft/cyrene");
         let ahead = Ahead {
             config: &config,
             downloads: !self.from_seed && local.is_none() && !self.base_model().is_dir(),
             survey: &self.survey,
             // Seen on the demo's story and on the released vocabulary.
             bytes_per_token: if self.from_seed { 3.0 } else { 4.2 },
-            cpt: &self.recipe("cpt")?,
-            sft: &self.recipe("sft")?,
+            cpt: &cpt,
+            sft: &sft,
         };
         let target = Target::here(self.device, machine.memory_free_bytes)?;
         RunPlan::new(&ahead, machine, target, doctor::matmul_flops(self.device)?)
@@ -341,7 +344,7 @@ impl Run {
                 languages: None,
                 out: dir,
             };
-            let load = || Ok(Tokenizer::load(&run.base_model())?.with_pattern(WordPattern::Qwen2)?);
+            let load = || Ok(Tokenizer::load(&run.base_model())?.with_pattern(WordPattern::Qwen2));
             let report = corpus_command::build::build(&request, load, &run.ui)?;
             let split = run.split()?;
             split.save(&dir.join("split.json"), true)?;

@@ -262,7 +262,9 @@ fn training(
 /// Bytes of text that an epoch shows, by the weights of the sources: a file is its language, a folder all of them.
 fn epoch_bytes(recipe: &Recipe, text_bytes: &BTreeMap<Language, u64>) -> f64 {
     let of = |path: &Path| -> u64 {
-        let code = path.file_stem().and_then(|stem| stem.to_str());
+        // A folder may be called `pt`, and is not Portuguese.
+        let file = path.extension().and(path.file_stem());
+        let code = file.and_then(|stem| stem.to_str());
         match code.and_then(Language::from_code) {
             Some(language) => text_bytes.get(&language).copied().unwrap_or_default(),
             None => text_bytes.values().sum(),
