@@ -452,8 +452,8 @@ fn missing_and_mistyped_keys_are_named() {
 #[test]
 fn unknown_language_is_named() {
     check_error(
-        scene_line(r#"{"kind":"narration","text":{"zh":"x"}}"#).as_bytes(),
-        "story.jsonl:2: `lines[1].text` names the unknown language `zh`",
+        scene_line(r#"{"kind":"narration","text":{"xx":"x"}}"#).as_bytes(),
+        "story.jsonl:2: `lines[1].text` names the unknown language `xx`",
     );
 }
 
@@ -572,9 +572,10 @@ fn examples_of_the_format_page_build() {
     let [scene, texts] = blocks("json")[..] else {
         panic!("two examples of JSON")
     };
-    let [character] = blocks("toml")[..] else {
-        panic!("one character file")
+    let [character, profile] = blocks("toml")[..] else {
+        panic!("a character file and its profile")
     };
+    let character = &format!("{character}\n{profile}");
     let mut setup = Setup::new(&format!("{}\n{texts}", scene.replace('\n', " ")));
     setup.character = Character::parse(character, Path::new("bo.toml")).unwrap();
     let tasks = [Task::PtEverything, Task::SftCyrene, Task::SftEverything];
@@ -686,6 +687,8 @@ impl Accounted {
 fn every_token_of_the_bundled_story_has_one_place() {
     // A scene on each side, whatever the split of so small a story has.
     let demo = Accounted::demo(|split| {
+        let drawn = std::mem::take(&mut split.probe_x);
+        split.train.extend(drawn.into_keys());
         let mut scenes = split.train.clone().into_iter();
         let mut take = || {
             let id = scenes.next().unwrap();

@@ -70,7 +70,7 @@ pub struct Live {
     /// Who shall speak: a file as in characters/
     #[arg(long, required_unless_present = "demo")]
     pub character: Option<PathBuf>,
-    /// tiny or small (4 and 100 million parameters, from a seed), 0.8b, 2b, 4b or 9b
+    /// tiny or small (2 and 100 million parameters, from a seed), 0.8b, 2b, 4b or 9b
     #[arg(long, default_value = "tiny", value_parser = sizes::parse)]
     pub size: String,
     /// Weights from a seed and a vocabulary learned from the story, whatever the size: tries the road without a download

@@ -548,17 +548,11 @@ fn split_says_where_every_scene_and_token_is_and_replaces_nothing_unasked() {
     let out = dir.path().join("split.json");
     let out = out.to_str().unwrap();
     let said: Value = serde_json::from_str(&succeeds(&split_demo(out, &["--json"]))).unwrap();
-    assert_eq!(
-        said["train"].as_u64().unwrap() + said["val"].as_u64().unwrap(),
-        125
-    );
-    assert_eq!(said["report"]["n_components"], 125);
-    assert!(
-        said["report"]["notes"][0]
-            .as_str()
-            .unwrap()
-            .starts_with("no val-strict")
-    );
+    let scenes = ["train", "val", "val-strict", "probe-x"].map(|side| said[side].as_u64().unwrap());
+    assert!(scenes.iter().all(|&n| n > 0), "{scenes:?}");
+    assert_eq!(scenes.iter().sum::<u64>(), 607);
+    assert_eq!(said["report"]["n_components"], 607);
+    assert_eq!(said["report"]["notes"], json!([]));
     let tokens = said["tokens"].as_array().unwrap();
     assert_eq!(tokens.len(), 6, "two data sets, three languages");
     for account in tokens {
@@ -576,8 +570,8 @@ fn split_says_where_every_scene_and_token_is_and_replaces_nothing_unasked() {
     }
     let text = succeeds(&split_demo(out, &[]));
     for word in [
-        "125 scenes in 125 groups",
-        "no probe-x",
+        "607 scenes in 607 groups",
+        "probe-x",
         "tokens pt/everything",
         "nobody answers",
     ] {
@@ -802,7 +796,7 @@ fn doctor_predicts_memory_and_time() {
             && stage["eta_s"].as_f64().unwrap() > 0.0
     );
     // Four copies of the weights (weight, gradient, two moments) at the least.
-    assert!(stage["peak_bytes"].as_u64().unwrap() > 16 * 4_000_000);
+    assert!(stage["peak_bytes"].as_u64().unwrap() > 16 * 2_000_000);
 }
 
 #[test]
@@ -819,7 +813,7 @@ fn doctor_holds_moments_against_the_hosts_memory() {
     let small = plan("8");
     assert_eq!(small["fits"], false);
     let remedy = small["remedy"].as_str().unwrap();
-    assert!(remedy.contains("bytes of host memory for the optimizer's moments"));
+    assert!(remedy.contains(" GiB of host memory for the optimizer's moments"));
     fails(
         &["doctor", "--size", "4b", "--host-memory", "0"],
         2,

@@ -155,6 +155,8 @@ fn real_story_is_trained_and_reported_side_by_side() {
         split.to_str().unwrap(),
         "--replies",
         "1",
+        "--out",
+        run.join("sft/eval").to_str().unwrap(),
         "--json",
     ]);
     let report = read(&run.join("sft/eval/report.json"));

@@ -10,33 +10,37 @@ use crate::report::Baseline;
 use crate::samples::sample;
 use crate::score::Score;
 
-/// Counting models see the whole train side, as training did.
-pub(crate) fn baselines(name: &str, rows: &[SourceExample], vocab_size: usize) -> Vec<Baseline> {
+/// Counting models see what training saw: the train side of these rows, the character 5-gram also the `read` texts of the stages before.
+pub(crate) fn baselines(
+    rows: &[SourceExample],
+    read: &[String],
+    vocab_size: usize,
+) -> Vec<Baseline> {
     let all: Vec<Sample> = rows.iter().filter_map(sample).collect();
     let held_out =
         |scores: &[Score]| loss_gap::Loss::of(&all, scores, |sample| sample.side == Side::Val);
     let tokens = held_out(&unigram::scores(&all, vocab_size));
-    let mut baselines = vec![Baseline {
-        name: "token unigram",
-        nats_per_token: Some(tokens.nats_per_token),
-        bits_per_byte: tokens.bits_per_byte,
-    }];
-    if name == "pt" {
-        let model = CharNgram::train(
-            all.iter()
-                .filter(|sample| sample.side == Side::Train)
-                .map(|sample| sample.text.as_str()),
-        );
-        let (mut nll, mut bytes) = (0.0, 0);
-        for sample in all.iter().filter(|sample| sample.side == Side::Val) {
-            nll += model.nll(&sample.text);
-            bytes += sample.text.len();
-        }
-        baselines.push(Baseline {
+    let train = all.iter().filter(|sample| sample.side == Side::Train);
+    let model = CharNgram::train(
+        train
+            .map(|sample| sample.text.as_str())
+            .chain(read.iter().map(String::as_str)),
+    );
+    let (mut nll, mut bytes) = (0.0, 0);
+    for sample in all.iter().filter(|sample| sample.side == Side::Val) {
+        nll += model.nll(&sample.text);
+        bytes += sample.text.len();
+    }
+    vec![
+        Baseline {
+            name: "token unigram",
+            nats_per_token: Some(tokens.nats_per_token),
+            bits_per_byte: tokens.bits_per_byte,
+        },
+        Baseline {
             name: "character 5-gram",
             nats_per_token: None,
             bits_per_byte: nll / std::f64::consts::LN_2 / bytes.max(1) as f64,
-        });
-    }
-    baselines
+        },
+    ]
 }

@@ -67,6 +67,7 @@ pub fn evaluate(
     let mut stages = Vec::new();
     let mut prompts = Vec::new();
     let mut vocabulary = Vocabulary::default();
+    let mut read = Vec::new();
     for (name, kind) in [("pt", TrainingStage::Cpt), ("sft", TrainingStage::Sft)] {
         let Some(path) = data_set(corpus, name) else {
             continue;
@@ -89,7 +90,15 @@ pub fn evaluate(
             prompts = held_out_prompts(&rows, evaluation.n_replies, evaluation.seed);
         }
         let models = (&model, base.as_ref());
-        stages.push(stage(name, &rows, evaluation, models, progress)?);
+        let baselines = baselines(&rows, &read, evaluation.encoder.tokenizer().vocab_size());
+        stages.push(StageReport {
+            baselines,
+            ..stage(name, &rows, evaluation, models, progress)?
+        });
+        let train = rows
+            .into_iter()
+            .filter(|row| row.side == corpus::Side::Train);
+        read.extend(train.map(|row| row.text));
     }
     if stages.is_empty() {
         return Err(Error::NoDataSet {
@@ -190,7 +199,7 @@ fn stage(
     Ok(StageReport {
         stage: name,
         probe_not_recorded,
-        baselines: baselines(name, rows, evaluation.encoder.tokenizer().vocab_size()),
+        baselines: Vec::new(),
         gaps,
         sides,
         base,

@@ -466,7 +466,7 @@ fn a_checkpoint_that_cannot_be_written_harms_no_other() {
     let checkpoints = dir.path().join("checkpoints");
     let obstructed = train::run(tiny_model(), &job, &mut Obstructor(checkpoints.clone()));
     let error = obstructed.unwrap_err();
-    assert!(matches!(error, Error::Io { .. }), "{error}");
+    assert!(matches!(error, Error::Files(_)), "{error}");
     assert_eq!(
         listing(&checkpoints),
         ["last", "step-1", "step-2", "step-3"]
