@@ -61,9 +61,12 @@ try {
       if (window.seen.at(-1) !== length) window.seen.push(length);
     }).observe(log, { childList: true, subtree: true, characterData: true });
   });
+  const asked = page.waitForRequest((request) => request.url().endsWith("/v1/chat/completions"));
   await page.fill("#input", "Good evening. What shall we weigh today?");
   await page.press("#input", "Enter");
   await page.waitForSelector("#log > li.user");
+  const roles = (await asked).postDataJSON().messages.map((message) => message.role);
+  assert.deepEqual(roles, ["system", "assistant", "user"], "the greeting that the page shows is part of what the model reads");
   await page.waitForFunction(() => document.querySelector("#stop").hidden && !document.querySelector("#send").hidden, null, { timeout: 120_000 });
   const text = await page.textContent("#log");
   const grown = await page.evaluate(() => window.seen);

@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::manifest::Manifest;
 use crate::output;
 use crate::request::{BuildRequest, Progress, SplitRequest};
-use crate::rules::Counter;
+use crate::rules::Counters;
 use crate::split::Split;
 use crate::staged::{BuildReport, Staged};
 use crate::stopwatch::Stopwatch;
@@ -17,10 +17,10 @@ use crate::stopwatch::Stopwatch;
 /// Whatever is wrong with the source or the character file, or a file that cannot be written.
 pub fn build(
     request: &BuildRequest<'_>,
-    count: Counter<'_>,
+    counters: Counters<'_>,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<BuildReport> {
-    stage(request, count, progress)?.publish()
+    stage(request, counters, progress)?.publish()
 }
 
 /// Builds data sets up to the point where their files need only their names.
@@ -29,7 +29,7 @@ pub fn build(
 /// As [`build`].
 pub fn stage<'a>(
     request: &BuildRequest<'a>,
-    count: Counter<'_>,
+    counters: Counters<'_>,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Staged<'a>> {
     let manifest = Manifest::load(request.out)?.unwrap_or_default();
@@ -42,7 +42,7 @@ pub fn stage<'a>(
         tasks: &tasks.collect::<Vec<_>>(),
         ..*request
     };
-    let built = (request.source.source().build)(&once, count, progress, &times)?;
+    let built = (request.source.source().build)(&once, counters, progress, &times)?;
     Ok(Staged {
         request: *request,
         manifest,

@@ -3,24 +3,26 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use text::Role;
+use text::labels::{self, LossScale};
+use text::{Conversation, Message, Role};
 
 use crate::error::Result;
 use crate::language::Language;
-use crate::manifest::{DataFile, RowScenes, Tally};
+use crate::manifest::{DataFile, RowScenes, Tally, TrainingTokens};
 use crate::output::{Pending, push_record};
 use crate::rules::conversation::{self, Limits, Round};
-use crate::rules::{Counter, PIECE_TOKENS, Shown, split_tokens};
+use crate::rules::{Counters, PIECE_TOKENS, Shown, split_tokens};
 
 /// One file of rows on its way.
 pub(crate) struct DatasetWriter<'a> {
-    pub count: Counter<'a>,
+    pub counters: Counters<'a>,
     relative: String,
     key: String,
     language: Option<Language>,
     pending: Pending,
     buffer: Vec<u8>,
     tokens: Vec<u64>,
+    training: Option<TrainingTokens>,
     scene_idx: HashMap<String, u32>,
     scenes: Vec<String>,
     rows: Vec<RowScenes>,
@@ -44,17 +46,18 @@ impl<'a> DatasetWriter<'a> {
         relative: String,
         key: &str,
         language: Option<Language>,
-        count: Counter<'a>,
+        counters: Counters<'a>,
     ) -> Result<DatasetWriter<'a>> {
         let path: PathBuf = out.join(&relative);
         Ok(DatasetWriter {
-            count,
+            counters,
             relative,
             key: key.to_owned(),
             language,
             pending: Pending::create(path)?,
             buffer: Vec::new(),
             tokens: Vec::new(),
+            training: None,
             scene_idx: HashMap::new(),
             scenes: Vec::new(),
             rows: Vec::new(),
@@ -138,6 +141,7 @@ impl<'a> DatasetWriter<'a> {
             let messages = std::iter::once((Role::System, system))
                 .chain(contents.iter().map(|(role, text)| (*role, text.as_str())));
             push_record(&mut self.buffer, messages);
+            self.count_training(system, &contents)?;
             let origin = RowScenes::One(self.scene(scene));
             self.push_row(tokens as u64, origin)?;
         }
@@ -163,6 +167,7 @@ impl<'a> DatasetWriter<'a> {
                 bytes: written.bytes,
                 n_rows: self.tokens.len() as u64,
                 n_tokens: self.tokens.iter().sum(),
+                training: self.training,
                 holes: self.holes,
                 filtered: self.filtered,
                 rows: self.rows,
@@ -170,6 +175,27 @@ impl<'a> DatasetWriter<'a> {
             tokens: self.tokens,
             scenes: self.scenes,
         })
+    }
+
+    /// Adds a conversation as training encodes it by default.
+    fn count_training(&mut self, system: &str, contents: &[(Role, String)]) -> Result<()> {
+        let mut messages = vec![Message::system(system)];
+        messages.extend(
+            contents
+                .iter()
+                .map(|(role, text)| Message::new(*role, text)),
+        );
+        let counts = labels::sft_counts(
+            &Conversation::new(messages),
+            LossScale::default(),
+            self.counters.training,
+        )?;
+        let tokens = TrainingTokens {
+            tokens: counts.tokens as u64,
+            trained: counts.trained as u64,
+        };
+        self.training = TrainingTokens::sum([self.training, Some(tokens)].into_iter());
+        Ok(())
     }
 
     fn push_row(&mut self, tokens: u64, origin: RowScenes) -> Result<()> {
@@ -232,9 +258,14 @@ mod tests {
 
     fn write(f: impl FnOnce(&mut DatasetWriter<'_>)) -> (String, DatasetPart) {
         let folder = tempfile::tempdir().unwrap();
-        let count: Counter<'_> = &|t| t.len();
-        let mut writer =
-            DatasetWriter::create(folder.path(), "x.jsonl".to_owned(), "en", None, count).unwrap();
+        let mut writer = DatasetWriter::create(
+            folder.path(),
+            "x.jsonl".to_owned(),
+            "en",
+            None,
+            Counters::same(&|t| t.len()),
+        )
+        .unwrap();
         f(&mut writer);
         let part = writer.finish().unwrap();
         let text = std::fs::read_to_string(folder.path().join("x.jsonl.tmp")).unwrap();

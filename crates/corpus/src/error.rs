@@ -47,6 +47,9 @@ pub enum Error {
     /// Rows that cannot be used.
     #[error("{0}")]
     BadRows(BadRows),
+    /// A conversation that the rules made and that is none.
+    #[error("{0}")]
+    Conversation(#[from] text::Error),
     /// Rows of which a split says nothing.
     #[error(
         "{path} is no folder (or file) of a data set with a {manifest} beside it, so nobody knows which of its rows data.split holds out; build it with `cyrene corpus build`, or take data.split away"

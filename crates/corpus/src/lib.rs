@@ -53,7 +53,7 @@ pub use request::{BuildRequest, Progress, SplitRequest};
 pub use row_notes::RowNotes;
 pub use row_problems::{BadRow, BadRows};
 pub use rows::BuiltRow;
-pub use rules::Counter;
+pub use rules::{Counter, Counters};
 pub use source::SourceKind;
 pub use source::story::story_files;
 pub use split::{Side, Split, SplitOptions, SplitReport};

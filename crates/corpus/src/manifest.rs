@@ -65,14 +65,36 @@ pub struct DataFile {
     pub bytes: u64,
     /// Rows in it.
     pub n_rows: u64,
-    /// Tokens of all rows.
+    /// Tokens of all rows, of their contents alone, as the rules count them.
     pub n_tokens: u64,
+    /// Of a file of conversations: the tokens that training reads; `None` in manifests from before it was counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training: Option<TrainingTokens>,
     /// What is absent in this language, by what: `text`, `name`, ...
     pub holes: BTreeMap<String, u64>,
     /// What the rules left out, by the rule's name.
     pub filtered: BTreeMap<String, Tally>,
     /// The scene or scenes of each row.
     pub rows: Vec<RowScenes>,
+}
+
+/// Tokens of conversations as training encodes them: system message, template and ends of turns counted in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrainingTokens {
+    /// All of them, in rows as long as they are.
+    pub tokens: u64,
+    /// Those that carry loss: what she says, and the ends of her turns.
+    pub trained: u64,
+}
+
+impl TrainingTokens {
+    /// Those of several files or data sets; `None` where none of them has conversations.
+    pub fn sum(counts: impl Iterator<Item = Option<TrainingTokens>>) -> Option<TrainingTokens> {
+        counts.flatten().reduce(|a, b| TrainingTokens {
+            tokens: a.tokens + b.tokens,
+            trained: a.trained + b.trained,
+        })
+    }
 }
 
 /// Rows (or lines) and tokens that a rule left out.
@@ -173,5 +195,10 @@ impl Dataset {
     /// Tokens of all files.
     pub fn n_tokens(&self) -> u64 {
         self.files.iter().map(|f| f.n_tokens).sum()
+    }
+
+    /// What training reads of its conversations; `None` for documents.
+    pub fn training(&self) -> Option<TrainingTokens> {
+        TrainingTokens::sum(self.files.iter().map(|file| file.training))
     }
 }

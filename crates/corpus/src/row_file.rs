@@ -16,6 +16,9 @@ use crate::row_problems::{BadRow, BadRows};
 /// Endings of files of rows; each may stand before `.gz`.
 pub const ENDINGS: [&str; 3] = ["jsonl", "ndjson", "json"];
 
+/// What names standard input where a file is asked for.
+const STDIN: &str = "-";
+
 /// Files that other tools lay beside rows and that hold none: a folder's reader passes over them.
 const NO_ROWS: [&str; 8] = [
     "manifest.json",
@@ -70,7 +73,26 @@ impl RowFile {
         {
             return Err(error);
         }
-        let text = read_text(path)?;
+        RowFile::of_bytes(path, read_bytes(path)?)
+    }
+
+    /// Finds the rows in what standard input brings, up to its end; errors name it `-`.
+    ///
+    /// # Errors
+    /// As [`RowFile::open`].
+    pub fn from_stdin() -> Result<RowFile> {
+        let mut bytes = Vec::new();
+        let read = std::io::stdin().lock().read_to_end(&mut bytes);
+        let path = Path::new(STDIN);
+        read.map_err(|source| Error::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        RowFile::of_bytes(path, bytes)
+    }
+
+    fn of_bytes(path: &Path, bytes: Vec<u8>) -> Result<RowFile> {
+        let text = text_of(path, bytes)?;
         let rows = find_rows(&text).map_err(|(line, error)| Error::Json {
             path: path.to_owned(),
             line: line + error.line().max(1) - 1,
@@ -126,12 +148,16 @@ impl RowFile {
     }
 }
 
-/// Reads every row of a file as a `T`; `expected` says in an error what a row looks like.
+/// Reads every row of a file, or of standard input where the path is `-`, as a `T`; `expected` says in an error what a row looks like.
 ///
 /// # Errors
 /// As [`RowFile::open`]; [`Error::BadRows`] names the first rows that are something else.
 pub fn read<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<Vec<T>> {
-    let file = RowFile::open(path)?;
+    let file = if path == Path::new(STDIN) {
+        RowFile::from_stdin()?
+    } else {
+        RowFile::open(path)?
+    };
     let mut bad = BadRows::default();
     let mut rows = Vec::with_capacity(file.n_rows());
     for idx in 0..file.n_rows() {
@@ -211,12 +237,15 @@ fn language_of(path: &Path) -> Option<Language> {
     Language::from_code(name.rsplit_once('.').map_or(name, |(stem, _)| stem))
 }
 
-/// A file's text: unpacked where it is gzipped, whatever its name says.
-fn read_text(path: &Path) -> Result<String> {
-    let mut bytes = std::fs::read(path).map_err(|source| Error::Read {
+fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|source| Error::Read {
         path: path.to_owned(),
         source,
-    })?;
+    })
+}
+
+/// A file's text: unpacked where it is gzipped, whatever its name says.
+fn text_of(path: &Path, mut bytes: Vec<u8>) -> Result<String> {
     if bytes.starts_with(&[0x1f, 0x8b]) {
         let mut unpacked = Vec::new();
         let read = MultiGzDecoder::new(&bytes[..]).read_to_end(&mut unpacked);

@@ -10,15 +10,15 @@ use crate::fold::Fold;
 use crate::language::Language;
 use crate::splitter::UnitText;
 
-/// Characters of a run for likeness.
-const RUN: usize = 8;
-/// Scenes whose runs overlap so far (Jaccard) say the same.
+/// Characters of a shingle: the runs of characters that two texts are compared by.
+const SHINGLE_CHARS: usize = 8;
+/// Scenes whose shingles overlap so far (Jaccard) say the same.
 const DUPLICATE_SHARE: f64 = 0.5;
-/// Scenes of fewer runs (12 characters) are formulas, like or not.
-const FEWEST_RUNS: usize = 5;
-/// Of a scene's runs those with the smallest hashes stand for it. Two scenes that overlap by half share about half of
+/// Scenes of fewer shingles (12 characters) are formulas, like or not.
+const FEWEST_SHINGLES: usize = 5;
+/// A MinHash signature: of a scene's shingles those with the smallest hashes stand for it. Two scenes that overlap by half share about half of
 /// these; that they share fewer than two of them happens once in a million pairs.
-const SKETCH_RUNS: usize = 24;
+const SIGNATURE_SHINGLES: usize = 24;
 /// Scenes with the same run are compared with so many neighbours, not with all: a run that hundreds have says little,
 /// and copies of copies are tied through their neighbours.
 const NEIGHBOURS: usize = 4;
@@ -47,15 +47,15 @@ pub(crate) fn near_duplicates(
     texts: &[UnitText<'_>],
     are_tied: impl Fn(usize, usize) -> bool + Sync,
 ) -> Vec<(usize, usize)> {
-    // 1. a sketch of every unit, and who has which run in it
+    // 1. a MinHash signature of every unit, and who has which shingle in it
     let units: Vec<&[UnitText<'_>]> = texts.chunk_by(|a, b| a.unit == b.unit).collect();
-    let sketches: Vec<Vec<u64>> = units.par_iter().map(|texts| sketch(texts)).collect();
+    let signatures: Vec<Vec<u64>> = units.par_iter().map(|texts| signature(texts)).collect();
     let mut postings: Vec<(u64, u32)> = Vec::new();
-    for (place, sketch) in sketches.iter().enumerate() {
-        postings.extend(sketch.iter().map(|run| (*run, place as u32)));
+    for (place, signature) in signatures.iter().enumerate() {
+        postings.extend(signature.iter().map(|run| (*run, place as u32)));
     }
     postings.par_sort_unstable();
-    // 2. pairs that share runs of their sketches
+    // 2. pairs that share shingles of their signatures
     let mut pairs: Vec<(u32, u32)> = Vec::new();
     for group in postings.chunk_by(|a, b| a.0 == b.0) {
         for (at, (_, b)) in group.iter().enumerate() {
@@ -78,7 +78,7 @@ pub(crate) fn near_duplicates(
     let mut found = Vec::new();
     for (_, (a, b)) in candidates {
         let (a, b) = (a as usize, b as usize);
-        if known.are_tied(a, b) || !may_be_alike(&sketches[a], &sketches[b]) {
+        if known.are_tied(a, b) || !may_be_alike(&signatures[a], &signatures[b]) {
             continue;
         }
         if jaccard(&runs(units[a]), &runs(units[b])) >= DUPLICATE_SHARE {
@@ -90,34 +90,34 @@ pub(crate) fn near_duplicates(
 }
 
 /// The smallest hashes of a unit's runs, ascending; none for a formula.
-fn sketch(texts: &[UnitText<'_>]) -> Vec<u64> {
-    let mut smallest: Vec<u64> = Vec::with_capacity(SKETCH_RUNS + 1);
+fn signature(texts: &[UnitText<'_>]) -> Vec<u64> {
+    let mut smallest: Vec<u64> = Vec::with_capacity(SIGNATURE_SHINGLES + 1);
     for text in texts {
-        for_runs(text.text, RUN, |run, _| {
-            let is_full = smallest.len() == SKETCH_RUNS;
+        for_runs(text.text, SHINGLE_CHARS, |run, _| {
+            let is_full = smallest.len() == SIGNATURE_SHINGLES;
             if is_full && smallest.last().is_some_and(|last| run >= *last) {
                 return;
             }
             if let Err(place) = smallest.binary_search(&run) {
                 smallest.insert(place, run);
-                smallest.truncate(SKETCH_RUNS);
+                smallest.truncate(SIGNATURE_SHINGLES);
             }
         });
     }
-    if smallest.len() < FEWEST_RUNS {
+    if smallest.len() < FEWEST_SHINGLES {
         smallest.clear();
     }
     smallest
 }
 
-/// Whether two sketches leave it open that the units overlap by half: of the smallest runs of both together a quarter
+/// Whether two signatures leave it open that the units overlap by half: of the smallest shingles of both together a quarter
 /// is in both. Small units are not judged by it.
 fn may_be_alike(a: &[u64], b: &[u64]) -> bool {
-    if a.len() < SKETCH_RUNS || b.len() < SKETCH_RUNS {
+    if a.len() < SIGNATURE_SHINGLES || b.len() < SIGNATURE_SHINGLES {
         return true;
     }
     let (mut i, mut j, mut n_union, mut n_shared) = (0, 0, 0, 0);
-    while n_union < SKETCH_RUNS {
+    while n_union < SIGNATURE_SHINGLES {
         match a[i].cmp(&b[j]) {
             std::cmp::Ordering::Less => i += 1,
             std::cmp::Ordering::Greater => j += 1,
@@ -138,7 +138,7 @@ fn may_be_alike(a: &[u64], b: &[u64]) -> bool {
 fn runs(texts: &[UnitText<'_>]) -> Vec<u64> {
     let mut runs = Vec::new();
     for text in texts {
-        for_runs(text.text, RUN, |run, _| runs.push(run));
+        for_runs(text.text, SHINGLE_CHARS, |run, _| runs.push(run));
     }
     runs.sort_unstable();
     runs.dedup();
@@ -192,10 +192,10 @@ pub(crate) fn copies<'t>(
     if wanted.is_empty() {
         return BTreeMap::new();
     }
-    let sieve = Sieve::new(wanted.keys().copied(), wanted.len());
+    let filter = BloomFilter::new(wanted.keys().copied(), wanted.len());
     for text in train {
         for_runs(text, length, |run, _| {
-            if sieve.may_hold(run)
+            if filter.may_hold(run)
                 && let Some(found) = wanted.get_mut(&run)
             {
                 *found = true;
@@ -233,19 +233,19 @@ pub(crate) fn retellings(
 ) -> BTreeSet<usize> {
     let mut told: Vec<(u64, usize)> = Vec::new();
     for (mission, text) in missions {
-        for_runs(text, RUN, |run, _| told.push((run, *mission)));
+        for_runs(text, SHINGLE_CHARS, |run, _| told.push((run, *mission)));
     }
     told.sort_unstable();
     told.dedup();
-    let sieve = Sieve::new(told.iter().map(|(run, _)| *run), told.len());
+    let filter = BloomFilter::new(told.iter().map(|(run, _)| *run), told.len());
     let mut retelling = BTreeSet::new();
     for unit in others.chunk_by(|a, b| a.unit == b.unit) {
         let mut of_unit = Overlap::default();
         for text in unit {
             let mut of_text = Overlap::default();
-            for_runs(text.text, RUN, |run, _| {
+            for_runs(text.text, SHINGLE_CHARS, |run, _| {
                 of_text.n_runs += 1;
-                if sieve.may_hold(run) {
+                if filter.may_hold(run) {
                     let first = told.partition_point(|(other, _)| *other < run);
                     for (_, mission) in told[first..].iter().take_while(|(other, _)| *other == run)
                     {
@@ -287,24 +287,24 @@ impl Overlap {
 }
 
 /// Says of most hashes that are not in a set that they are not, from a table that stays in the cache.
-struct Sieve {
+struct BloomFilter {
     bits: Vec<u64>,
     mask: u64,
 }
 
-impl Sieve {
-    fn new(hashes: impl Iterator<Item = u64>, n: usize) -> Sieve {
+impl BloomFilter {
+    fn new(hashes: impl Iterator<Item = u64>, n: usize) -> BloomFilter {
         // One bit of sixteen is set, so one other hash of sixteen passes.
         let n_bits = (16 * n).next_power_of_two().clamp(1 << 10, 1 << 27);
-        let mut sieve = Sieve {
+        let mut filter = BloomFilter {
             bits: vec![0; n_bits / 64],
             mask: n_bits as u64 - 1,
         };
         for hash in hashes {
-            let bit = hash & sieve.mask;
-            sieve.bits[(bit / 64) as usize] |= 1 << (bit % 64);
+            let bit = hash & filter.mask;
+            filter.bits[(bit / 64) as usize] |= 1 << (bit % 64);
         }
-        sieve
+        filter
     }
 
     fn may_hold(&self, hash: u64) -> bool {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::dataset::DatasetPart;
 use crate::error::Result;
-use crate::manifest::{self, Dataset, Manifest, RowScenes, SourceFiles, Warning};
+use crate::manifest::{self, Dataset, Manifest, RowScenes, SourceFiles, TrainingTokens, Warning};
 use crate::output::{self, Pending};
 use crate::request::BuildRequest;
 use crate::stopwatch::Times;
@@ -24,6 +24,11 @@ impl BuildReport {
     /// Tokens over all data sets, records and languages.
     pub fn n_tokens(&self) -> u64 {
         self.datasets.values().map(Dataset::n_tokens).sum()
+    }
+
+    /// What training reads of the conversations of all data sets; `None` where there are none.
+    pub fn training(&self) -> Option<TrainingTokens> {
+        TrainingTokens::sum(self.datasets.values().map(Dataset::training))
     }
 }
 

@@ -10,7 +10,7 @@ use text::Role;
 
 use crate::error::Result;
 use crate::language::Language;
-use crate::manifest::{DataFile, RowScenes, Tally};
+use crate::manifest::{DataFile, RowScenes, Tally, TrainingTokens};
 use crate::rows::{self, BuiltRow, Found};
 use crate::split::{Side, Split};
 
@@ -51,6 +51,11 @@ impl Stats {
         };
         let borders = used.iter().map(|bin| bin.from).chain([last.to]);
         borders.map(power_of_two).collect()
+    }
+
+    /// What training reads of the conversations of all files; `None` for documents.
+    pub fn training(&self) -> Option<TrainingTokens> {
+        TrainingTokens::sum(self.files.iter().map(|file| file.training))
     }
 
     /// Rows and tokens by side over all files, in the order of the sides.
@@ -104,6 +109,8 @@ pub struct FileStats {
     pub n_rows: u64,
     /// Tokens of all rows.
     pub n_tokens: u64,
+    /// Of conversations: what training reads of them, system prompt and template counted in.
+    pub training: Option<TrainingTokens>,
     /// Tokens of a row: half of the rows are at most this long, 95 % of them, all of them.
     pub median: u64,
     /// 95 % of the rows have at most so many tokens.
@@ -219,6 +226,7 @@ fn file_stats(
         key: file.key.clone(),
         n_rows: file.n_rows,
         n_tokens: file.n_tokens,
+        training: file.training,
         median: quantile(0.5),
         p95: quantile(0.95),
         longest: quantile(1.0),

@@ -112,7 +112,12 @@ fn parquet_has_the_rows_and_sides_of_the_json_lines() {
         languages: None,
         out: folder.path(),
     };
-    corpus::build(&request, &|text| text.chars().count(), &|_| {}).unwrap();
+    corpus::build(
+        &request,
+        corpus::Counters::same(&|text| text.chars().count()),
+        &|_| {},
+    )
+    .unwrap();
     let split = corpus::make_split(&SplitRequest {
         source: request.source,
         root: request.root,

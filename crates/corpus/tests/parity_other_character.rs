@@ -318,7 +318,12 @@ fn another_character_of_the_engine_needs_no_code() {
         languages: None,
         out: &out,
     };
-    corpus::build(&request, &|text| text.chars().count(), &|_| {}).unwrap();
+    corpus::build(
+        &request,
+        corpus::Counters::same(&|text| text.chars().count()),
+        &|_| {},
+    )
+    .unwrap();
 
     for language in [Language::Chs, Language::En] {
         let tree = Tree::read(&root, language);

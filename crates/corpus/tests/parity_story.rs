@@ -34,7 +34,12 @@ fn real_story_builds_for_delfador() {
         languages: None,
         out: out.path(),
     };
-    let report = corpus::build(&request, &|text| text.len() / 4, &|_| {}).unwrap();
+    let report = corpus::build(
+        &request,
+        corpus::Counters::same(&|text| text.len() / 4),
+        &|_| {},
+    )
+    .unwrap();
     let sft = &report.datasets[&Task::SftCyrene];
     assert_eq!(sft.files.len(), 12);
     let english = &sft.files[3];
@@ -94,7 +99,12 @@ fn folder_with_the_other_texts_builds_too() {
         languages: Some(&[Language::En]),
         out: out.path(),
     };
-    let report = corpus::build(&request, &|text| text.len() / 4, &|_| {}).unwrap();
+    let report = corpus::build(
+        &request,
+        corpus::Counters::same(&|text| text.len() / 4),
+        &|_| {},
+    )
+    .unwrap();
     let rows = corpus::rows::load(&out.path().join("pt/everything"), None).unwrap();
     let page = rows
         .iter()

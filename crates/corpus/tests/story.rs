@@ -64,7 +64,11 @@ impl Setup {
             languages: None,
             out: &self.out(),
         };
-        corpus::build(&request, &|text| text.chars().count(), &|_| {})
+        corpus::build(
+            &request,
+            corpus::Counters::same(&|text| text.chars().count()),
+            &|_| {},
+        )
     }
 
     fn read(&self, path: &str) -> String {
@@ -186,7 +190,7 @@ fn folder_is_read_in_name_order_and_gzip_too() {
         languages: Some(&[Language::En]),
         out: &setup.out(),
     };
-    corpus::build(&request, &|t| t.len(), &|_| {}).unwrap();
+    corpus::build(&request, corpus::Counters::same(&|t| t.len()), &|_| {}).unwrap();
     assert_eq!(
         setup.read("pt/everything/en.jsonl"),
         whole.read("pt/everything/en.jsonl")
@@ -492,10 +496,12 @@ fn truncated_gzip_is_named() {
         out: Path::new("never"),
     };
     std::fs::write(&path, &bytes[..bytes.len() - 100]).unwrap();
-    let error = corpus::build(&request(&path), &|_| 1, &|_| {}).unwrap_err();
+    let error =
+        corpus::build(&request(&path), corpus::Counters::same(&|_| 1), &|_| {}).unwrap_err();
     assert!(matches!(error, Error::Gzip { .. }), "{error}");
     std::fs::write(&path, STORY).unwrap();
-    let error = corpus::build(&request(&path), &|_| 1, &|_| {}).unwrap_err();
+    let error =
+        corpus::build(&request(&path), corpus::Counters::same(&|_| 1), &|_| {}).unwrap_err();
     assert!(error.to_string().contains("invalid gzip header"), "{error}");
 }
 
@@ -536,7 +542,12 @@ fn bundled_story_builds_and_splits_for_its_heroine() {
         languages: None,
         out: out.path(),
     };
-    let report = corpus::build(&request, &|text| text.chars().count(), &|_| {}).unwrap();
+    let report = corpus::build(
+        &request,
+        corpus::Counters::same(&|text| text.chars().count()),
+        &|_| {},
+    )
+    .unwrap();
     for dataset in report.datasets.values() {
         assert_eq!(dataset.files.len(), 3);
         assert_eq!(dataset.warnings, []);
@@ -648,7 +659,12 @@ impl Accounted {
             languages: None,
             out: out.path(),
         };
-        corpus::build(&request, &|text| text.chars().count(), &|_| {}).unwrap();
+        corpus::build(
+            &request,
+            corpus::Counters::same(&|text| text.chars().count()),
+            &|_| {},
+        )
+        .unwrap();
         let mut split = corpus::make_split(&SplitRequest {
             source: request.source,
             root: request.root,

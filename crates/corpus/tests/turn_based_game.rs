@@ -138,7 +138,11 @@ impl Tree {
             languages: None,
             out: &self.folder.path().join("out"),
         };
-        corpus::build(&request, &|text| text.chars().count(), &|_| {})
+        corpus::build(
+            &request,
+            corpus::Counters::same(&|text| text.chars().count()),
+            &|_| {},
+        )
     }
 
     fn split(&self, vendor: Option<&Path>) -> Split {
@@ -682,7 +686,7 @@ fn character_file_without_the_game_is_named() {
         languages: None,
         out: &tree.folder.path().join("out"),
     };
-    let error = corpus::build(&request, &|_| 1, &|_| {}).unwrap_err();
+    let error = corpus::build(&request, corpus::Counters::same(&|_| 1), &|_| {}).unwrap_err();
     assert!(
         error
             .to_string()

@@ -580,7 +580,7 @@ pub enum DTypeArg {
 pub struct Score {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// JSON lines {"input_ids":[...]}
+    /// JSON lines {"input_ids":[...]}; - reads standard input
     #[arg(long)]
     pub ids: PathBuf,
 }
@@ -609,7 +609,7 @@ pub struct GenerateInput {
     /// JSON lines {"input_ids":[...]}
     #[arg(long)]
     pub ids: Option<PathBuf>,
-    /// A JSON list of messages, or JSON lines {"messages":[...]}
+    /// A JSON list of messages, or JSON lines {"messages":[...]}; - reads standard input
     #[arg(long)]
     pub messages: Option<PathBuf>,
     /// Plain text to go on from

@@ -331,3 +331,46 @@ fn interrupted_build_keeps_what_an_earlier_one_made() {
     setup.succeeds();
     assert_eq!(setup.rows("sft/cyrene").unwrap(), 2 * n_scenes);
 }
+
+/// What the manifest says of conversations is what training makes of the same rows, whichever pattern the rules count with.
+#[test]
+fn counted_conversations_are_those_that_training_sees() {
+    let setup = Setup::new(&story(5));
+    let tokenizer = text::Tokenizer::load(&setup.path("tokenizer")).unwrap();
+    let encoding = corpus::examples::Encoding {
+        stage: corpus::examples::TrainingStage::Sft,
+        loss_scale: text::labels::LossScale::default(),
+        tokenizer: Some(&tokenizer),
+        vocab_size: None,
+    };
+    for pattern in ["qwen2", "qwen3_5"] {
+        let output = setup.command().args(["--count-with", pattern]).output();
+        let said = String::from_utf8(output.unwrap().stdout).unwrap();
+        let manifest = corpus::Manifest::load(&setup.path("out")).unwrap().unwrap();
+        let dataset = &manifest.datasets["sft/cyrene"];
+        for file in dataset.files.iter().filter(|file| file.n_rows > 0) {
+            let path = setup.path("out").join(&file.path);
+            let examples = corpus::examples::of_file(&path, encoding).unwrap().examples;
+            let (tokens, trained) = examples.iter().fold((0, 0), |(tokens, trained), example| {
+                let encoded = &example.encoded;
+                (
+                    tokens + encoded.input_ids.len(),
+                    trained + encoded.n_trained(),
+                )
+            });
+            let counted = file.training.unwrap();
+            assert_eq!(
+                (counted.tokens, counted.trained),
+                (tokens as u64, trained as u64),
+                "{path:?}"
+            );
+            assert!(counted.tokens > file.n_tokens, "the template is counted in");
+        }
+        let all = dataset.training().unwrap();
+        assert!(
+            all.trained > 0 && said.contains("as training reads them"),
+            "{said}"
+        );
+        assert!(manifest.datasets["pt/everything"].training().is_none());
+    }
+}

@@ -202,6 +202,33 @@ fn generate_puts_the_stored_system_prompt_in_front_of_messages_that_bring_none()
         without["logprobs"],
         reply(json!([system("Be brief."), user]))["logprobs"]
     );
+    // Through a pipe they are the same messages.
+    let args = [
+        "--json",
+        "generate",
+        "--messages",
+        "-",
+        "--greedy",
+        "--max-tokens",
+        "8",
+        "--model",
+    ];
+    let mut piped = Command::new(env!("CARGO_BIN_EXE_cyrene"))
+        .args(args)
+        .arg(&merged)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = piped.stdin.take().unwrap();
+    stdin
+        .write_all(json!([user]).to_string().as_bytes())
+        .unwrap();
+    drop(stdin);
+    let said = piped.wait_with_output().unwrap();
+    assert!(said.status.success(), "{}", common::stderr(&said));
+    let said: Value = serde_json::from_slice(&said.stdout).unwrap();
+    assert_eq!(said["ids"], without["ids"]);
 }
 
 #[test]

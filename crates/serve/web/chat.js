@@ -77,6 +77,14 @@ function systemMessage() {
   return content ? { role: 'system', content } : null;
 }
 
+// What stands before the conversation: the system prompt, and the greeting, which was shown and so was said.
+function opening() {
+  const greeting = localized(state.info?.greeting);
+  const said = greeting ? [{ role: 'assistant', content: greeting }] : [];
+  const system = systemMessage();
+  return system ? [system, ...said] : said;
+}
+
 // What the model reads.
 function history() {
   return state.messages.map((message) => ({
@@ -126,9 +134,8 @@ async function send(text) {
 // Streams a new version of `message`, which goes to the end of the conversation if it is not there.
 async function reply(message) {
   const index = state.messages.indexOf(message);
-  const system = systemMessage();
   const said = index < 0 ? history() : history().slice(0, index);
-  const messages = system ? [system, ...said] : said;
+  const messages = [...opening(), ...said];
   const version = { content: '', lines: [], finish: null };
   message.versions.push(version);
   message.at = message.versions.length - 1;

@@ -59,22 +59,54 @@ pub fn sft<'a>(
     conversation: &Conversation,
     options: impl Into<SftOptions<'a>>,
 ) -> Result<Example> {
-    let options = options.into();
+    segments(conversation, &options.into())?.encode(tokenizer)
+}
+
+/// Tokens of a conversation as training sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SftCounts {
+    /// All of them, with what the template writes between the contents.
+    pub tokens: usize,
+    /// Those that carry loss.
+    pub trained: usize,
+}
+
+/// How many ids [`sft`] gives, and how many of them carry loss, by whatever counts the ids of a text.
+///
+/// # Errors
+/// [`Error::NoFinalAnswer`] if no answer ends the conversation.
+pub fn sft_counts<'a>(
+    conversation: &Conversation,
+    options: impl Into<SftOptions<'a>>,
+    count: &dyn Fn(&str) -> usize,
+) -> Result<SftCounts> {
+    let segments = segments(conversation, &options.into())?;
+    let mut counts = SftCounts::default();
+    for (text, is_trained) in &segments.texts {
+        let n = count(text);
+        counts.tokens += n;
+        counts.trained += if *is_trained { n } else { 0 };
+    }
+    Ok(counts)
+}
+
+/// The text of a conversation, parted by what carries loss.
+fn segments(conversation: &Conversation, options: &SftOptions<'_>) -> Result<Segments> {
     if !conversation.ends_with_answer() {
         let index = conversation.n_messages.saturating_sub(1);
         return Err(Error::NoFinalAnswer { index });
     }
     let mut segments = Segments::default();
-    segments.push(&system_block(&conversation.system, &options)?, false);
+    segments.push(&system_block(&conversation.system, options)?, false);
     let n_rounds = conversation.turns.len() / 2;
     for (round_idx, round) in conversation.turns.chunks_exact(2).enumerate() {
         let (user, answer) = (round[0].text(), &round[1]);
         let opening = format!("<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n");
         segments.mark();
         segments.push(&opening, false);
-        push_answer(&mut segments, answer, round_idx + 1 == n_rounds, &options);
+        push_answer(&mut segments, answer, round_idx + 1 == n_rounds, options);
     }
-    segments.encode(tokenizer)
+    Ok(segments)
 }
 
 /// Encodes a document for continued pre-training: the stripped text and `<|im_end|>`, loss on all but the first id.

@@ -44,6 +44,13 @@ pub fn dataset_lines(stats: &Stats, lines: &mut Vec<String>) {
             small_bars(&counts)
         ));
     }
+    if let Some(training) = stats.training() {
+        lines.push(format!(
+            "  as training reads them, with system prompt and template: {} tokens, {} of them trained on",
+            thousands(training.tokens),
+            thousands(training.trained)
+        ));
+    }
     // 2. what else there is to know, a line each
     let mut more = |name: &str, values: Vec<String>| {
         if !values.is_empty() {

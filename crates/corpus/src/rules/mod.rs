@@ -20,6 +20,25 @@ pub(crate) const USER_LINES: usize = 10;
 /// Counts the tokens of a text encoded alone, without special tokens.
 pub type Counter<'a> = &'a (dyn Fn(&str) -> usize + Sync);
 
+/// The two ways in which a build counts.
+#[derive(Clone, Copy)]
+pub struct Counters<'a> {
+    /// Tokens of a sentence, by which the rules cut and drop.
+    pub rules: Counter<'a>,
+    /// Tokens of a part of a conversation as training encodes it, template and all.
+    pub training: Counter<'a>,
+}
+
+impl<'a> Counters<'a> {
+    /// One way for both.
+    pub fn same(count: Counter<'a>) -> Counters<'a> {
+        Counters {
+            rules: count,
+            training: count,
+        }
+    }
+}
+
 /// A sentence as a record shows it, with its tokens.
 #[derive(Debug, Clone)]
 pub(crate) struct Shown<'a> {

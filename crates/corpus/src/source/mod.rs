@@ -5,7 +5,7 @@ pub(crate) mod turn_based_game;
 
 use crate::error::{Error, Result};
 use crate::request::{BuildRequest, Progress, SplitRequest};
-use crate::rules::Counter;
+use crate::rules::Counters;
 use crate::split::Split;
 use crate::staged::Built;
 use crate::stopwatch::Stopwatch;
@@ -23,7 +23,7 @@ pub enum SourceKind {
 /// Builds what a request asks for, counting tokens, telling of finished files and where the time goes.
 type Build = fn(
     &BuildRequest<'_>,
-    Counter<'_>,
+    Counters<'_>,
     &(dyn Fn(Progress) + Sync),
     &Stopwatch,
 ) -> Result<Vec<Built>>;

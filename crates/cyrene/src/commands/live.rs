@@ -13,12 +13,13 @@ use kernel::{DType, Device};
 use model::quant::fp8_block::{Division, Layout};
 use model::{Config, Model, sizes};
 use serde_json::{Value, json};
-use text::{ChatTemplate, Persona, Tokenizer, WordPattern};
+use text::{ChatTemplate, Persona, Tokenizer};
 
+use super::corpus::build::Tokenizers;
 use super::doctor::{self, Machine};
 use super::plan::{Ahead, RunPlan};
 use super::{corpus as corpus_command, eval as eval_command, export, fetch, merge, serve, train};
-use crate::cli::{DTypeArg, Live, ModelArgs, StageName};
+use crate::cli::{CountWith, DTypeArg, Live, ModelArgs, StageName};
 use crate::lock::RunLock;
 use crate::recipe::{Recipe, Source};
 use crate::stage::Stage;
@@ -344,13 +345,19 @@ impl Run {
                 languages: None,
                 out: dir,
             };
-            let load = || Ok(Tokenizer::load(&run.base_model())?.with_pattern(WordPattern::Qwen2));
+            let load = || Tokenizers::load(&run.base_model(), CountWith::Qwen2);
             let report = corpus_command::build::build(&request, load, &run.ui)?;
             let split = run.split()?;
             split.save(&dir.join("split.json"), true)?;
             for (task, dataset) in &report.datasets {
+                let training = dataset.training().map_or(String::new(), |training| {
+                    format!(
+                        ", {} as training reads them with system prompt and template",
+                        training.tokens
+                    )
+                });
                 run.ui.note(format_args!(
-                    "      {task}: {} rows, {} tokens",
+                    "      {task}: {} rows, {} tokens{training}",
                     dataset.n_rows(),
                     dataset.n_tokens()
                 ));
@@ -564,7 +571,11 @@ fn training_texts(run: &Run, scratch: &Path) -> Result<Vec<String>> {
         out: scratch,
     };
     // Counts only decide where long documents are cut, and here nobody looks at the cuts.
-    corpus::build(&request, &|text| text.chars().count(), &|_| {})?;
+    corpus::build(
+        &request,
+        corpus::Counters::same(&|text| text.chars().count()),
+        &|_| {},
+    )?;
     let rows = corpus::rows::load(
         &scratch.join(Task::PtEverything.name()),
         Some(&run.split()?),

@@ -794,7 +794,7 @@ mod tests {
                 languages: None,
                 out: folder,
             },
-            &|text| text.len(),
+            corpus::Counters::same(&|text| text.len()),
             &|_| {},
         )?;
         let split = corpus::make_split(&corpus::SplitRequest {

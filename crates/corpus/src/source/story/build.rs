@@ -7,7 +7,7 @@ use crate::dataset::DatasetWriter;
 use crate::error::Result;
 use crate::language::Language;
 use crate::request::{BuildRequest, Progress, SplitRequest, Steps};
-use crate::rules::Counter;
+use crate::rules::Counters;
 use crate::split::Split;
 use crate::staged::{Built, Warnings};
 use crate::stopwatch::Stopwatch;
@@ -26,7 +26,7 @@ pub(crate) fn check_split(request: &BuildRequest<'_>, split: &Split) -> Result<(
 /// See [`crate::source::Source::build`].
 pub(crate) fn build(
     request: &BuildRequest<'_>,
-    count: Counter<'_>,
+    counters: Counters<'_>,
     progress: &(dyn Fn(Progress) + Sync),
     times: &Stopwatch,
 ) -> Result<Vec<Built>> {
@@ -51,7 +51,7 @@ pub(crate) fn build(
                 relative,
                 language.code(),
                 Some(*language),
-                count,
+                counters,
             )?;
             let unknown = times.rows(|| documents.write(*task, *language, &mut writer))?;
             let part = writer.finish()?;

@@ -121,7 +121,7 @@ impl<'a> StoryDocuments<'a> {
             if self.is_skipped(&text.kind) {
                 if task.is_pt() {
                     let texts = [text.title.get(language), text.text.get(language)];
-                    let tokens = texts.into_iter().flatten().map(out.count).sum();
+                    let tokens = texts.into_iter().flatten().map(out.counters.rules).sum();
                     out.filtered("kinds that the character file skips", 1, tokens);
                 }
                 continue;
@@ -152,7 +152,7 @@ impl<'a> StoryDocuments<'a> {
             .into_iter()
             .map(|l| {
                 let text = format::write(Format::Named, language, l.name, l.text, false);
-                Shown::new(text, out.count)
+                Shown::new(text, out.counters.rules)
             })
             .collect();
         out.paragraph(&sentences, &[&scene.id])
@@ -181,7 +181,7 @@ impl<'a> StoryDocuments<'a> {
         let sentences: Vec<_> = cleaned
             .iter()
             .flat_map(|t| paragraph::lines(t))
-            .map(|l| Shown::new(l.into(), out.count))
+            .map(|l| Shown::new(l.into(), out.counters.rules))
             .collect();
         out.paragraph(&sentences, &[&text.id])
     }
@@ -206,7 +206,7 @@ impl<'a> StoryDocuments<'a> {
             .map(|l| {
                 let aside = !self.is_own(l.line) && !self.is_player(l.line);
                 let text = format::write(Format::Bracketed, language, l.name, l.text, aside);
-                Shown::new(text, out.count)
+                Shown::new(text, out.counters.rules)
             })
             .collect();
         let limits = Limits {
@@ -246,7 +246,7 @@ impl<'a> StoryDocuments<'a> {
         }
         let shown: Vec<_> = lines
             .into_iter()
-            .map(|l| Shown::new(l.text, out.count))
+            .map(|l| Shown::new(l.text, out.counters.rules))
             .collect();
         for speaker in speakers {
             let rounds = rounds(shown.len(), |i| line_speakers[i] == Some(speaker));
@@ -307,7 +307,7 @@ impl<'a> StoryDocuments<'a> {
             .map(|(name, text)| {
                 Shown::new(
                     format::write(format, language, name, text, false),
-                    out.count,
+                    out.counters.rules,
                 )
             })
             .collect();
@@ -354,7 +354,7 @@ impl<'a> StoryDocuments<'a> {
             if !takes(line) {
                 let rules = &self.character.story.markup;
                 let text = trim(markup::strip(rules, text, &mut UnknownMarkup::new()));
-                let tokens = (out.count)(&text);
+                let tokens = (out.counters.rules)(&text);
                 out.filtered("objectives are no talk", 1, tokens);
                 continue;
             }
@@ -365,7 +365,7 @@ impl<'a> StoryDocuments<'a> {
                     Some(replaced) => text = Cow::Owned(replaced),
                     None => {
                         out.hole("value of a variable");
-                        let tokens = (out.count)(&text);
+                        let tokens = (out.counters.rules)(&text);
                         out.filtered("variable without a value", 1, tokens);
                         continue;
                     }

@@ -16,7 +16,7 @@ use crate::language::Language;
 use crate::manifest::{Manifest, SourceFiles};
 use crate::request::{BuildRequest, Progress, SplitRequest, Steps};
 use crate::rows;
-use crate::rules::Counter;
+use crate::rules::Counters;
 use crate::split::Split;
 use crate::staged::{Built, Warnings};
 use crate::stopwatch::Stopwatch;
@@ -62,7 +62,7 @@ fn game_rules(character: &Character) -> Result<&GameRules> {
 /// See [`crate::source::Source::build`].
 pub(crate) fn build(
     request: &BuildRequest<'_>,
-    count: Counter<'_>,
+    counters: Counters<'_>,
     progress: &(dyn Fn(Progress) + Sync),
     times: &Stopwatch,
 ) -> Result<Vec<Built>> {
@@ -84,7 +84,7 @@ pub(crate) fn build(
         });
     }
     if has_vendor {
-        return build_vendor(request, rules, count, progress, times);
+        return build_vendor(request, rules, counters, progress, times);
     }
     let tables = times.tables(|| Tables::read(request.root, &tasks))?;
     let documents = GameDocuments::new(&tables, rules);
@@ -98,8 +98,9 @@ pub(crate) fn build(
         .par_bridge()
         .map(|idx| {
             let language = languages[idx];
-            let parts =
-                build_language(request, &documents, &tasks, language, count, &steps, times)?;
+            let parts = build_language(
+                request, &documents, &tasks, language, counters, &steps, times,
+            )?;
             Ok((idx, parts))
         })
         .collect::<Result<Vec<_>>>()?;
@@ -154,7 +155,7 @@ fn build_language(
     documents: &GameDocuments<'_>,
     tasks: &[Task],
     language: Language,
-    count: Counter<'_>,
+    counters: Counters<'_>,
     steps: &Steps<'_>,
     times: &Stopwatch,
 ) -> Result<LanguageParts> {
@@ -169,7 +170,7 @@ fn build_language(
                 relative,
                 language.code(),
                 Some(language),
-                count,
+                counters,
             )?;
             let texts = Texts::new(language, &map, documents.tables);
             let unknown = times.rows(|| documents.write(*task, texts, &mut out))?;
@@ -188,7 +189,7 @@ fn build_language(
 fn build_vendor(
     request: &BuildRequest<'_>,
     rules: &GameRules,
-    count: Counter<'_>,
+    counters: Counters<'_>,
     progress: &(dyn Fn(Progress) + Sync),
     times: &Stopwatch,
 ) -> Result<Vec<Built>> {
@@ -201,7 +202,7 @@ fn build_vendor(
     let mut source_files = SourceFiles::new();
     for set in vendor::SETS {
         let relative = format!("{task}/{set}.jsonl");
-        let mut out = DatasetWriter::create(request.out, relative, set, None, count)?;
+        let mut out = DatasetWriter::create(request.out, relative, set, None, counters)?;
         let sha256 = times.rows(|| vendor::write(set, request.root, nickname, &mut out))?;
         source.update(sha256);
         source_files.insert(vendor::source_file(set), files::hex(&sha256));

@@ -455,7 +455,7 @@ impl<'a> InLanguage<'a> {
         if memchr::memchr(b'{', shown.as_bytes()).is_some() {
             cleanup::count_unknown(&shown, &mut self.unknown);
         }
-        Shown::new(shown, out.count)
+        Shown::new(shown, out.counters.rules)
     }
 
     /// A name as a system message shows it.

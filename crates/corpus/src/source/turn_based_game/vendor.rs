@@ -45,7 +45,12 @@ pub(crate) fn write(
     for page in pages {
         let lines = page.lines.iter();
         let sentences: Vec<_> = lines
-            .map(|line| Shown::new(line.replace("{NICKNAME}", nickname).into(), out.count))
+            .map(|line| {
+                Shown::new(
+                    line.replace("{NICKNAME}", nickname).into(),
+                    out.counters.rules,
+                )
+            })
             .collect();
         out.row(&sentences, &[&page.scene])?;
     }

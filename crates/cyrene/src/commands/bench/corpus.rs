@@ -11,7 +11,7 @@ use text::{ChatTemplate, Tokenizer};
 
 use super::peak::Peak;
 use crate::cli::{BenchCorpus, CorpusBuild};
-use crate::commands::corpus::build;
+use crate::commands::corpus::build::{self, Tokenizers};
 use crate::ui::{Ui, size};
 use crate::{demo, misuse};
 
@@ -70,7 +70,11 @@ pub fn run(args: BenchCorpus, ui: &Ui) -> Result<()> {
     let mut peak_bytes = None;
     for run in 1..=runs {
         let start = Instant::now();
-        build::quietly(&request, || build::tokenizer(&args), &|_| {})?;
+        build::quietly(
+            &request,
+            || Tokenizers::load(&args.tokenizer, args.count_with),
+            &|_| {},
+        )?;
         let took = start.elapsed().as_secs_f64();
         ui.note(format_args!("run {run}: {took:.3} s"));
         seconds = seconds.min(took);
@@ -79,11 +83,19 @@ pub fn run(args: BenchCorpus, ui: &Ui) -> Result<()> {
 
     // 2. once more, stage by stage
     let start = Instant::now();
-    let tokenizer = build::tokenizer(&args)?;
+    let tokenizers = Tokenizers::load(&args.tokenizer, args.count_with)?;
     let load_tokenizer = start.elapsed();
     let counted = Counted::default();
-    let count = |text: &str| counted.count(text, &tokenizer);
-    let report = corpus::stage(&request, &count, &|_| {})?.publish()?;
+    let rules = |text: &str| {
+        counted.lines.fetch_add(1, Ordering::Relaxed);
+        counted.count(text, tokenizers.rules())
+    };
+    let training = |text: &str| counted.count(text, &tokenizers.training);
+    let counters = corpus::Counters {
+        rules: &rules,
+        training: &training,
+    };
+    let report = corpus::stage(&request, counters, &|_| {})?.publish()?;
     let (lines, counting) = counted.total()?;
     let times = report.times;
     let s = |duration: Duration| duration.as_secs_f64();
@@ -152,7 +164,7 @@ impl Line {
     }
 }
 
-/// What counting does, with its time.
+/// What counting does: the lines of the rules, the time of all of it.
 #[derive(Default)]
 struct Counted {
     lines: AtomicU64,
@@ -166,7 +178,6 @@ impl Counted {
         let counted = tokenizer.count(text);
         let took = start.elapsed().as_nanos() as u64;
         self.nanoseconds.fetch_add(took, Ordering::Relaxed);
-        self.lines.fetch_add(1, Ordering::Relaxed);
         counted.unwrap_or_else(|error| {
             build::lock(&self.failure).get_or_insert(error);
             0

@@ -4,7 +4,10 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use anyhow::{Context, Result};
-use corpus::{BuildReport, BuildRequest, Character, Language, Progress, SourceKind, Split, Task};
+use corpus::{
+    BuildReport, BuildRequest, Character, Counters, Language, Progress, SourceKind, Split, Task,
+};
+use report::look::thousands;
 use text::{Tokenizer, WordPattern};
 
 use crate::cli::{CorpusBuild, CountWith};
@@ -15,7 +18,11 @@ pub fn run(args: &CorpusBuild, ui: &Ui) -> Result<()> {
     let (character, plan) = plan(args)?;
     let request = plan.request(&character);
     guard(&request)?;
-    let report = build(&request, || tokenizer(args), ui)?;
+    let report = build(
+        &request,
+        || Tokenizers::load(&args.tokenizer, args.count_with),
+        ui,
+    )?;
     let rows: u64 = report
         .datasets
         .values()
@@ -26,12 +33,22 @@ pub fn run(args: &CorpusBuild, ui: &Ui) -> Result<()> {
             "out": args.out,
             "rows": rows,
             "tokens": report.n_tokens(),
+            "training": report.training(),
             "datasets": report.datasets.iter().map(|(task, dataset)| serde_json::json!({
-                "task": task.name(), "rows": dataset.n_rows(), "tokens": dataset.n_tokens(), "warnings": dataset.warnings,
-                "files": dataset.files.iter().map(|file| serde_json::json!({ "path": file.path, "rows": file.n_rows, "tokens": file.n_tokens, "holes": file.holes, "filtered": file.filtered })).collect::<Vec<_>>(),
+                "task": task.name(), "rows": dataset.n_rows(), "tokens": dataset.n_tokens(), "training": dataset.training(), "warnings": dataset.warnings,
+                "files": dataset.files.iter().map(|file| serde_json::json!({ "path": file.path, "rows": file.n_rows, "tokens": file.n_tokens, "training": file.training, "holes": file.holes, "filtered": file.filtered })).collect::<Vec<_>>(),
             })).collect::<Vec<_>>(),
         }),
-        || format!("Estimated number of tokens: {}", report.n_tokens()),
+        || {
+            let conversations = report.training().map_or(String::new(), |training| {
+                format!(
+                    "conversations as training reads them, with system prompt and template: {} tokens, {} of them trained on\n",
+                    thousands(training.tokens),
+                    thousands(training.trained)
+                )
+            });
+            format!("{conversations}Estimated number of tokens: {}", report.n_tokens())
+        },
     )
 }
 
@@ -45,13 +62,28 @@ fn guard(request: &BuildRequest<'_>) -> Result<()> {
     corpus::check_split(request, &split).with_context(|| format!("checking {}", path.display()))
 }
 
-/// The tokenizer that counts as the arguments say.
-pub fn tokenizer(args: &CorpusBuild) -> Result<Tokenizer> {
-    let pattern = match args.count_with {
-        CountWith::Qwen2 => WordPattern::Qwen2,
-        CountWith::Qwen3_5 => WordPattern::Qwen3_5,
-    };
-    Ok(Tokenizer::load(&args.tokenizer)?.with_pattern(pattern))
+/// What counts: training's tokenizer, and with another pattern of words the one that the rules count with.
+pub struct Tokenizers {
+    /// Qwen3.5's own.
+    pub training: Tokenizer,
+    rules: Option<Tokenizer>,
+}
+
+impl Tokenizers {
+    /// What the rules cut and drop by.
+    pub fn rules(&self) -> &Tokenizer {
+        self.rules.as_ref().unwrap_or(&self.training)
+    }
+
+    /// Loads Qwen3.5's tokenizer, with the older pattern of words for the rules where `count_with` says so.
+    pub fn load(path: &Path, count_with: CountWith) -> Result<Tokenizers> {
+        let training = Tokenizer::load(path)?;
+        let rules = match count_with {
+            CountWith::Qwen2 => Some(training.clone().with_pattern(WordPattern::Qwen2)),
+            CountWith::Qwen3_5 => None,
+        };
+        Ok(Tokenizers { training, rules })
+    }
 }
 
 /// The arguments as `corpus` takes them.
@@ -101,7 +133,7 @@ impl Plan<'_> {
 /// What `load` or `corpus` report; a text that cannot be counted. Then no data set is left or changed.
 pub fn build(
     request: &BuildRequest<'_>,
-    load: impl FnOnce() -> Result<Tokenizer> + Send,
+    load: impl FnOnce() -> Result<Tokenizers> + Send,
     ui: &Ui,
 ) -> Result<BuildReport> {
     let bar = Mutex::new(None);
@@ -134,28 +166,39 @@ pub fn build(
     Ok(report)
 }
 
-/// Builds; the tokenizer is loaded while the source is read.
+/// Builds; the tokenizers are loaded while the source is read.
 ///
 /// # Errors
 /// As [`build`].
 pub fn quietly(
     request: &BuildRequest<'_>,
-    load: impl FnOnce() -> Result<Tokenizer> + Send,
+    load: impl FnOnce() -> Result<Tokenizers> + Send,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<BuildReport> {
-    let tokenizer = Awaited(OnceLock::new());
+    let tokenizers = Awaited(OnceLock::new());
     // Counting cannot fail on valid UTF-8; should it, the first failure is kept and reported before anything gets its name.
     let failure = Mutex::new(None);
-    let count = |text: &str| match tokenizer.0.wait() {
-        Some(tokenizer) => tokenizer.count(text).unwrap_or_else(|error| {
+    let counted = |counted: std::result::Result<usize, text::Error>| {
+        counted.unwrap_or_else(|error| {
             lock(&failure).get_or_insert(error);
             0
-        }),
+        })
+    };
+    let rules = |text: &str| match tokenizers.0.wait() {
+        Some(t) => counted(t.rules().count(text)),
         None => 0,
     };
+    let training = |text: &str| match tokenizers.0.wait() {
+        Some(t) => counted(t.training.count(text)),
+        None => 0,
+    };
+    let counters = Counters {
+        rules: &rules,
+        training: &training,
+    };
     let staged = std::thread::scope(|scope| {
-        let loading = scope.spawn(|| tokenizer.load(load));
-        let staged = corpus::stage(request, &count, progress);
+        let loading = scope.spawn(|| tokenizers.load(load));
+        let staged = corpus::stage(request, counters, progress);
         match loading.join() {
             Ok(loaded) => loaded?,
             Err(panic) => std::panic::resume_unwind(panic),
@@ -168,13 +211,13 @@ pub fn quietly(
     Ok(staged.publish()?)
 }
 
-/// A tokenizer on its way; `None` once it is known not to come.
-struct Awaited(OnceLock<Option<Tokenizer>>);
+/// Tokenizers on their way; `None` once it is known not to come.
+struct Awaited(OnceLock<Option<Tokenizers>>);
 
 impl Awaited {
-    fn load(&self, load: impl FnOnce() -> Result<Tokenizer>) -> Result<()> {
+    fn load(&self, load: impl FnOnce() -> Result<Tokenizers>) -> Result<()> {
         /// Nobody may wait for ever, even if loading panics.
-        struct Give<'a>(&'a OnceLock<Option<Tokenizer>>, Option<Tokenizer>);
+        struct Give<'a>(&'a OnceLock<Option<Tokenizers>>, Option<Tokenizers>);
         impl Drop for Give<'_> {
             fn drop(&mut self) {
                 self.0.get_or_init(|| self.1.take());
