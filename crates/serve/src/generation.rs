@@ -171,6 +171,10 @@ impl Generation {
             let Progress::Waiting(request) = &choice.progress else {
                 continue;
             };
+            // Asked first: this comes again with every token, and a request that is refused counts as one that was turned away.
+            if n_running > 0 && is_queue_full(&self.engine) {
+                break;
+            }
             match self.engine.submit((**request).clone()) {
                 Ok(events) => choice.progress = Progress::Running(events),
                 Err(engine::Error::QueueFull { .. }) if n_running > 0 => break,
@@ -239,6 +243,10 @@ impl Choice {
             None => Delta::default(),
         }
     }
+}
+
+fn is_queue_full(engine: &EngineHandle) -> bool {
+    engine.stats().waiting >= engine.config().max_waiting as u64
 }
 
 /// The engine's request for reply `index` to a prompt; a seed gives each another draw.

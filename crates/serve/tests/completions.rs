@@ -79,6 +79,8 @@ async fn lists_longer_than_the_queue_are_answered_all_the_same() {
     let answer = complete(&server, &body(json!(prompts))).await;
     assert_eq!(answer["choices"].as_array().unwrap().len(), 40);
     assert_eq!(answer["usage"]["completion_tokens"], 40 * 12);
+    let refused = server.stats().refused;
+    assert_eq!(refused, 0, "those that wait their turn are not turned away");
 }
 
 #[tokio::test]
