@@ -112,6 +112,12 @@ pub(crate) enum ApiError {
     Method,
     #[error("the model is still loading; try again in a moment")]
     Loading,
+    #[error("{error}")]
+    Prompt {
+        /// The field that it comes from.
+        field: &'static str,
+        error: engine::Error,
+    },
     #[error(transparent)]
     Engine(#[from] engine::Error),
     #[error(transparent)]
@@ -147,6 +153,18 @@ impl ApiError {
         }
     }
 
+    /// Why a request can never run; `prompt` is the field that its prompt comes from.
+    pub fn of_request(error: engine::Error, prompt: &'static str) -> Self {
+        use engine::Error::{EmptyPrompt, PromptTooLong, TokenId};
+        match error {
+            EmptyPrompt | PromptTooLong { .. } | TokenId { .. } => ApiError::Prompt {
+                field: prompt,
+                error,
+            },
+            other => ApiError::Engine(other),
+        }
+    }
+
     /// Status, type and code, as OpenAI's clients sort errors.
     fn class(&self) -> (StatusCode, &'static str, &'static str) {
         const INVALID: &str = "invalid_request_error";
@@ -175,7 +193,7 @@ impl ApiError {
             ),
             ApiError::Loading => (StatusCode::SERVICE_UNAVAILABLE, "server_error", "loading"),
             ApiError::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "server_error", "stopping"),
-            ApiError::Engine(error) => engine_class(error),
+            ApiError::Prompt { error, .. } | ApiError::Engine(error) => engine_class(error),
             ApiError::Text(
                 text::Error::TemplateRaised { .. } | text::Error::NothingToContinue { .. },
             ) => (StatusCode::BAD_REQUEST, INVALID, "invalid_messages"),
@@ -191,12 +209,12 @@ impl ApiError {
     fn param(&self) -> Option<&str> {
         match self {
             ApiError::Field { field, .. } => Some(field),
+            ApiError::Prompt { field, .. } => Some(field),
             ApiError::ModelNotFound { .. } => Some("model"),
             ApiError::Engine(
                 engine::Error::Sampling { field, .. } | engine::Error::UnknownId { field, .. },
             ) => Some(field),
             ApiError::Engine(engine::Error::MinTokens { .. }) => Some("min_tokens"),
-            ApiError::Engine(engine::Error::PromptTooLong { .. }) => Some("messages"),
             _ => None,
         }
     }

@@ -18,6 +18,8 @@ const MOST_AT_ONCE: usize = 16;
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Prompt {
     pub ids: Vec<u32>,
+    /// The request's field that it comes from, which errors name.
+    pub field: &'static str,
     /// Its text, where the reply is to begin with it.
     pub echo: Option<String>,
 }
@@ -84,7 +86,8 @@ impl Generation {
             n_prompt += prompt.ids.len();
             for index in 0..options.n {
                 let request = request(&prompt, index as u64, options);
-                engine.check(&request)?;
+                let checked = engine.check(&request);
+                checked.map_err(|error| ApiError::of_request(error, prompt.field))?;
                 let echo = prompt.echo.clone();
                 choices.push(Choice {
                     progress: Progress::Waiting(Box::new(request)),

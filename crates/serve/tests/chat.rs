@@ -360,9 +360,15 @@ async fn prompt_beyond_the_context_is_refused() {
     let server = Server::with(setup(), config);
     let long = "boats and boats and ".repeat(50);
     let body = json!({"messages": [{"role": "user", "content": long}]});
-    let answer = server.chat(body).await;
-    assert_eq!(answer.status, StatusCode::BAD_REQUEST);
-    assert_eq!(answer.json()["error"]["code"], "context_length_exceeded");
+    let chat = server.chat(body).await;
+    let body = json!({ "prompt": long });
+    let text = server.post("/v1/completions", &body).await;
+    for (answer, field) in [(chat, "messages"), (text, "prompt")] {
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST);
+        let error = &answer.json()["error"];
+        assert_eq!(error["code"], "context_length_exceeded");
+        assert_eq!(error["param"], field);
+    }
 }
 
 #[tokio::test]

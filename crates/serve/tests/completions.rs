@@ -98,7 +98,11 @@ async fn prompts_that_are_none_are_refused() {
     ] {
         let answer = server.post("/v1/completions", &body(prompt)).await;
         assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{}", answer.text);
-        assert_eq!(answer.json()["error"]["code"], code, "{}", answer.text);
+        let error = &answer.json()["error"];
+        assert_eq!(
+            (&error["code"], &error["param"]),
+            (&json!(code), &json!("prompt"))
+        );
     }
     let gap = with(&body(json!("The lamp")), json!({"suffix": "burned on"}));
     let answer = server.post("/v1/completions", &gap).await.json();

@@ -44,7 +44,11 @@ async fn complete(
     .map_err(|_| ApiError::Stopping)??;
 
     // 3. the answer
-    let prompt = Prompt { ids, echo: None };
+    let prompt = Prompt {
+        ids,
+        field: "messages",
+        echo: None,
+    };
     let mut generation = Generation::start(&state, vec![prompt], &options)?;
     let head = Head {
         id: state.answer_id("chatcmpl"),

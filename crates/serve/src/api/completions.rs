@@ -107,7 +107,11 @@ fn prompts(fields: &Fields, tokenizer: &Tokenizer, echo: bool) -> Result<Vec<Pro
                 (ids, text)
             }
         };
-        Ok(Prompt { ids, echo: text })
+        Ok(Prompt {
+            ids,
+            field: "prompt",
+            echo: text,
+        })
     };
     match value {
         Value::Array(list) if list.iter().any(|item| item.is_string() || item.is_array()) => {
