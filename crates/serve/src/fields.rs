@@ -86,13 +86,7 @@ impl Fields {
                 Ok(())
             }
             Some(other) if is_same(other, &value) => Ok(()),
-            Some(_) => Err(ApiError::field(
-                name,
-                format!(
-                    "is another name of `{}` and says something else; send one of the two",
-                    self.name(target)
-                ),
-            )),
+            Some(_) => Err(contradiction(name, &self.name(target))),
         }
     }
 
@@ -220,6 +214,30 @@ impl Fields {
             format!("must be {expected}, got {}", brief(got)),
         )
     }
+}
+
+/// What flags that mean one thing say together, each with its full name; `None` where all are absent.
+///
+/// # Errors
+/// Where two of them differ.
+pub(crate) fn agreed(flags: &[(String, Option<bool>)]) -> Result<Option<bool>, ApiError> {
+    let mut sent = flags
+        .iter()
+        .filter_map(|(name, flag)| Some((name, (*flag)?)));
+    let Some((first, said)) = sent.next() else {
+        return Ok(None);
+    };
+    match sent.find(|(_, flag)| *flag != said) {
+        Some((name, _)) => Err(contradiction(name, first)),
+        None => Ok(Some(said)),
+    }
+}
+
+fn contradiction(name: &str, other: &str) -> ApiError {
+    ApiError::field(
+        name,
+        format!("is another name of `{other}` and says something else; send one of the two"),
+    )
 }
 
 /// A list of token ids, if `value` is one.

@@ -109,6 +109,34 @@ async fn continuing_needs_an_answer_and_no_second_beginning() {
             "{message}"
         );
     }
+    let prefixed = json!([{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "The", "prefix": true}]);
+    for (messages, more, names) in [
+        (
+            &answered,
+            json!({"continue_final_message": false, "continue_": true}),
+            ["continue_", "continue_final_message"],
+        ),
+        (
+            &prefixed,
+            json!({"continue_final_message": false}),
+            ["messages[1].prefix", "continue_final_message"],
+        ),
+        (
+            &user,
+            json!({"chat_template_kwargs": {"enable_thinking": false}, "enable_thinking": true}),
+            ["chat_template_kwargs.enable_thinking", "enable_thinking"],
+        ),
+    ] {
+        let (status, param, message) =
+            error_of(&server.chat(with(&greedy(messages.clone()), more)).await);
+        assert_eq!(
+            (status, param.as_str()),
+            (StatusCode::BAD_REQUEST, names[0]),
+            "{message}"
+        );
+        let other = format!("another name of `{}`", names[1]);
+        assert!(message.contains(&other), "{message}");
+    }
     let ordinary = with(
         &greedy(user),
         json!({"continue_final_message": false, "add_generation_prompt": true}),

@@ -10,7 +10,7 @@ use text::{Conversation, Message, PromptOptions};
 use super::stream::{self, Shape, line_json, usage_json};
 use super::{JsonBody, check_model};
 use crate::error::ApiError;
-use crate::fields::Fields;
+use crate::fields::{self, Fields};
 use crate::generation::{Finish, Generation, Prompt, Update};
 use crate::options::Options;
 use crate::parameters::{self, Endpoint};
@@ -109,16 +109,13 @@ fn options(fields: &Fields, state: &AppState) -> Result<Options, ApiError> {
 
 /// Thinking is off unless the request's `enable_thinking` is true.
 fn thinking(fields: &Fields) -> Result<bool, ApiError> {
-    let kwargs = match fields.object("chat_template_kwargs")? {
-        Some(kwargs) => {
-            kwargs.only(&["enable_thinking"])?;
-            kwargs.boolean("enable_thinking")?
-        }
-        None => None,
-    };
-    Ok(kwargs
-        .or(fields.boolean("enable_thinking")?)
-        .unwrap_or(false))
+    let flag = "enable_thinking";
+    let mut asks = vec![(fields.name(flag), fields.boolean(flag)?)];
+    if let Some(kwargs) = fields.object("chat_template_kwargs")? {
+        kwargs.only(&[flag])?;
+        asks.push((kwargs.name(flag), kwargs.boolean(flag)?));
+    }
+    Ok(fields::agreed(&asks)?.unwrap_or(false))
 }
 
 /// The list of messages as it was sent.
@@ -145,6 +142,7 @@ fn prompt_options(fields: &Fields, messages: &[Value]) -> Result<PromptOptions, 
         (fields.name("continue_"), fields.boolean("continue_")?),
         (message.name("prefix"), message.boolean("prefix")?),
     ];
+    fields::agreed(&asks)?;
     let asked = asks.iter().find(|(_, flag)| *flag == Some(true));
     match (asked, fields.boolean("add_generation_prompt")?) {
         (Some((name, _)), Some(true)) => {
