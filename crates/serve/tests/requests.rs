@@ -187,9 +187,13 @@ async fn forms_that_cannot_be_kept_are_refused_by_name_at_both_addresses() {
 #[tokio::test]
 async fn keys_of_messages_that_mean_nothing_here_are_refused_and_names_are_not() {
     let server = Server::new();
-    let message = |key: &str, value: Value| json!({"messages": [{"role": "user", "content": "Hi.", key: value}]});
+    let message = |key: &str, value: Value| json!({"messages": [{"role": "user", "content": "Hi.", key: value}, {"role": "user", "content": "You?"}]});
     for (key, value) in [
         ("reasoning", json!("Hm.")),
+        ("reasoning_content", json!("Hm.")),
+        ("refusal", json!("No.")),
+        ("annotations", json!([{"type": "url_citation"}])),
+        ("prefix", json!(true)),
         ("tool_calls", json!([{"id": "a"}])),
         ("mood", json!("sad")),
     ] {
@@ -202,7 +206,10 @@ async fn keys_of_messages_that_mean_nothing_here_are_refused_and_names_are_not()
     for (key, value) in [
         ("name", json!("Ann")),
         ("tool_calls", json!([])),
+        ("tool_call_id", json!("call-1")),
+        ("prefix", json!(false)),
         ("refusal", Value::Null),
+        ("annotations", json!([])),
         ("mood", Value::Null),
     ] {
         let answer = server.chat(with(&hello(5), message(key, value))).await;

@@ -174,7 +174,15 @@ fn prompt_options(fields: &Fields, messages: &[Value]) -> Result<PromptOptions, 
 /// The messages by the rules that training has, with the stored system prompt in front if they bring none.
 fn conversation(list: &[Value], state: &AppState) -> Result<Conversation, ApiError> {
     for (index, value) in list.iter().enumerate() {
-        parameters::check_message(&Fields::nested(format!("messages[{index}]"), value)?)?;
+        let message = Fields::nested(format!("messages[{index}]"), value)?;
+        parameters::check_message(&message)?;
+        let is_last = index + 1 == list.len();
+        if !is_last && message.boolean("prefix")? == Some(true) {
+            return Err(ApiError::field(
+                message.name("prefix"),
+                "asks for more of a message that is not the last; leave it out there",
+            ));
+        }
     }
     let mut messages = Message::list_from_json(list)?;
     state.setup().persona.lead(&mut messages);

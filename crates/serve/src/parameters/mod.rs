@@ -64,7 +64,7 @@ use Neutral::{Below, Empty, Numbers, True, Words};
 use Rule::{Alias, Part, Read, Refused, Taken};
 
 /// Keys of a message that are read, here or by [`text::Message`], which refuses some of them.
-const MESSAGE_KEYS: [&str; 19] = [
+const MESSAGE_KEYS: [&str; 16] = [
     "role",
     "content",
     "reasoning_content",
@@ -81,15 +81,13 @@ const MESSAGE_KEYS: [&str; 19] = [
     "loss",
     "train",
     "weight",
-    "refusal",
-    "annotations",
-    "tool_call_id",
 ];
 
-/// Keys of a message that name it or its sender, which the chat template does not show.
-const MESSAGE_NAMES: [&str; 8] = [
+/// Keys of a message that name it, its sender or what it answers, which the chat template does not show.
+const MESSAGE_NAMES: [&str; 9] = [
     "name",
     "id",
+    "tool_call_id",
     "model",
     "created",
     "created_at",
@@ -101,12 +99,20 @@ const MESSAGE_NAMES: [&str; 8] = [
 /// Holds a message's keys against those that are known.
 ///
 /// # Errors
-/// The first key that asks for something nobody here knows.
+/// The first key that asks for something nobody here knows; thoughts of anybody but the assistant, which no prompt shows.
 pub(crate) fn check_message(message: &Fields) -> Result<(), ApiError> {
+    const THOUGHTS: &str = "reasoning_content";
+    let asks = |name: &str| message.get(name).is_some_and(|value| !Empty.holds(value));
+    let is_answer = message.get("role").and_then(Value::as_str) == Some("assistant");
+    if !is_answer && asks(THOUGHTS) {
+        return Err(ApiError::field(
+            message.name(THOUGHTS),
+            "is read of an assistant's message only; write what it says into `content`",
+        ));
+    }
     let known = [MESSAGE_KEYS.as_slice(), &MESSAGE_NAMES].concat();
     for name in message.names() {
-        let is_known = known.contains(&name.as_str());
-        if !is_known && message.get(&name).is_some_and(|value| !Empty.holds(value)) {
+        if !known.contains(&name.as_str()) && asks(&name) {
             return Err(ApiError::field(
                 message.name(&name),
                 "is not a key of a message here; write what it says into `content`, thoughts into `reasoning_content`",
