@@ -57,7 +57,7 @@ impl Options {
         };
         check_response_format(fields)?;
         let n = fields.integer("n", 1..=setup.limits.n)?.unwrap_or(1);
-        let best_of = fields.integer("best_of", 0..=u64::MAX)?.unwrap_or(1);
+        let best_of = fields.integer("best_of", 0..=setup.limits.n)?.unwrap_or(1);
         if best_of > n {
             return Err(ApiError::field(
                 fields.name("best_of"),
@@ -161,12 +161,13 @@ fn read_sampling(fields: &Fields, state: &AppState) -> Result<Sampling, ApiError
         sampling.seed = fields.integer("seed", 0..=u64::MAX)?;
     }
     read_logit_bias(fields, &mut sampling)?;
-    sampling.allowed = fields.ids("allowed_token_ids", usize::MAX)?;
+    let tokenizer = setup.chat.tokenizer();
+    sampling.allowed = fields.ids("allowed_token_ids", tokenizer.vocab_size())?;
     for word in fields.strings("bad_words", MOST_BAD_WORDS)? {
-        let spellings = spellings(setup.chat.tokenizer(), &word)?;
+        let spellings = spellings(tokenizer, &word)?;
         sampling.bad_sequences.extend(spellings);
     }
-    sampling.vocab_limit = u32::try_from(setup.chat.tokenizer().vocab_size()).ok();
+    sampling.vocab_limit = u32::try_from(tokenizer.vocab_size()).ok();
     Ok(sampling)
 }
 
@@ -188,7 +189,7 @@ fn read_repetition_window(fields: &Fields) -> Result<Option<usize>, ApiError> {
         if fields.is_minus_one(field) {
             return Ok(None);
         }
-        match fields.integer(field, 0..=u64::MAX)? {
+        match fields.integer(field, 0..=u64::from(u32::MAX))? {
             Some(0) => return Ok(zero),
             Some(n) => return Ok(Some(n as usize)),
             None => {}
@@ -309,6 +310,26 @@ mod tests {
         );
         assert_eq!(parse(json!({"top_k": -1})).unwrap().sampling.top_k, 0);
         assert_eq!(parse(json!({"n": 2.0, "best_of": 2})).unwrap().n, 2);
+    }
+
+    #[test]
+    fn refusals_name_limits_that_a_request_can_keep() {
+        let n_ids = state().setup().chat.tokenizer().vocab_size();
+        for (field, limit) in [
+            (
+                "allowed_token_ids",
+                format!("a list of at most {n_ids} token ids"),
+            ),
+            ("best_of", "from 0 to 8".to_owned()),
+            ("repeat_last_n", "from 0 to 4294967295".to_owned()),
+            (
+                "repetition_penalty_range",
+                "from 0 to 4294967295".to_owned(),
+            ),
+        ] {
+            let error = parse(json!({ field: "x" })).unwrap_err();
+            assert!(error.contains(&limit), "{error}");
+        }
     }
 
     #[test]
