@@ -383,10 +383,12 @@ async fn biases_bans_and_allowed_ids_decide_what_is_said() {
     assert_eq!(said(json!({"logit_bias": [[id, 100.0]]})).await, "aaaaaa");
     assert_eq!(said(json!({"allowed_token_ids": [id]})).await, "aaaaaa");
     let twice = json!({"allowed_token_ids": [id, id + 1], "bad_words": ["aa"], "logit_bias": {id.to_string(): 100}});
-    let aa = tokenizer.encode("aa").unwrap();
-    if aa == [id, id] {
-        assert!(!said(twice).await.contains("aa"));
-    }
+    assert_eq!(
+        tokenizer.encode("aa").unwrap(),
+        [id, id],
+        "the word to ban is two tokens"
+    );
+    assert!(!said(twice).await.contains("aa"));
     let strange = json!({"allowed_token_ids": [99_999_999]});
     let (status, param, _) = error_of(&server.chat(with(&hello(6), strange)).await);
     assert_eq!(

@@ -305,6 +305,8 @@ mod tests {
             include_str!("../api/chat_completions.rs"),
             include_str!("../api/completions.rs"),
         ]
+        // A name in a file's own tests reads nothing.
+        .map(|source| source.split("#[cfg(test)]").next().unwrap())
         .concat();
         for group in GROUPS {
             if let Read(_) = group.rule {
