@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use common::{cyrene, demo, fails, stderr};
+use common::{cyrene, demo, fails, stderr, succeeds};
 
 /// The demo's untrained model.
 fn model() -> String {
@@ -57,6 +57,26 @@ fn packed_row_trains_as_its_documents_do_apart() {
         let (_, loss) = train(&format!("{{{ids},{borders}}}\n"), "");
         assert_eq!(loss, expected, "{borders}");
     }
+}
+
+#[test]
+fn result_says_how_long_its_rows_were_and_what_of_them_it_learned() {
+    let dir = tempfile::tempdir().unwrap();
+    let row = "{\"prompt\":\"Hi.\",\"completion\":\"Yo.\"}\n";
+    let recipe = recipe(dir.path(), row, "");
+    let out = dir.path().join("out");
+    succeeds(&[
+        "train",
+        &recipe,
+        "--out",
+        out.to_str().unwrap(),
+        "--set",
+        "data.loss_scale=last_round",
+    ]);
+    let record = std::fs::read(out.join("model/trained_rows.json")).unwrap();
+    let record: Value = serde_json::from_slice(&record).unwrap();
+    assert_eq!(record["row_tokens"], 64);
+    assert_eq!(record["loss_scale"], "last_round");
 }
 
 #[test]

@@ -8,7 +8,6 @@ use corpus::split::{Side, Split};
 use engine::Sampling;
 use model::Model;
 use text::ChatEncoder;
-use text::labels::LossScale;
 
 use crate::baselines::baselines;
 use crate::metric::known_words::Vocabulary;
@@ -72,12 +71,7 @@ pub fn evaluate(
         let Some(path) = data_set(corpus, name) else {
             continue;
         };
-        let encoding = Encoding {
-            stage: kind,
-            loss_scale: LossScale::IgnoreEmptyThink,
-            tokenizer: Some(evaluation.encoder.tokenizer()),
-            vocab_size: Some(model.config().vocab_size),
-        };
+        let encoding = encoding(evaluation, kind, model.config().vocab_size);
         let mut rows = examples::source(&path, Some(&split), encoding)?.examples;
         rows.retain(|row| {
             let code = row.language.as_deref();
@@ -135,6 +129,21 @@ pub fn evaluate(
         known_words: (!shares.is_empty()).then(|| shares.iter().sum::<f64>() / shares.len() as f64),
         replies,
     })
+}
+
+/// How rows become ids: as they did in the training that is measured.
+fn encoding<'a>(
+    evaluation: &Evaluation<'a>,
+    stage: TrainingStage,
+    vocab_size: usize,
+) -> Encoding<'a> {
+    let trained = evaluation.trained;
+    Encoding {
+        stage,
+        loss_scale: trained.map(|rows| rows.loss_scale).unwrap_or_default(),
+        tokenizer: Some(evaluation.encoder.tokenizer()),
+        vocab_size: Some(vocab_size),
+    }
 }
 
 /// The widest data set of a kind that stands beside the split.
@@ -205,4 +214,38 @@ fn stage(
         base,
         gap_over_base,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use text::labels::LossScale;
+    use text::{ChatTemplate, Tokenizer};
+
+    use super::*;
+
+    #[test]
+    fn rows_become_ids_as_in_the_training_that_is_measured() {
+        let encoder = ChatEncoder::new(
+            Tokenizer::train(["who is there?"].into_iter(), 320).unwrap(),
+            ChatTemplate::history_stable().unwrap(),
+        );
+        let loss_scale = |trained: Option<&TrainedRows>| {
+            let evaluation = Evaluation {
+                encoder: &encoder,
+                name: String::new(),
+                note: String::new(),
+                trained,
+                split: Path::new("split.json"),
+                n_replies: 0,
+                seed: 7,
+                sampling: Sampling::default(),
+                languages: &[],
+            };
+            encoding(&evaluation, TrainingStage::Sft, 320).loss_scale
+        };
+        let mut trained = TrainedRows::default();
+        trained.loss_scale = LossScale::LastRound;
+        assert_eq!(loss_scale(Some(&trained)), LossScale::LastRound);
+        assert_eq!(loss_scale(None), LossScale::default());
+    }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use text::labels::LossScale;
 
 use crate::{Error, Result};
 
@@ -18,6 +19,9 @@ pub struct TrainedRows {
     /// Tokens of a packed row of the last training, which evaluation cuts by too; None in records of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub row_tokens: Option<usize>,
+    /// Which parts of answers the last fine-tuning learned, which evaluation measures too; records of earlier versions mean the default.
+    #[serde(default)]
+    pub loss_scale: LossScale,
     /// The first 16 hexadecimal digits of the SHA-256 of the ids, each in four bytes, lowest first.
     rows: BTreeSet<String>,
 }
@@ -27,6 +31,7 @@ impl Default for TrainedRows {
         TrainedRows {
             version: VERSION,
             row_tokens: None,
+            loss_scale: LossScale::default(),
             rows: BTreeSet::new(),
         }
     }
@@ -93,12 +98,22 @@ mod tests {
         assert_eq!(TrainedRows::read(dir.path()).unwrap(), None);
         let mut rows = TrainedRows::default();
         rows.insert(&[1, 2, 3]);
+        rows.loss_scale = LossScale::LastRound;
         rows.write(dir.path()).unwrap();
         let read = TrainedRows::read(dir.path()).unwrap().unwrap();
+        assert_eq!(read, rows);
         assert!(read.contains(&[1, 2, 3]));
         assert!(!read.contains(&[1, 2]) && !read.contains(&[513, 3]));
         std::fs::write(dir.path().join(FILE), "{\"version\":2,\"rows\":[]}").unwrap();
         let error = TrainedRows::read(dir.path()).unwrap_err().to_string();
         assert!(error.contains("version 2"), "{error}");
+    }
+
+    #[test]
+    fn record_of_an_earlier_version_means_the_defaults() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(FILE), "{\"version\":1,\"rows\":[]}").unwrap();
+        let read = TrainedRows::read(dir.path()).unwrap();
+        assert_eq!(read, Some(TrainedRows::default()));
     }
 }

@@ -242,6 +242,9 @@ pub fn train(
     files::write(&out.join("recipe.toml"), saved.as_bytes())?;
     let mut rows = of_eval(TrainedRows::read(&base))?.unwrap_or_default();
     rows.row_tokens = Some(recipe.data.row_tokens);
+    if recipe.stage == corpus::examples::TrainingStage::Sft {
+        rows.loss_scale = recipe.data.loss_scale;
+    }
     for (document, _) in job
         .train
         .iter()
