@@ -23,7 +23,7 @@ pub struct Persona {
     /// System prompt, as in training.
     #[serde(default)]
     pub system: BTreeMap<String, String>,
-    /// First line of a chat; the page and `chat` show it, the model does not read it.
+    /// First line of a chat; the page and `chat` show it, and give it to the model as the character's first words.
     #[serde(default)]
     pub greeting: BTreeMap<String, String>,
     /// A plain sentence on what this model is.
