@@ -276,3 +276,26 @@ fn languages_are_taken_by_their_common_codes() {
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("`zz`"), "{}", stderr(&output));
 }
+
+#[test]
+fn what_the_command_line_names_in_vain_is_misuse() {
+    let dir = tempfile::tempdir().unwrap();
+    let [corpus, rows, split, model] = ["", "pt/everything", "split.json", "../fetch/model"]
+        .map(|name| demo().join("corpus").join(name));
+    let [nowhere, out] = ["nowhere.json", "out"].map(|name| dir.path().join(name));
+    let [corpus, rows, split, model] = [&corpus, &rows, &split, &model].map(|path| text(path));
+    let [nowhere, out] = [&nowhere, &out].map(|path| text(path));
+    let tokenizer = ["--tokenizer", model];
+    let peek = ["corpus", "peek", rows, "--stage", "cpt", "--split", nowhere];
+    fails(&[&peek[..], &tokenizer].concat(), 2, &[nowhere]);
+    let export = ["corpus", "export", corpus, "--out", out, "--split", nowhere];
+    fails(&export, 2, &[nowhere]);
+    let import = ["corpus", "import", nowhere, "--out", "story.jsonl"];
+    fails(&import, 2, &[nowhere]);
+    let eval = ["eval", "--model", model, "--split", split, "--out", out];
+    fails(
+        &[&eval[..], &["--languages", "fr"]].concat(),
+        2,
+        &["the languages"],
+    );
+}

@@ -83,9 +83,10 @@ impl Error {
     /// Whether what the user named is at fault, not the machine.
     pub fn is_misuse(&self) -> bool {
         match self {
-            Error::NoSplit { .. } | Error::NoDataSet { .. } | Error::TrainedRowsVersion { .. } => {
-                true
-            }
+            Error::Empty { .. }
+            | Error::NoSplit { .. }
+            | Error::NoDataSet { .. }
+            | Error::TrainedRowsVersion { .. } => true,
             Error::Corpus(error) => error.is_of_rows(),
             _ => false,
         }

@@ -9,7 +9,7 @@ use crate::ui::{Ui, misused, size};
 
 /// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
-    let split = args.split.as_deref().map(Split::load).transpose()?;
+    let split = misused(args.split.as_deref().map(Split::load).transpose())?;
     let mut files = Vec::new();
     for path in &args.paths {
         for path in misused(corpus::rows::datasets(path))? {

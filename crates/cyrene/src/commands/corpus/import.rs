@@ -6,7 +6,7 @@ use corpus::import::{Form, ImportRequest, ImportedCharacter, ImportedStory, Note
 
 use crate::cli::CorpusImport;
 use crate::misuse;
-use crate::ui::Ui;
+use crate::ui::{Ui, misused};
 
 /// Speakers and places that are listed.
 const LISTED: usize = 12;
@@ -24,13 +24,13 @@ pub fn run(args: &CorpusImport, ui: &Ui) -> Result<()> {
             None => misuse!("unknown form `{name}`; known are {}", Form::names()),
         },
     };
-    let outcome = corpus::import::import(&ImportRequest {
+    let outcome = misused(corpus::import::import(&ImportRequest {
         paths: &args.paths,
         language,
         campaign: args.campaign.as_deref(),
         player: args.player.as_deref(),
         form,
-    })?;
+    }))?;
     match outcome {
         Outcome::Story(story) => give_story(args, &story, ui),
         Outcome::Character(character) => give_character(args, &character, ui),

@@ -36,7 +36,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
             names.join(", ")
         );
     }
-    let split = args.split.as_deref().map(Split::load).transpose()?;
+    let split = misused(args.split.as_deref().map(Split::load).transpose())?;
     let encoding = encoding(args.stage, args.loss.loss_scale, &tokenizer);
     let sample = of_rows(examples::sample(
         SampleRequest {
