@@ -290,6 +290,21 @@ fn what_the_command_line_names_in_vain_is_misuse() {
     fails(&[&peek[..], &tokenizer].concat(), 2, &[nowhere]);
     let export = ["corpus", "export", corpus, "--out", out, "--split", nowhere];
     fails(&export, 2, &[nowhere]);
+    fails(
+        &["corpus", "stats", corpus, "--split", nowhere],
+        2,
+        &[nowhere],
+    );
+    let build = ["corpus", "build", "--root", rows, "--task", "pt/everything"];
+    let more = ["--character", nowhere, "--out", out];
+    fails(&[&build[..], &more, &tokenizer].concat(), 2, &[nowhere]);
+    let recipe = dir.path().join("r.toml");
+    let toml = format!(
+        "stage = \"cpt\"\nbase = {model:?}\n[data]\nsplit = \"nowhere.json\"\nsources = [{{ path = {rows:?} }}]\n"
+    );
+    std::fs::write(&recipe, toml).unwrap();
+    let train = ["train", text(&recipe), "--out", out];
+    fails(&train, 2, &["nowhere.json"]);
     let import = ["corpus", "import", nowhere, "--out", "story.jsonl"];
     fails(&import, 2, &[nowhere]);
     let eval = ["eval", "--model", model, "--split", split, "--out", out];

@@ -266,12 +266,10 @@ pub fn train(
 /// The split that a recipe names.
 ///
 /// # Errors
-/// The file is no split.
+/// [`crate::ui::Misuse`] where the file is no split.
 pub fn load_split(recipe: &Recipe, folder: &Path) -> Result<Option<Split>> {
     let path = recipe.data.split.as_ref();
-    Ok(path
-        .map(|path| Split::load(&folder.join(path)))
-        .transpose()?)
+    misused(path.map(|path| Split::load(&folder.join(path))).transpose())
 }
 
 /// Where the tokens of a recipe's sources are, and how often its weights show a scene.

@@ -99,7 +99,7 @@ pub struct Plan<'a> {
 /// # Errors
 /// A character file that cannot be read, an unknown task, language or source.
 pub fn plan(args: &CorpusBuild) -> Result<(Character, Plan<'_>)> {
-    let character = Character::load(&args.character)?;
+    let character = misused(Character::load(&args.character))?;
     let tasks = args.tasks.iter().map(|name| misused(Task::parse(name)));
     let tasks = tasks.collect::<Result<Vec<_>>>()?;
     let languages = misused(Language::parse_all(&args.languages))?;

@@ -43,7 +43,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         .split
         .as_ref()
         .or(mixture.as_ref().and_then(|m| m.split.as_ref()));
-    let split = split.map(|path| Split::load(path)).transpose()?;
+    let split = misused(split.map(|path| Split::load(path)).transpose())?;
 
     // 2. the numbers
     let mut datasets = Vec::new();
