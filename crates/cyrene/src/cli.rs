@@ -708,7 +708,7 @@ pub struct Serve {
     /// Conversations answered at the same time
     #[arg(long, default_value_t = 4)]
     pub max_sequences: usize,
-    /// Longest conversation in tokens; default is the model's
+    /// Longest conversation in tokens; default is the model's, but 32768 at most
     #[arg(long)]
     pub context: Option<usize>,
 }
