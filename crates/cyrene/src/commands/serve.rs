@@ -1,5 +1,6 @@
 //! `cyrene serve`: the API and the chat page over a model's folder. The port opens first; `/health` says `loading` until the weights are in.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -69,7 +70,7 @@ pub struct Serving<'a> {
     pub character: Option<&'a Path>,
     /// Answers at once.
     pub max_sequences: usize,
-    /// Tokens of prompt and answer; None: what the model knows.
+    /// Tokens of prompt and answer; None: what the model knows, but 32,768 at most.
     pub context: Option<usize>,
     /// Keys that are let in; none: everybody.
     pub api_keys: Vec<String>,
@@ -110,11 +111,8 @@ pub fn serve(serving: &Serving<'_>, ui: &Ui) -> Result<()> {
         let address = listener.local_addr()?;
         let url = format!("http://{address}/chat");
         ui.result(&serde_json::json!({ "url": url, "host": address.ip().to_string(), "port": address.port() }), || url.clone())?;
-        if !address.ip().is_loopback() {
-            ui.note("this server can be reached from other machines; --api-key-file asks them for a key");
-        }
-        if serving.allowed_origins.is_any() {
-            ui.note("every web page that is opened in a browser here can use this server and read its answers; name the origin with --allow-origin instead, or ask for a key with --api-key-file");
+        for warning in warnings(address.ip(), &serving.allowed_origins, &serving.api_keys) {
+            ui.note(warning);
         }
         let loader = state.clone();
         let serving_model = Opening { folder: folder.clone(), adapter: serving.model.adapter.clone(), dtype: load::dtype(serving.model.dtype), device, max_sequences: serving.max_sequences, context: serving.context };
@@ -131,6 +129,29 @@ pub fn serve(serving: &Serving<'_>, ui: &Ui) -> Result<()> {
         ui.note("ready; Ctrl-C ends");
         Ok(server.await?)
     })
+}
+
+/// Who else can use the server, where nobody is asked for a key.
+fn warnings(
+    address: IpAddr,
+    allowed_origins: &AllowedOrigins,
+    api_keys: &[String],
+) -> Vec<&'static str> {
+    let mut warnings = Vec::new();
+    if !api_keys.is_empty() {
+        return warnings;
+    }
+    if !address.is_loopback() {
+        warnings.push(
+            "this server can be reached from other machines; --api-key-file asks them for a key",
+        );
+    }
+    if allowed_origins.is_any() {
+        warnings.push(
+            "every web page that is opened in a browser here can use this server and read its answers; name the origin with --allow-origin instead, or ask for a key with --api-key-file",
+        );
+    }
+    warnings
 }
 
 /// What the loading thread needs.
@@ -172,4 +193,26 @@ fn folder_name(folder: &Path) -> String {
         .and_then(|name| name.to_str())
         .unwrap_or("cyrene")
         .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn server_that_asks_for_a_key_is_not_told_to_ask_for_one() {
+        let n_warnings = |address: Ipv4Addr, origins: &[&str], keys: &[&str]| {
+            let owned = |words: &[&str]| -> Vec<String> {
+                words.iter().map(|&word| word.to_owned()).collect()
+            };
+            let origins = AllowedOrigins::parse(&owned(origins)).unwrap();
+            warnings(address.into(), &origins, &owned(keys)).len()
+        };
+        assert_eq!(n_warnings(Ipv4Addr::LOCALHOST, &[], &[]), 0);
+        assert_eq!(n_warnings(Ipv4Addr::UNSPECIFIED, &[], &[]), 1);
+        assert_eq!(n_warnings(Ipv4Addr::UNSPECIFIED, &["*"], &[]), 2);
+        assert_eq!(n_warnings(Ipv4Addr::UNSPECIFIED, &["*"], &["key"]), 0);
+    }
 }
