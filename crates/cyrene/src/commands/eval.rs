@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use corpus::Language;
 use eval::metric::loss_gap::Gap;
-use eval::report::Report;
+use eval::report::{Report, StageReport};
 use eval::{Evaluation, Progress, TrainedRows};
 use model::Model;
 use text::Persona;
@@ -182,8 +182,15 @@ pub fn describe(report: &Report, out: &Path) -> String {
             "pt" => "story text",
             _ => "conversations",
         };
+        let probe = match &stage.probe_not_recorded[..] {
+            [] => "rows it was trained on".to_owned(),
+            unknown => format!(
+                "rows of the split's train side (nothing beside the weights says that it was trained on those in {})",
+                unknown.join(", ")
+            ),
+        };
         text.push_str(&format!(
-            "{what}: loss on held-out rows {:.4} a token ({:.3} bits for each byte of text), {:+.1} % against rows it was trained on",
+            "{what}: loss on held-out rows {:.4} a token ({:.3} bits for each byte of text), {:+.1} % against {probe}",
             all.held_out.nats_per_token,
             all.held_out.bits_per_byte,
             100.0 * all.gap
@@ -218,7 +225,19 @@ pub fn describe(report: &Report, out: &Path) -> String {
         }
     }
     if report.red_flag {
-        text.push_str("RED FLAG: the model knows what it was trained on more than 10 % better than what was held out; it learns by heart. Train fewer epochs, or take an earlier checkpoint\n");
+        let by_heart = |stage: &StageReport| {
+            let is_flagged = stage.gaps.first().is_some_and(|all| all.red_flag);
+            is_flagged && stage.probe_not_recorded.is_empty()
+        };
+        let flag = match report.stages.iter().any(by_heart) {
+            true => {
+                "RED FLAG: the model knows what it was trained on more than 10 % better than what was held out; it learns by heart. Train fewer epochs, or take an earlier checkpoint\n"
+            }
+            false => {
+                "RED FLAG: the model knows the split's train side more than 10 % better than what was held out; if it was trained on that, it learns by heart\n"
+            }
+        };
+        text.push_str(flag);
     }
     text.push_str(&out.join("report.html").display().to_string());
     text
@@ -226,6 +245,8 @@ pub fn describe(report: &Report, out: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use eval::metric::loss_gap::Loss;
+
     use super::*;
 
     #[test]
@@ -243,5 +264,61 @@ mod tests {
         std::fs::write(dir.path().join("report.json"), "").unwrap();
         let error = new_folder(&nowhere).unwrap_err().to_string();
         assert!(error.contains("--out"), "{error}");
+    }
+
+    #[test]
+    fn model_of_unknown_training_is_not_said_to_learn_by_heart() {
+        let loss = |nats_per_token| Loss {
+            tokens: 10,
+            nats_per_token,
+            ..Loss::default()
+        };
+        let gap = Gap {
+            language: "all".to_owned(),
+            train_probe: loss(2.0),
+            held_out: loss(2.4),
+            gap: 0.2,
+            gap_low: 0.1,
+            gap_high: 0.3,
+            red_flag: true,
+        };
+        let said = |probe_not_recorded: &[&str]| {
+            let stage = StageReport {
+                stage: "pt",
+                probe_not_recorded: probe_not_recorded.iter().map(|&l| l.to_owned()).collect(),
+                gaps: vec![gap.clone()],
+                base: None,
+                gap_over_base: None,
+                sides: Vec::new(),
+                baselines: Vec::new(),
+            };
+            let report = Report {
+                model: String::new(),
+                n_params: 0,
+                note: String::new(),
+                version: String::new(),
+                split_sha256: String::new(),
+                stages: vec![stage],
+                replies: Vec::new(),
+                known_words: None,
+                red_flag: true,
+            };
+            describe(&report, Path::new("out"))
+        };
+        let text = said(&[]);
+        assert!(
+            text.contains("+20.0 % against rows it was trained on\n"),
+            "{text}"
+        );
+        assert!(text.contains("; it learns by heart."), "{text}");
+        let text = said(&["en", "chs"]);
+        assert!(
+            text.contains("rows of the split's train side") && text.contains("in en, chs)"),
+            "{text}"
+        );
+        assert!(
+            text.contains("RED FLAG") && text.contains("if it was trained on that"),
+            "{text}"
+        );
     }
 }
