@@ -7,7 +7,8 @@ use axum::{Json, Router};
 use serde_json::{Map, Value, json};
 use text::{Conversation, Message, PromptOptions};
 
-use super::stream::{self, Shape, line_json, usage_json};
+use super::answer::{Head, line_json};
+use super::stream::{self, Shape};
 use super::{JsonBody, check_model};
 use crate::error::ApiError;
 use crate::fields::{self, Fields};
@@ -15,7 +16,7 @@ use crate::generation::{Finish, Generation, Prompt, Update};
 use crate::options::Options;
 use crate::parameters::{self, Endpoint};
 use crate::reply::{Delta, TokenLogprob};
-use crate::state::{AppState, unix_time};
+use crate::state::AppState;
 
 pub(crate) fn routes() -> Router<AppState> {
     Router::new().route("/v1/chat/completions", post(complete))
@@ -50,30 +51,25 @@ async fn complete(
         echo: None,
     };
     let mut generation = Generation::start(&state, vec![prompt], &options)?;
-    let head = Head {
-        id: state.answer_id("chatcmpl"),
-        created: unix_time(),
-        model: state.setup().model.clone(),
+    let object = match options.stream {
+        true => "chat.completion.chunk",
+        false => "chat.completion",
+    };
+    let head = Head::new(&state, "chatcmpl", object);
+    let shape = ChatShape {
         logprobs: options.reply.logprobs,
     };
     if options.stream {
-        return Ok(stream::respond(head, generation, options.include_usage).into_response());
+        let events = stream::respond(head, shape, generation, options.include_usage);
+        return Ok(events.into_response());
     }
     let replies = generation.collect().await?;
     let choices: Vec<Value> = replies
         .iter()
         .enumerate()
-        .map(|(index, (delta, finish))| head.whole(index, delta, *finish, options.reply.lines))
+        .map(|(index, (delta, finish))| shape.whole(index, delta, *finish, options.reply.lines))
         .collect();
-    Ok(Json(json!({
-        "id": head.id,
-        "object": "chat.completion",
-        "created": head.created,
-        "model": head.model,
-        "choices": choices,
-        "usage": usage_json(generation.tokens()),
-    }))
-    .into_response())
+    Ok(Json(head.around(choices, Some(generation.tokens()))).into_response())
 }
 
 fn options(fields: &Fields, state: &AppState) -> Result<Options, ApiError> {
@@ -189,15 +185,12 @@ fn conversation(list: &[Value], state: &AppState) -> Result<Conversation, ApiErr
     Ok(Conversation::new(messages))
 }
 
-/// What every chunk of an answer repeats.
-struct Head {
-    id: String,
-    created: u64,
-    model: String,
+/// Choices as chat has them.
+struct ChatShape {
     logprobs: bool,
 }
 
-impl Head {
+impl ChatShape {
     fn whole(&self, index: usize, reply: &Delta, finish: Finish, lines: bool) -> Value {
         let mut choice = json!({
             "index": index,
@@ -221,7 +214,7 @@ impl Head {
     }
 }
 
-impl Shape for Head {
+impl Shape for ChatShape {
     fn opening(&self, n: usize) -> Vec<Value> {
         (0..n)
             .map(|index| {
@@ -246,20 +239,6 @@ impl Shape for Head {
             "logprobs": self.logprobs_json(&update.delta.tokens),
             "finish_reason": update.finish.map(Finish::name),
         })
-    }
-
-    fn chunk(&self, choices: Vec<Value>, usage: Option<Value>) -> Value {
-        let mut chunk = json!({
-            "id": self.id,
-            "object": "chat.completion.chunk",
-            "created": self.created,
-            "model": self.model,
-            "choices": choices,
-        });
-        if let Some(usage) = usage {
-            chunk["usage"] = usage;
-        }
-        chunk
     }
 }
 

@@ -7,7 +7,8 @@ use axum::{Json, Router};
 use serde_json::{Map, Value, json};
 use text::Tokenizer;
 
-use super::stream::{self, Shape, line_json, usage_json};
+use super::answer::{Head, line_json};
+use super::stream::{self, Shape};
 use super::{JsonBody, check_model};
 use crate::error::ApiError;
 use crate::fields::{self, Fields};
@@ -15,7 +16,7 @@ use crate::generation::{Finish, Generation, Prompt, Update};
 use crate::options::Options;
 use crate::parameters::{self, Endpoint};
 use crate::reply::{Delta, TokenLogprob};
-use crate::state::{AppState, unix_time};
+use crate::state::AppState;
 
 /// Prompts of one request at most.
 const MOST_PROMPTS: usize = 256;
@@ -45,21 +46,20 @@ async fn complete(
 
     // 3. the answer
     let mut generation = Generation::start(&state, prompts, &options)?;
-    let head = Head {
-        id: state.answer_id("cmpl"),
-        created: unix_time(),
-        model: state.setup().model.clone(),
+    let head = Head::new(&state, "cmpl", "text_completion");
+    let shape = TextShape {
         logprobs: options.reply.logprobs,
     };
     if options.stream {
-        return Ok(stream::respond(head, generation, options.include_usage).into_response());
+        let events = stream::respond(head, shape, generation, options.include_usage);
+        return Ok(events.into_response());
     }
     let replies = generation.collect().await?;
     let choices: Vec<Value> = replies
         .iter()
         .enumerate()
         .map(|(index, (delta, finish))| {
-            let mut choice = head.choice_json(index, delta, Some(*finish));
+            let mut choice = shape.choice_json(index, delta, Some(*finish));
             if options.reply.lines {
                 let lines = delta.lines.iter().map(|line| line_json(index, line));
                 choice["cyrene_lines"] = Value::Array(lines.collect());
@@ -67,15 +67,7 @@ async fn complete(
             choice
         })
         .collect();
-    Ok(Json(json!({
-        "id": head.id,
-        "object": "text_completion",
-        "created": head.created,
-        "model": head.model,
-        "choices": choices,
-        "usage": usage_json(generation.tokens()),
-    }))
-    .into_response())
+    Ok(Json(head.around(choices, Some(generation.tokens()))).into_response())
 }
 
 fn options(fields: &Fields, state: &AppState) -> Result<Options, ApiError> {
@@ -124,14 +116,12 @@ fn prompts(fields: &Fields, tokenizer: &Tokenizer, echo: bool) -> Result<Vec<Pro
     }
 }
 
-struct Head {
-    id: String,
-    created: u64,
-    model: String,
+/// Choices as completions have them.
+struct TextShape {
     logprobs: bool,
 }
 
-impl Head {
+impl TextShape {
     fn choice_json(&self, index: usize, delta: &Delta, finish: Option<Finish>) -> Value {
         json!({
             "index": index,
@@ -170,26 +160,12 @@ fn alternatives(token: &TokenLogprob) -> Value {
     Value::Object(map)
 }
 
-impl Shape for Head {
+impl Shape for TextShape {
     fn opening(&self, _n: usize) -> Vec<Value> {
         Vec::new()
     }
 
     fn choice(&self, update: &Update) -> Value {
         self.choice_json(update.index, &update.delta, update.finish)
-    }
-
-    fn chunk(&self, choices: Vec<Value>, usage: Option<Value>) -> Value {
-        let mut chunk = json!({
-            "id": self.id,
-            "object": "text_completion",
-            "created": self.created,
-            "model": self.model,
-            "choices": choices,
-        });
-        if let Some(usage) = usage {
-            chunk["usage"] = usage;
-        }
-        chunk
     }
 }

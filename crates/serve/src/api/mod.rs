@@ -1,5 +1,6 @@
 //! The routes, one file each, and what stands before them: keys, the request log, and reading a body.
 
+mod answer;
 pub(crate) mod chat_completions;
 pub(crate) mod completions;
 pub(crate) mod health;

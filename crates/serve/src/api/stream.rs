@@ -7,12 +7,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::response::sse::{Event, KeepAlive, Sse};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio_stream::Stream;
 
+use super::answer::{Head, line_json};
 use crate::error::ApiError;
-use crate::generation::{Generation, Tokens, Update};
-use crate::lines::Line;
+use crate::generation::{Generation, Update};
 
 /// Pause after which a comment keeps proxies from closing a quiet connection.
 const PING_EVERY: Duration = Duration::from_secs(10);
@@ -23,21 +23,21 @@ pub(crate) trait Shape: Send + Unpin + 'static {
     fn opening(&self, n: usize) -> Vec<Value>;
     /// The choice that tells of an update.
     fn choice(&self, update: &Update) -> Value;
-    /// A chunk around choices.
-    fn chunk(&self, choices: Vec<Value>, usage: Option<Value>) -> Value;
 }
 
 /// Starts the answer. Dropping the response body drops the generation, which cancels it.
 pub(crate) fn respond<S: Shape>(
+    head: Head,
     shape: S,
     generation: Generation,
     include_usage: bool,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let mut ready = VecDeque::new();
     for choice in shape.opening(generation.n_choices()) {
-        ready.push_back(data(&shape.chunk(vec![choice], None)));
+        ready.push_back(data(&head.around(vec![choice], None)));
     }
     let events = Events {
+        head,
         shape,
         generation: Some(generation),
         include_usage,
@@ -46,22 +46,8 @@ pub(crate) fn respond<S: Shape>(
     Sse::new(events).keep_alive(KeepAlive::new().interval(PING_EVERY).text("ping"))
 }
 
-/// `usage` of an answer.
-pub(crate) fn usage_json(tokens: Tokens) -> Value {
-    json!({
-        "prompt_tokens": tokens.prompt,
-        "completion_tokens": tokens.completion,
-        "total_tokens": tokens.prompt + tokens.completion,
-        "prompt_tokens_details": {"cached_tokens": tokens.cached},
-    })
-}
-
-/// A finished line, as the `line` event and the answer's `cyrene_lines` carry it.
-pub(crate) fn line_json(index: usize, line: &Line) -> Value {
-    json!({"index": index, "text": line.text, "ppl": line.ppl, "tokens": line.tokens})
-}
-
 struct Events<S> {
+    head: Head,
     shape: S,
     /// `None` when the last event is in `ready`.
     generation: Option<Generation>,
@@ -94,7 +80,7 @@ impl<S: Shape> Stream for Events<S> {
 impl<S: Shape> Events<S> {
     fn tell(&mut self, update: &Update) {
         let choice = self.shape.choice(update);
-        let chunk = self.shape.chunk(vec![choice], None);
+        let chunk = self.head.around(vec![choice], None);
         self.ready.push_back(data(&chunk));
         for line in &update.delta.lines {
             let line = line_json(update.index, line).to_string();
@@ -110,8 +96,7 @@ impl<S: Shape> Events<S> {
         if let Some(error) = error {
             self.ready.push_back(data(&error.body()));
         } else if self.include_usage {
-            let usage = usage_json(generation.tokens());
-            let chunk = self.shape.chunk(Vec::new(), Some(usage));
+            let chunk = self.head.around(Vec::new(), Some(generation.tokens()));
             self.ready.push_back(data(&chunk));
         }
         self.ready.push_back(Event::default().data("[DONE]"));
