@@ -1,4 +1,4 @@
-//! Ctrl-C: the first one asks for an orderly end (finish the step and save it, close the server), the second one ends the program.
+//! Ctrl-C and the system's wish to end a program (SIGTERM; on Windows a closing console): the first one asks for an orderly end (finish the step and save it, close the server), the second one ends the program.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};

@@ -8,6 +8,7 @@ mod file;
 mod folder;
 mod hash;
 mod slot;
+mod sums;
 mod sync;
 
 pub use error::{Error, Result};
@@ -15,4 +16,5 @@ pub use file::{NewFile, copy, write};
 pub use folder::{NewFolder, move_folder, remove_folder};
 pub use hash::{digest_file, hex, sha256, sha256_of};
 pub use slot::clear_leftovers;
+pub use sums::{Damage, Problem, SUMS, Wholeness, check_sums, sha256_of_files, write_sums};
 pub use sync::{sync_folder, sync_tree};

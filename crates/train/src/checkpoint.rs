@@ -5,6 +5,8 @@
 //! checkpoints/step-N/adapter/               instead of model/ when an adapter is trained (PEFT)
 //! checkpoints/step-N/optimizer.safetensors  `m.<name>`, `v.<name>`: AdamW's moments, f32, or on a GPU the weights' type
 //! checkpoints/step-N/state.json             [`State`]
+//! checkpoints/step-N/SHA256SUMS             of all of these, written last
+//! checkpoints/damaged-step-N/               one whose files were not as written when the run went on from an older one
 //! checkpoints/last, checkpoints/best        text files that hold a folder's name: links would need rights that Windows does not give everyone
 //! ```
 //! The order of the data needs no cursor but the step: it follows from the seed.
@@ -15,7 +17,7 @@ use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use files::NewFolder;
+use files::{NewFolder, SUMS, Wholeness};
 use kernel::cuda::Pinned;
 use kernel::{DType, Tensor};
 use model::Model;
@@ -31,8 +33,9 @@ use crate::optimizer::{AdamW, Moments};
 use crate::ranks::{Ranks, copy_sent, host_bytes, set_host_bytes};
 use crate::tensorboard::Position;
 
-/// Form of `state.json`.
-const VERSION: u32 = 1;
+/// Form of `state.json`; from 2 on a list of sums lies beside it.
+const VERSION: u32 = 2;
+const FIRST_WITH_SUMS: u32 = 2;
 
 /// What a checkpoint remembers besides weights and moments.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -73,6 +76,11 @@ pub struct Best {
 }
 
 impl State {
+    /// Whether a list of sums lies beside it, and its identity knows the base's bytes and the type of the numbers.
+    pub fn has_sums(&self) -> bool {
+        self.version >= FIRST_WITH_SUMS
+    }
+
     /// The state before the first step.
     pub fn start(
         total_steps: u64,
@@ -103,21 +111,77 @@ pub struct Checkpoints {
     dir: PathBuf,
     /// The newest whole one.
     newest: Option<u64>,
+    set_aside: Vec<SetAside>,
+}
+
+/// A checkpoint that was damaged when the run was opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetAside {
+    /// Where it lies now.
+    pub folder: PathBuf,
+    /// Its step.
+    pub step: u64,
+    /// Which file is damaged, and how.
+    pub problem: String,
 }
 
 impl Checkpoints {
-    /// Opens `out_dir/checkpoints`, makes it if absent, and clears away what an interrupted write left.
+    /// Opens `out_dir/checkpoints`, makes it if absent, clears away what an interrupted write left, and holds the newest checkpoint
+    /// against its sums: a damaged one is set aside, and the one before it taken.
     ///
     /// # Errors
-    /// The folder cannot be made, read or cleared.
+    /// The folder cannot be made, read or cleared; every checkpoint is damaged ([`Error::NoWholeCheckpoint`]), none of which is touched then.
     pub fn open(out_dir: &Path) -> Result<Self> {
         let dir = out_dir.join("checkpoints");
         fs::create_dir_all(&dir).during("making", &dir)?;
         files::clear_leftovers(&dir, |name| {
             name.starts_with("step-") || ["last", "best"].contains(&name)
         })?;
-        let newest = steps_in(&dir)?.last().copied();
-        Ok(Checkpoints { dir, newest })
+        let (newest, damaged) = newest_whole(&dir)?;
+        let mut checkpoints = Checkpoints {
+            dir,
+            newest,
+            set_aside: Vec::new(),
+        };
+        for (step, problem) in damaged {
+            checkpoints.put_aside(step, problem)?;
+        }
+        Ok(checkpoints)
+    }
+
+    /// What was set aside when the run was opened, newest first.
+    pub fn set_aside(&self) -> &[SetAside] {
+        &self.set_aside
+    }
+
+    /// Gives a damaged checkpoint a name that nobody goes on from.
+    fn put_aside(&mut self, step: u64, problem: String) -> Result<()> {
+        let from = self.folder(step);
+        let mut names = (1..).map(|n| match n {
+            1 => format!("damaged-step-{step}"),
+            n => format!("damaged-step-{step}-{n}"),
+        });
+        let free = names.find(|name| !self.dir.join(name).exists());
+        let folder = self.dir.join(free.unwrap_or_default());
+        files::move_folder(&from, &folder)?;
+        self.set_aside.push(SetAside {
+            folder,
+            step,
+            problem,
+        });
+        Ok(())
+    }
+
+    /// The weights of a checkpoint into `model`, if its files are as they were written.
+    ///
+    /// # Errors
+    /// [`Error::DamagedCheckpoint`]; as [`read_weights`].
+    pub fn read_checked(&self, step: u64, model: &mut Model) -> Result<()> {
+        let folder = self.folder(step);
+        if let Some(problem) = damage_of(&folder)? {
+            return Err(Error::DamagedCheckpoint { folder, problem });
+        }
+        read_weights(&folder, model)
     }
 
     /// Those that rank 0 writes, as another rank knows them: nothing on its own disk is looked at or touched.
@@ -125,6 +189,7 @@ impl Checkpoints {
         Checkpoints {
             dir: out_dir.join("checkpoints"),
             newest: None,
+            set_aside: Vec::new(),
         }
     }
 
@@ -207,7 +272,15 @@ impl Checkpoints {
 pub fn read_state(folder: &Path) -> Result<State> {
     let path = folder.join("state.json");
     let json = fs::read(&path).during("reading", &path)?;
-    serde_json::from_slice(&json).map_err(|source| Error::State { path, source })
+    let state: State =
+        serde_json::from_slice(&json).map_err(|source| Error::State { path, source })?;
+    if state.version > VERSION {
+        return Err(Error::NewerCheckpoint {
+            folder: folder.to_owned(),
+            version: state.version,
+        });
+    }
+    Ok(state)
 }
 
 /// Reads the trained weights into `model`, which is the base (with an adapter attached, if one was trained).
@@ -401,7 +474,9 @@ fn write_folder(
     let json = serde_json::to_vec_pretty(state)
         .map_err(std::io::Error::from)
         .during("writing", &path)?;
-    fs::write(&path, json).during("writing", &path)
+    fs::write(&path, json).during("writing", &path)?;
+    files::write_sums(folder)?;
+    Ok(())
 }
 
 /// Saves the trained weights below `parent`: `adapter/` where one is attached, else `model/`. Returns the folder.
@@ -569,7 +644,40 @@ fn file_dtype(dtype: DType) -> Dtype {
     }
 }
 
-/// Steps of the whole checkpoints in `dir`, ascending.
+/// The newest checkpoint whose files are as they were written, and those after it, newest first, with what is wrong with each.
+fn newest_whole(dir: &Path) -> Result<(Option<u64>, Vec<(u64, String)>)> {
+    let mut damaged = Vec::new();
+    for step in steps_in(dir)?.into_iter().rev() {
+        match damage_of(&dir.join(format!("step-{step}")))? {
+            None => return Ok((Some(step), damaged)),
+            Some(problem) => damaged.push((step, problem)),
+        }
+    }
+    match damaged.first() {
+        None => Ok((None, damaged)),
+        Some((step, problem)) => Err(Error::NoWholeCheckpoint {
+            dir: dir.to_owned(),
+            step: *step,
+            problem: problem.clone(),
+        }),
+    }
+}
+
+/// What is wrong with a checkpoint's files, if something is. Those of the first version have no sums, and their state alone is looked at.
+fn damage_of(folder: &Path) -> Result<Option<String>> {
+    match files::check_sums(folder)? {
+        Wholeness::Whole => Ok(None),
+        Wholeness::Damaged(damage) => Ok(Some(damage.to_string())),
+        Wholeness::Unlisted => Ok(match read_state(folder) {
+            Ok(state) if !state.has_sums() => None,
+            Ok(_) => Some(format!("{SUMS} is missing")),
+            Err(error @ Error::NewerCheckpoint { .. }) => return Err(error),
+            Err(error) => Some(error.to_string()),
+        }),
+    }
+}
+
+/// Steps of the checkpoints in `dir`, whole or not, ascending.
 fn steps_in(dir: &Path) -> Result<Vec<u64>> {
     let mut steps = Vec::new();
     for entry in fs::read_dir(dir).during("listing", dir)? {
@@ -580,7 +688,7 @@ fn steps_in(dir: &Path) -> Result<Vec<u64>> {
             .strip_prefix("step-")
             .and_then(|step| step.parse().ok());
         if let Some(step) = step
-            && entry.path().join("state.json").is_file()
+            && entry.path().is_dir()
         {
             steps.push(step);
         }

@@ -69,6 +69,38 @@ pub enum Error {
         /// What the system or the parser said.
         source: serde_json::Error,
     },
+    /// No checkpoint can be gone on from.
+    #[error(
+        "no checkpoint in {dir} is whole, so there is nothing to go on from: in step-{step} {problem}; copy one back from where it is whole, or give another --out to begin again"
+    )]
+    NoWholeCheckpoint {
+        /// The folder of checkpoints.
+        dir: PathBuf,
+        /// The newest.
+        step: u64,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The checkpoint with the weights that the run is to end with.
+    #[error(
+        "{folder} is damaged: {problem}; `--set run.result=last` ends the run with the last weights instead of the best"
+    )]
+    DamagedCheckpoint {
+        /// The checkpoint.
+        folder: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A checkpoint of a later program.
+    #[error(
+        "{folder} was written by a newer cyrene (form {version}); go on with that, or give another --out"
+    )]
+    NewerCheckpoint {
+        /// The checkpoint.
+        folder: PathBuf,
+        /// The form of its state.
+        version: u32,
+    },
     /// A checkpoint's moments are damaged.
     #[error(
         "reading {path}: {source}; delete the folder it lies in to go on from an older checkpoint"

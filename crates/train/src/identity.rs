@@ -2,13 +2,14 @@
 //!
 //! Keys that only say when to look or to save are not part of it: they may change between starts.
 
+use kernel::DType;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::job::{Document, Job};
 
-/// The identity of a job: recipe keys by their names in the recipe, and digests of the data.
-pub fn of(job: &Job) -> Map<String, Value> {
+/// The identity of a job: recipe keys by their names in the recipe, the type that its numbers are kept in, and digests of base and data.
+pub fn of(job: &Job, dtype: DType) -> Map<String, Value> {
     let mut identity = Map::new();
     flatten(
         &mut identity,
@@ -16,6 +17,8 @@ pub fn of(job: &Job) -> Map<String, Value> {
         json!({
             "seed": job.seed,
             "base": job.base_name,
+            "base_sha256": job.base_sha256,
+            "dtype": dtype.to_string(),
             "data": job.data,
             "tuner": job.tuner,
             "optimizer": job.optimizer,
@@ -39,6 +42,9 @@ fn split_at_rounds(job: &Job) -> bool {
         !example.rounds.is_empty() && example.input_ids.len() > job.data.row_tokens
     })
 }
+
+/// Keys that checkpoints of the first form did not remember.
+pub const NEW_IN_FORM_2: [&str; 2] = ["base_sha256", "dtype"];
 
 /// `key: was X, is Y` for every key that differs.
 pub fn differences(was: &Map<String, Value>, is: &Map<String, Value>) -> Vec<String> {

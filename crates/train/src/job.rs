@@ -231,6 +231,8 @@ pub struct Job {
     pub out_dir: PathBuf,
     /// Name of the base model, as the adapter's configuration records it.
     pub base_name: String,
+    /// SHA-256 of the base's files, in hex: who goes on with another base of the same name is told. None: nobody computed it.
+    pub base_sha256: Option<String>,
     /// Where this run comes from (recipe hash, commit, data manifest, device): copied into every checkpoint, compared with nothing.
     pub origin: serde_json::Value,
     /// Rows that this process computes at a time, at most; None: as many as [`BatchConfig::rows`], or as a GPU's memory plan finds best.

@@ -26,7 +26,7 @@ pub mod step;
 mod tensorboard;
 pub mod validate;
 
-pub use checkpoint::Best;
+pub use checkpoint::{Best, SetAside};
 pub use error::{Error, Result, lighter};
 pub use job::{
     BatchConfig, DataConfig, Document, Job, OptimizerConfig, Packing, RunConfig, TunerConfig,

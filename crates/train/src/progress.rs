@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::checkpoint::SetAside;
 use crate::data::Account;
 use crate::memory::MemoryPlan;
 use crate::metrics::{AlertLine, TrainLine, ValidationLine};
@@ -18,6 +19,8 @@ pub trait Progress {
     fn validation(&mut self, _lines: &[ValidationLine]) {}
     /// Something to look at.
     fn alert(&mut self, _alert: &AlertLine) {}
+    /// A checkpoint was damaged, and an older one is gone on from.
+    fn set_aside(&mut self, _damaged: &SetAside) {}
     /// After a checkpoint was written.
     fn checkpoint(&mut self, _folder: &Path) {}
 }

@@ -112,7 +112,7 @@ impl<'a> Run<'a> {
         let mut plan = Plan::new(job, vocab_size)?;
         let validator = Validator::new(job, &plan, vocab_size)?;
         let schedule = Schedule::new(&job.optimizer, plan.total_steps());
-        let identity = identity::of(job);
+        let identity = identity::of(job, model.dtype());
         ranks.require_same(&identity)?;
         // 2. where it had got to, as rank 0 finds it
         let checkpoints = match ranks.is_first() {
@@ -122,6 +122,9 @@ impl<'a> Run<'a> {
             }
             false => Checkpoints::of_first_rank(&job.out_dir),
         };
+        for damaged in checkpoints.set_aside() {
+            progress.set_aside(damaged);
+        }
         let resumed = match checkpoints.newest() {
             Some((_, folder)) => Some((resumable(job, &identity, &folder)?, folder)),
             None => None,
@@ -276,6 +279,15 @@ impl<'a> Run<'a> {
         };
         self.clock
             .validated(started.elapsed().as_secs_f64(), tokens);
+        let of_nothing = lines.iter().find(|line| !line.loss.is_finite());
+        if let Some(line) = of_nothing {
+            return Err(Error::NotFinite {
+                what: "held-out loss",
+                value: line.loss as f32,
+                step,
+                last_checkpoint: self.newest_checkpoint(),
+            });
+        }
         self.record_validation(&lines)?;
         self.state.validated_step = Some(step);
         self.state.last_validation = lines;
@@ -369,8 +381,8 @@ impl<'a> Run<'a> {
         if let (ResultKind::Best, Some(best)) = (self.job.run.result, best) {
             n_steps = best.step;
             if self.ranks.is_first() {
-                let folder = self.checkpoints.folder(best.step);
-                checkpoint::read_weights(&folder, &mut self.trainer.model)?;
+                self.checkpoints
+                    .read_checked(best.step, &mut self.trainer.model)?;
             }
         }
         let dtype = match self.job.run.save_dtype {
@@ -467,6 +479,12 @@ fn resumable(
     folder: &Path,
 ) -> Result<State> {
     let mut state = checkpoint::read_state(folder)?;
+    if !state.has_sums() {
+        for key in identity::NEW_IN_FORM_2 {
+            let value = identity.get(key).cloned();
+            value.map(|value| state.identity.insert(key.to_owned(), value));
+        }
+    }
     let differences = identity::differences(&state.identity, identity);
     if !differences.is_empty() && !job.force {
         return Err(Error::RecipeChanged {

@@ -27,6 +27,14 @@ pub struct Position {
     pub bytes: u64,
 }
 
+/// Whether a name is one that an event file of a run can have: no folder, no place elsewhere.
+fn is_own_name(name: &str) -> bool {
+    let middle = name
+        .strip_prefix(PREFIX)
+        .and_then(|rest| rest.strip_suffix(SUFFIX));
+    middle.is_some_and(|seconds| !seconds.is_empty() && seconds.bytes().all(|b| b.is_ascii_digit()))
+}
+
 /// An event file open for appending.
 #[derive(Debug)]
 pub struct EventFile {
@@ -56,13 +64,15 @@ impl EventFile {
         Ok(events)
     }
 
-    /// Goes on with the file of an earlier start, without what it wrote after `position`; a new file if that one is gone.
+    /// Goes on with the file of an earlier start, without what it wrote after `position`; a new file if that one is gone, or if the name is
+    /// not one that [`EventFile::create`] gives: a checkpoint may come from somebody else, and what it names is cut.
     ///
     /// # Errors
     /// The file cannot be opened, cut or written.
     pub fn resume(dir: &Path, position: &Position) -> Result<Self> {
         let path = dir.join(&position.file_name);
-        if !path.is_file() {
+        let is_file = fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_file());
+        if !is_own_name(&position.file_name) || !is_file {
             return EventFile::create(dir);
         }
         let mut file = OpenOptions::new()

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{job, listing, run_silently, timeless_metrics, tiny_model, weight_bits, with_adapter};
-use train::{Error, Job, Progress, Silent, StepReport};
+use train::{Error, Job, Progress, SetAside, Silent, StepReport};
 
 /// Where a run dies.
 #[derive(Clone, Copy, Debug)]
@@ -188,21 +188,151 @@ fn a_finished_run_is_left_as_it_is() {
     );
 }
 
+/// Damages a file of a checkpoint.
+type Damage = fn(&Path);
+
+fn flip_a_bit(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    fs::write(path, bytes).unwrap();
+}
+
+fn cut_short(path: &Path) {
+    let bytes = fs::read(path).unwrap();
+    fs::write(path, &bytes[..bytes.len() - 5]).unwrap();
+}
+
+fn remove(path: &Path) {
+    fs::remove_file(path).unwrap();
+}
+
+fn empty(path: &Path) {
+    fs::write(path, "").unwrap();
+}
+
+/// What a run tells of damage.
+#[derive(Default)]
+struct Told(Vec<SetAside>);
+
+impl Progress for Told {
+    fn set_aside(&mut self, damaged: &SetAside) {
+        self.0.push(damaged.clone());
+    }
+}
+
 #[test]
-fn a_truncated_checkpoint_is_named() {
+fn a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken() {
+    let unbroken = tempfile::tempdir().unwrap();
+    let (model, _) = run_silently(&job(unbroken.path()));
+    let files = [
+        "state.json",
+        "optimizer.safetensors",
+        "model/model.safetensors",
+        "model/config.json",
+        "SHA256SUMS",
+    ];
+    let damages: [Damage; 4] = [flip_a_bit, cut_short, remove, empty];
+    for file in files {
+        for damage in damages {
+            let dir = tempfile::tempdir().unwrap();
+            let mut job = job(dir.path());
+            job.run.keep_last = 2;
+            run_until(&job, Death::AfterCheckpoint(6));
+            let checkpoints = dir.path().join("checkpoints");
+            damage(&checkpoints.join("step-6").join(file));
+            let mut told = Told::default();
+            let (resumed, _) = train::run(tiny_model(), &job, &mut told).unwrap();
+            assert_eq!(weight_bits(&resumed), weight_bits(&model), "{file}");
+            assert_eq!(
+                timeless_metrics(dir.path()),
+                timeless_metrics(unbroken.path())
+            );
+            let [damaged] = &told.0[..] else {
+                panic!("{file}: {:?}", told.0)
+            };
+            assert_eq!(damaged.folder, checkpoints.join("damaged-step-6"));
+            assert!(
+                damaged.folder.is_dir(),
+                "what is damaged is kept for its owner"
+            );
+            let named = file.rsplit('/').next().unwrap();
+            assert!(
+                damaged.problem.contains(named),
+                "{file}: {}",
+                damaged.problem
+            );
+        }
+    }
+}
+
+#[test]
+fn where_no_checkpoint_is_whole_none_is_touched() {
     let dir = tempfile::tempdir().unwrap();
     let job = job(dir.path());
     run_until(&job, Death::AfterCheckpoint(3));
-    let path = dir.path().join("checkpoints/step-3/optimizer.safetensors");
-    let whole = fs::read(&path).unwrap();
-    fs::write(&path, &whole[..whole.len() - 5]).unwrap();
-    let error = train::run(tiny_model(), &job, &mut Silent)
-        .unwrap_err()
-        .to_string();
+    cut_short(&dir.path().join("checkpoints/step-3/optimizer.safetensors"));
+    for _ in 0..2 {
+        let error = train::run(tiny_model(), &job, &mut Silent).unwrap_err();
+        let error = error.to_string();
+        assert!(
+            error.contains("step-3") && error.contains("optimizer.safetensors has other bytes"),
+            "{error}"
+        );
+        assert!(dir.path().join("checkpoints/step-3").is_dir());
+    }
+}
+
+#[test]
+fn another_base_or_type_of_numbers_is_no_resume() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut job = job(dir.path());
+    job.base_sha256 = Some("aa".to_owned());
+    run_until(&job, Death::AfterCheckpoint(3));
+    job.base_sha256 = Some("bb".to_owned());
+    let error = train::run(tiny_model(), &job, &mut Silent).unwrap_err();
     assert!(
-        error.contains("optimizer.safetensors") && error.contains("delete the folder"),
+        error
+            .to_string()
+            .contains("base_sha256: was \"aa\", is \"bb\""),
         "{error}"
     );
+    // A checkpoint from before either was remembered goes on as it did.
+    let path = dir.path().join("checkpoints/step-3/state.json");
+    let mut state: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    state["version"] = 1.into();
+    for key in ["base_sha256", "dtype"] {
+        assert!(
+            state["identity"]
+                .as_object_mut()
+                .unwrap()
+                .remove(key)
+                .is_some(),
+            "{key}"
+        );
+    }
+    fs::write(&path, state.to_string()).unwrap();
+    fs::remove_file(path.with_file_name("SHA256SUMS")).unwrap();
+    run_silently(&job);
+}
+
+#[test]
+fn an_event_file_outside_the_run_is_not_touched() {
+    let dir = tempfile::tempdir().unwrap();
+    let job = job(&dir.path().join("run"));
+    run_until(&job, Death::AfterCheckpoint(3));
+    let victim = dir.path().join("victim");
+    fs::write(&victim, "a diary").unwrap();
+    let folder = dir.path().join("run/checkpoints/step-3");
+    let path = folder.join("state.json");
+    let mut state: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    state["tensorboard"]["file_name"] = "../victim".into();
+    state["tensorboard"]["bytes"] = 0.into();
+    fs::write(&path, state.to_string()).unwrap();
+    fs::remove_file(folder.join("SHA256SUMS")).unwrap();
+    files::write_sums(&folder).unwrap();
+    run_silently(&job);
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "a diary");
 }
 
 /// Set in the process that is killed: where it trains.

@@ -21,7 +21,8 @@ use train::metrics::{AlertLine, ValidationLine};
 use train::ranks::{Limits, Ranks};
 use train::validate::ALL;
 use train::{
-    DataConfig, Document, Job, Progress, Silent, Start, StepReport, Summary, ValidationSet,
+    DataConfig, Document, Job, Progress, SetAside, Silent, Start, StepReport, Summary,
+    ValidationSet,
 };
 
 use super::fetch::{default_folder, is_hub_id};
@@ -208,6 +209,7 @@ pub fn train(
             "version": env!("CARGO_PKG_VERSION"),
             "device": device.to_string(),
         }),
+        base_sha256: Some(files::sha256_of_files(&base, is_of_model)?),
         rows_at_once: options.rows_at_once,
         force: options.force,
         stop: interrupt::flag(),
@@ -263,6 +265,11 @@ pub fn train(
     })
 }
 
+/// Files of a base that decide what is trained: its weights and its shapes.
+fn is_of_model(name: &str) -> bool {
+    name == "config.json" || (name.ends_with(".safetensors") && !name.contains('/'))
+}
+
 /// The split that a recipe names.
 ///
 /// # Errors
@@ -313,6 +320,7 @@ pub fn job(recipe: &Recipe, data: Data, tokenizer: Option<Arc<Tokenizer>>) -> Jo
         tokenizer,
         out_dir: PathBuf::new(),
         base_name: recipe.base.clone(),
+        base_sha256: None,
         origin: serde_json::Value::Null,
         rows_at_once: None,
         force: false,
@@ -612,6 +620,15 @@ impl Progress for Drawing<'_> {
                 others(lines)
             ));
         }
+    }
+
+    fn set_aside(&mut self, damaged: &SetAside) {
+        self.ui.note(format_args!(
+            "warning: the checkpoint of step {} is damaged ({}) and lies in {} now; an older one is gone on from",
+            damaged.step,
+            damaged.problem,
+            damaged.folder.display()
+        ));
     }
 
     fn alert(&mut self, alert: &AlertLine) {

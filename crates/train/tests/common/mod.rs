@@ -130,6 +130,7 @@ pub fn job(out_dir: &Path) -> Job {
         tokenizer: None,
         out_dir: out_dir.to_path_buf(),
         base_name: "tiny".to_string(),
+        base_sha256: None,
         origin: json!({ "commit": "none" }),
         rows_at_once: None,
         force: false,
