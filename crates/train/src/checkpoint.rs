@@ -644,9 +644,12 @@ fn file_dtype(dtype: DType) -> Dtype {
     }
 }
 
-/// The newest checkpoint whose files are as they were written, and those after it, newest first, with what is wrong with each.
-fn newest_whole(dir: &Path) -> Result<(Option<u64>, Vec<(u64, String)>)> {
-    let mut damaged = Vec::new();
+/// What is wrong with the checkpoint of a step.
+type Damaged = (u64, String);
+
+/// The newest checkpoint whose files are as they were written, and those after it, newest first.
+fn newest_whole(dir: &Path) -> Result<(Option<u64>, Vec<Damaged>)> {
+    let mut damaged: Vec<Damaged> = Vec::new();
     for step in steps_in(dir)?.into_iter().rev() {
         match damage_of(&dir.join(format!("step-{step}")))? {
             None => return Ok((Some(step), damaged)),
