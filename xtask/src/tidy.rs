@@ -10,6 +10,7 @@ use serde_json::Value;
 const ARROWS: &[(&str, &[&str])] = &[
     ("files", &[]),
     ("report", &[]),
+    ("hub", &["files"]),
     ("kernel", &["files"]),
     ("text", &["files"]),
     ("model", &["kernel", "files"]),
@@ -24,8 +25,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "cyrene",
         &[
-            "files", "report", "kernel", "text", "model", "engine", "corpus", "train", "eval",
-            "serve",
+            "files", "report", "hub", "kernel", "text", "model", "engine", "corpus", "train",
+            "eval", "serve",
         ],
     ),
     ("xtask", &["kernel"]),
@@ -39,7 +40,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("clap", &["cyrene"]),
     ("indicatif", &["cyrene"]),
     ("rustyline", &["cyrene"]),
-    ("hf-hub", &["cyrene"]),
+    ("hf-hub", &["hub"]),
     ("cudarc", &["kernel"]),
     ("gemm", &["kernel"]),
     ("libloading", &["kernel"]),
@@ -62,6 +63,12 @@ const PLACES: &[(&str, &str, &[&str], &str)] = &[
         ".rs",
         &["crates/cyrene/src/env.rs", "/tests/", "crates/kernel/src/"],
         "environment variables are read in one file",
+    ),
+    (
+        "use crate::commands::",
+        ".rs",
+        &["crates/cyrene/src/commands/live.rs"],
+        "a command calls no other; `live` alone is them in order",
     ),
     (
         "unsafe {",

@@ -11,6 +11,7 @@ use crate::manifest::{DataFile, RowScenes};
 use crate::rows;
 use crate::split::{Side, Split};
 use crate::stats::{self, MANY_PASSES, Passes};
+use crate::weighted_source::WeightedSource;
 
 /// The tokens of one file of a data set: a language, or a vendor set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -93,22 +94,22 @@ pub struct SourceAccount {
     pub passes: Passes,
 }
 
-/// The account of sources (paths and weights); None if one of them was not built here, so that nobody knows its scenes.
+/// The account of sources; None if one of them was not built here, so that nobody knows its scenes.
 ///
 /// # Errors
 /// Data sets that do not fit their manifest or the split.
-pub fn of_sources(
-    sources: &[(&Path, f64)],
+pub(crate) fn of_sources(
+    sources: &[WeightedSource],
     split: Option<&Split>,
 ) -> Result<Option<SourceAccount>> {
-    for (path, _) in sources {
+    for WeightedSource { path, .. } in sources {
         if !examples::was_built(path)? {
             return Ok(None);
         }
     }
     let mut seen = BTreeSet::new();
     let mut tokens = Vec::new();
-    for (path, _) in sources {
+    for WeightedSource { path, .. } in sources {
         for account in account(path, split)? {
             if seen.insert((account.task.clone(), account.key.clone())) {
                 tokens.push(account);

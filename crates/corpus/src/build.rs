@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::manifest::Manifest;
 use crate::output;
 use crate::request::{BuildRequest, Progress, SplitRequest};
+use crate::rows;
 use crate::rules::Counters;
-use crate::split::Split;
+use crate::split::{Side, Split};
 use crate::staged::{BuildReport, Staged};
 use crate::stopwatch::Stopwatch;
 
@@ -49,6 +50,36 @@ pub fn stage<'a>(
         built,
         times: times.total(),
     })
+}
+
+/// The texts of a story without those of held-out scenes, for a tokenizer: one that had seen them would know their words. What is built on
+/// the way lies in the request's output folder, and is removed.
+///
+/// # Errors
+/// Whatever is wrong with the source or the split, or a folder that cannot be written.
+pub fn training_texts(request: &BuildRequest<'_>, split: &Split) -> Result<Vec<String>> {
+    // Counts only decide where long documents are cut, and here nobody looks at the cuts.
+    build(
+        request,
+        Counters::same(&|text| text.chars().count()),
+        &|_| {},
+    )?;
+    let mut texts = Vec::new();
+    for task in request.tasks {
+        let rows = rows::load(&request.out.join(task.name()), Some(split))?;
+        let train = rows.into_iter().filter(|row| row.side == Side::Train);
+        texts.extend(
+            train
+                .flat_map(|row| row.messages)
+                .map(|message| message.content),
+        );
+    }
+    let removed = std::fs::remove_dir_all(request.out);
+    removed.map_err(|source| Error::Write {
+        path: request.out.to_owned(),
+        source,
+    })?;
+    Ok(texts)
 }
 
 /// Splits a story; the same request gives the same split.

@@ -315,6 +315,22 @@ pub enum Error {
         /// The file or folder.
         path: PathBuf,
     },
+    /// The tokenizer that was to count.
+    #[error(transparent)]
+    Tokenizer(text::Error),
+    /// A text that cannot be counted.
+    #[error("counting tokens")]
+    Counting(#[source] text::Error),
+    /// A mixture all of whose rows are held out, or that has none.
+    #[error("{}", nothing_to_train(*.n_held_out, .split.as_deref(), *.validation_share))]
+    NothingToTrain {
+        /// Rows that are held out.
+        n_held_out: usize,
+        /// The split that holds them out, as the recipe names it.
+        split: Option<PathBuf>,
+        /// What is held out where there is no split.
+        validation_share: f64,
+    },
     /// A split that would be replaced by another.
     #[error(
         "{split} exists already and was made with other settings ({problem}); use --force to replace it"
@@ -344,6 +360,7 @@ impl Error {
                 | Error::NotUtf8 { .. }
                 | Error::Json { .. }
                 | Error::Read { .. }
+                | Error::NothingToTrain { .. }
         )
     }
 
@@ -355,6 +372,22 @@ impl Error {
             line: before.iter().filter(|b| **b == b'\n').count() + 1,
             column: in_line + 1,
         }
+    }
+}
+
+/// Why no row is there to train on, and what would bring some.
+fn nothing_to_train(n_held_out: usize, split: Option<&Path>, validation_share: f64) -> String {
+    match split {
+        _ if n_held_out == 0 => {
+            "data.sources hold no row to train on; name files or folders that do".to_owned()
+        }
+        Some(split) => format!(
+            "data.split ({}) holds out every row of data.sources ({n_held_out}), so that none is left to train on; name data sets with scenes of its training side",
+            split.display()
+        ),
+        None => format!(
+            "data.validation_share = {validation_share} holds out every row of data.sources ({n_held_out}), so that none is left to train on; lower it (0 holds out none) or give more rows"
+        ),
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The road: [`source`] reads a story, [`rules`] make sentences into rows, [`build`] writes the data sets and their
 //! manifest, [`split`] holds scenes out, [`rows`] gives the rows back with their scene and side, [`examples`] makes them
-//! (and rows of anybody else's files) into ids to train on, [`stats`] says what data sets hold, [`peek`] how training sees
+//! (and rows of anybody else's files) into ids to train on, [`mixture`] puts those of several sources together, [`stats`] says what data sets hold, [`peek`] how training sees
 //! a row, [`pages`] shows both, [`export`] writes them for other tools. [`import`] makes stories of other forms into plain ones.
 
 #![warn(missing_docs)]
@@ -11,6 +11,7 @@ pub mod account;
 mod build;
 mod character;
 mod components;
+mod counted;
 mod dataset;
 mod error;
 pub mod examples;
@@ -22,6 +23,7 @@ pub mod fuzz;
 pub mod import;
 mod language;
 pub mod manifest;
+pub mod mixture;
 mod output;
 mod packed;
 pub mod pages;
@@ -43,20 +45,24 @@ pub mod stats;
 mod stopwatch;
 pub mod survey;
 mod task;
+mod weighted_source;
 
-pub use build::{build, check_split, make_split, stage};
+pub use build::{build, check_split, make_split, stage, training_texts};
 pub use character::Character;
+pub use counted::{Counting, Tokenizers, build_counting, build_timing_counts};
 pub use error::{Error, Result};
 pub use language::{ByLanguage, Language};
 pub use manifest::Manifest;
+pub use mixture::{MixedExample, MixedExamples, Mixture};
 pub use request::{BuildRequest, Progress, SplitRequest};
 pub use row_notes::RowNotes;
 pub use row_problems::{BadRow, BadRows};
 pub use rows::BuiltRow;
 pub use rules::{Counter, Counters};
 pub use source::SourceKind;
-pub use source::story::story_files;
+pub use source::story::story_sha256;
 pub use split::{Side, Split, SplitOptions, SplitReport};
 pub use staged::{BuildReport, Staged};
 pub use stopwatch::Times;
 pub use task::Task;
+pub use weighted_source::WeightedSource;

@@ -13,6 +13,7 @@ use crate::language::Language;
 use crate::manifest::{DataFile, RowScenes, Tally, TrainingTokens};
 use crate::rows::{self, BuiltRow, Found};
 use crate::split::{Side, Split};
+use crate::weighted_source::WeightedSource;
 
 /// Passes over the same scene above which a mixture teaches by heart.
 pub const MANY_PASSES: f64 = 4.0;
@@ -317,15 +318,14 @@ pub struct PassCount {
     pub count: u64,
 }
 
-/// Effective passes per scene of a mixture in one epoch. `sources` are data sets or files of them with their weights;
-/// a source shows each of its training scenes once for every unit of weight.
+/// Effective passes per scene of a mixture in one epoch. `sources` are data sets or files of them; a source shows each of its training scenes once for every unit of weight.
 ///
 /// # Errors
 /// As [`rows::load`].
-pub fn passes(sources: &[(&Path, f64)], split: Option<&Split>) -> Result<Passes> {
+pub(crate) fn passes(sources: &[WeightedSource], split: Option<&Split>) -> Result<Passes> {
     // Ordered, so that the same mixture gives the same sums to the last bit.
     let mut by_scene: BTreeMap<String, BTreeMap<String, f64>> = BTreeMap::new();
-    for (path, weight) in sources {
+    for WeightedSource { path, weight } in sources {
         let found = rows::find(path, split)?;
         for file in &found.files {
             let in_file: HashSet<u32> = file

@@ -623,7 +623,19 @@ fn stats_passes_and_sample_say_what_a_mixture_shows() {
     assert_eq!(in_bins, 5);
 
     let english = folder.join("en.jsonl");
-    let passes = corpus::stats::passes(&[(&folder, 3.0), (&english, 2.0)], None).unwrap();
+    let source = |path: &Path, weight| corpus::WeightedSource {
+        path: path.to_owned(),
+        weight,
+    };
+    let mixture = corpus::Mixture {
+        folder: Path::new(""),
+        sources: &[source(&folder, 3.0), source(&english, 2.0)],
+        split: None,
+        validation_share: 0.0,
+        validation_tokens: 0,
+        seed: 7,
+    };
+    let passes = mixture.passes(None).unwrap();
     assert_eq!(passes.n_scenes, 5);
     assert_eq!(passes.same_language_most, 5.0);
     assert_eq!(

@@ -180,30 +180,3 @@ pub fn copy_companions(from: &Path, to: &Path, trained_on: Option<&TrainedRows>)
     }
     Ok(())
 }
-
-/// Ids that end a reply where no tokenizer says: `generation_config.json`, else `config.json`.
-pub fn end_ids_of_config(dir: &Path, model: &Model) -> Vec<u32> {
-    let generation = std::fs::read(dir.join("generation_config.json")).ok();
-    let generation: Option<serde_json::Value> =
-        generation.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    let read = |value: &serde_json::Value| -> Vec<u32> {
-        let ids = match value {
-            serde_json::Value::Array(list) => {
-                list.iter().filter_map(serde_json::Value::as_u64).collect()
-            }
-            other => other.as_u64().into_iter().collect::<Vec<_>>(),
-        };
-        ids.into_iter()
-            .filter_map(|id| u32::try_from(id).ok())
-            .collect()
-    };
-    let from_generation = generation
-        .map(|config| read(&config["eos_token_id"]))
-        .unwrap_or_default();
-    if !from_generation.is_empty() {
-        return from_generation;
-    }
-    let raw = model.config().raw();
-    let text = raw.get("text_config").unwrap_or(raw);
-    read(&text["eos_token_id"])
-}

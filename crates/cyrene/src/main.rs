@@ -2,13 +2,17 @@
 
 mod cli;
 mod commands;
+mod corpus_request;
 mod demo;
 mod env;
 mod interrupt;
 mod lines;
 mod load;
 mod lock;
+mod machine;
 mod recipe;
+mod recipe_inputs;
+mod run_plan;
 mod speak;
 mod stage;
 mod ui;

@@ -7,14 +7,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use corpus::examples::TrainingStage;
+use corpus::{Mixture, WeightedSource};
+use model::Config;
 use serde::{Deserialize, Serialize};
 use text::labels::LossScale;
 use toml::{Table, Value};
 use train::job::{
     BatchConfig, DataConfig, LoraTuner, OptimizerConfig, Packing, RunConfig, TunerConfig,
 };
+use train::needs::PlannedRun;
 use train::recipe_table::Key;
-use train::schedule::Schedule;
 
 use crate::misuse;
 
@@ -81,7 +83,7 @@ pub struct Data {
     #[serde(default = "default_packing")]
     pub packing: Packing,
     /// What is trained on.
-    pub sources: Vec<Source>,
+    pub sources: Vec<WeightedSource>,
     /// `split.json`, relative to the recipe.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<PathBuf>,
@@ -94,17 +96,6 @@ pub struct Data {
     /// Which parts of answers carry loss.
     #[serde(default)]
     pub loss_scale: LossScale,
-}
-
-/// One entry of `data.sources`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Source {
-    /// A file of rows or a folder of them.
-    pub path: PathBuf,
-    /// How often an epoch shows it.
-    #[serde(default = "one")]
-    pub weight: f64,
 }
 
 fn default_seed() -> u64 {
@@ -125,10 +116,6 @@ fn default_validation_share() -> f64 {
 
 fn default_validation_tokens() -> usize {
     100_000
-}
-
-fn one() -> f64 {
-    1.0
 }
 
 /// Keys of the file itself.
@@ -251,51 +238,42 @@ impl Recipe {
             return Ok(moved);
         }
         if from.join(&self.base).is_dir() {
-            moved.base = relative(&from.join(&self.base), to)?;
+            moved.base = files::relative(&from.join(&self.base), to)?;
         }
         for source in &mut moved.data.sources {
-            source.path = relative(&from.join(&source.path), to)?.into();
+            source.path = files::relative(&from.join(&source.path), to)?.into();
         }
         for path in [&mut moved.data.split, &mut moved.character]
             .into_iter()
             .flatten()
         {
-            *path = relative(&from.join(&*path), to)?.into();
+            *path = files::relative(&from.join(&*path), to)?.into();
         }
         Ok(moved)
     }
 
-    /// What is odd about the learning rates of a run of `total_steps`: none above 0, or a lowest one above the highest.
-    pub fn rate_warnings(&self, total_steps: u64) -> Vec<String> {
-        let optimizer = &self.optimizer;
-        let schedule = Schedule::new(optimizer, total_steps);
-        let mut warnings = Vec::new();
-        if optimizer.min_lr > optimizer.lr {
-            warnings.push(format!(
-                "warning: optimizer.min_lr ({:e}) is above optimizer.lr ({:e}), so that the learning rate ends above its start; give min_lr a value of at most lr",
-                optimizer.min_lr, optimizer.lr
-            ));
+    /// What training is fed with; the paths are relative to `folder`, the recipe's.
+    pub fn mixture<'a>(&'a self, folder: &'a Path) -> Mixture<'a> {
+        Mixture {
+            folder,
+            sources: &self.data.sources,
+            split: self.data.split.as_deref(),
+            validation_share: self.data.validation_share,
+            validation_tokens: self.data.validation_tokens,
+            seed: self.seed,
         }
-        if schedule.highest() == 0.0 {
-            let steps = match total_steps {
-                1 => "the only step".to_owned(),
-                n => format!("each of the {n} steps"),
-            };
-            let remedy = match optimizer.lr > 0.0 {
-                true => format!(
-                    "of them {} warm up from 0; lower optimizer.warmup_ratio or warmup_steps, or make more steps (batch.rows and batch.accumulate below {} and {}, run.epochs above {})",
-                    schedule.warmup_steps.min(total_steps),
-                    self.batch.rows,
-                    self.batch.accumulate,
-                    self.run.epochs
-                ),
-                false => "raise optimizer.lr".to_owned(),
-            };
-            warnings.push(format!(
-                "warning: {steps} has a learning rate of 0, so that nothing is learned: {remedy}"
-            ));
+    }
+
+    /// The training of a model of this shape, for those who ask what it needs.
+    pub fn planned<'a>(&'a self, config: &'a Config) -> PlannedRun<'a> {
+        PlannedRun {
+            config,
+            dtype: self.dtype.dtype(),
+            row_tokens: self.data.row_tokens,
+            tuner: &self.tuner,
+            batch: &self.batch,
+            run: &self.run,
         }
-        warnings
     }
 
     /// The recipe with every default filled in, as TOML.
@@ -305,37 +283,6 @@ impl Recipe {
     pub fn resolved(&self) -> Result<String> {
         toml::to_string(self).context("writing the recipe as TOML")
     }
-}
-
-/// The way from a folder to a place, with `/` between names, so that both can move together; the whole path where they have nothing in
-/// common, as on two drives.
-fn relative(place: &Path, from: &Path) -> Result<String> {
-    let whole = |path: &Path| {
-        path.canonicalize()
-            .with_context(|| format!("finding {}", path.display()))
-    };
-    // The empty path is the working folder.
-    let from = match from.as_os_str().is_empty() {
-        true => Path::new("."),
-        false => from,
-    };
-    let (place, from) = (whole(place)?, whole(from)?);
-    let shared = place
-        .components()
-        .zip(from.components())
-        .take_while(|(a, b)| a == b)
-        .count();
-    if shared == 0 {
-        return Ok(place.display().to_string());
-    }
-    let up = from.components().skip(shared).map(|_| "..".into());
-    let down = place.components().skip(shared);
-    let down = down.map(|part| part.as_os_str().to_string_lossy());
-    let way: Vec<std::borrow::Cow<'_, str>> = up.chain(down).collect();
-    Ok(match way.is_empty() {
-        true => ".".to_owned(),
-        false => way.join("/"),
-    })
 }
 
 /// Sets a dotted key to a TOML value (a bare word is taken as a string).
@@ -591,35 +538,5 @@ mod tests {
                 .to_string()
                 .contains("did you mean `batch.rows`")
         );
-    }
-
-    #[test]
-    fn runs_that_learn_nothing_are_warned_of() {
-        let warnings = |set: &[&str], steps: u64| -> String {
-            let set: Vec<String> = set.iter().map(|change| (*change).to_owned()).collect();
-            let text = "stage = \"cpt\"\nbase = \"b\"\n[data]\nsources = []\n";
-            let recipe = Recipe::parse(text, "r", &set).unwrap();
-            recipe.rate_warnings(steps).join("\n")
-        };
-        // Two small rows with the default batch make one step, and the first step of a warmup has rate 0.
-        let one = warnings(&[], 1);
-        assert!(
-            one.contains("the only step has a learning rate of 0"),
-            "{one}"
-        );
-        assert!(one.contains("optimizer.warmup_ratio"), "{one}");
-        assert_eq!(warnings(&[], 2), "");
-        assert_eq!(warnings(&["optimizer.warmup_ratio=0"], 1), "");
-        let all = warnings(&["optimizer.warmup_steps=9", "optimizer.lr=1e-9"], 1);
-        assert!(all.contains("nothing is learned"), "{all}");
-        let zero = warnings(&["optimizer.lr=0", "optimizer.min_lr=0"], 40);
-        assert!(zero.contains("each of the 40 steps"), "{zero}");
-        assert!(zero.contains("raise optimizer.lr"), "{zero}");
-        let above = warnings(&["optimizer.lr=0"], 40);
-        assert!(
-            above.contains("optimizer.min_lr (2e-6) is above optimizer.lr (0e0)"),
-            "{above}"
-        );
-        assert!(!above.contains("nothing is learned"), "{above}");
     }
 }

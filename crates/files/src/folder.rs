@@ -168,6 +168,38 @@ pub fn remove_folder(folder: &Path) -> Result<()> {
     sync_folder(parent(folder))
 }
 
+/// Gives the files of `from`, without its folders, a second name in `to`; what has its name there already stays.
+///
+/// # Errors
+/// A folder that cannot be read or made, a file that can be neither linked nor copied.
+pub fn link_files(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to).during("make", to)?;
+    for name in names(from)? {
+        let (file, place) = (from.join(&name), to.join(&name));
+        let kind = fs::symlink_metadata(&file).during("read", &file)?;
+        if kind.is_file() && !place.exists() {
+            link(&file, &place)?;
+        }
+    }
+    Ok(())
+}
+
+/// Bytes of a folder's files, without those of its folders.
+///
+/// # Errors
+/// The folder cannot be read.
+pub fn folder_bytes(folder: &Path) -> Result<u64> {
+    let mut bytes = 0;
+    for name in names(folder)? {
+        let path = folder.join(name);
+        let meta = fs::symlink_metadata(&path).during("read", &path)?;
+        if meta.is_file() {
+            bytes += meta.len();
+        }
+    }
+    Ok(bytes)
+}
+
 /// The folder that is meant: links followed, `.` by its name.
 fn place(target: &Path) -> Result<PathBuf> {
     let is_link = fs::symlink_metadata(target).is_ok_and(|meta| meta.is_symlink());

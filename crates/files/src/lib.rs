@@ -7,14 +7,16 @@ mod error;
 mod file;
 mod folder;
 mod hash;
+mod relative;
 mod slot;
 mod sums;
 mod sync;
 
 pub use error::{Error, Result};
 pub use file::{NewFile, copy, write};
-pub use folder::{NewFolder, move_folder, remove_folder};
+pub use folder::{NewFolder, folder_bytes, link_files, move_folder, remove_folder};
 pub use hash::{digest_file, hex, sha256, sha256_of};
+pub use relative::relative;
 pub use slot::clear_leftovers;
 pub use sums::{Damage, Problem, SUMS, Wholeness, check_sums, sha256_of_files, write_sums};
 pub use sync::{sync_folder, sync_tree};

@@ -17,6 +17,7 @@ pub mod ops;
 pub mod random;
 pub mod selftest;
 pub mod tensor;
+pub mod timing;
 
 pub use cpu::cpu_vectors;
 pub use device::Device;

@@ -158,6 +158,36 @@ impl Config {
         &self.raw
     }
 
+    /// Ids that end a reply, as `generation_config.json` in `dir` has them, else this configuration.
+    pub fn end_ids(&self, dir: &Path) -> Vec<u32> {
+        let read = |value: &Value| -> Vec<u32> {
+            let ids = match value {
+                Value::Array(list) => list.iter().filter_map(Value::as_u64).collect(),
+                other => other.as_u64().into_iter().collect::<Vec<_>>(),
+            };
+            let ids = ids.into_iter();
+            ids.filter_map(|id| u32::try_from(id).ok()).collect()
+        };
+        let generation = std::fs::read(dir.join("generation_config.json")).ok();
+        let generation = generation.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+        let of_generation = generation.map(|config| read(&config["eos_token_id"]));
+        match of_generation.filter(|ids| !ids.is_empty()) {
+            Some(ids) => ids,
+            None => read(&self.raw.get("text_config").unwrap_or(&self.raw)["eos_token_id"]),
+        }
+    }
+
+    /// Bytes of a checkpoint of this shape, in f32 where the configuration says so, else in bf16.
+    pub fn checkpoint_bytes(&self) -> u64 {
+        let text = self.raw.get("text_config").unwrap_or(&self.raw);
+        let dtype = text.get("dtype").or_else(|| self.raw.get("dtype"));
+        let each = match dtype.and_then(Value::as_str) {
+            Some("float32") => 4,
+            _ => 2,
+        };
+        self.n_params() * each
+    }
+
     /// Channels of the delta net's convolution: queries, keys and values side by side.
     pub(crate) fn conv_channels(&self) -> usize {
         2 * self.linear_num_key_heads * self.linear_key_head_dim

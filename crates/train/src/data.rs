@@ -190,6 +190,45 @@ pub struct Account {
     pub trained_labels: u64,
 }
 
+impl Account {
+    /// What was longer than a row, and what became of it; None where nothing was.
+    pub fn describe_cuts(&self, row_tokens: usize) -> Option<String> {
+        let n = |n: u64, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+        let verbs = |n: u64| {
+            if n == 1 {
+                ("is", "was")
+            } else {
+                ("are", "were")
+            }
+        };
+        let mut parts = Vec::new();
+        if self.conversations_split > 0 {
+            let (are, were) = verbs(self.conversations_split);
+            let rounds = match self.rounds_split {
+                0 => String::new(),
+                rounds => format!(
+                    "; {} of them {} longer than a row alone and cut inside the answer, behind the same question",
+                    n(rounds, "round"),
+                    verbs(rounds).0
+                ),
+            };
+            parts.push(format!(
+                "{} {are} longer than a row of {row_tokens} tokens and {were} cut between rounds into {}, the system message in front of each{rounds}",
+                n(self.conversations_split, "conversation"),
+                n(self.conversation_pieces, "piece"),
+            ));
+        }
+        if self.documents_split > 0 {
+            let (are, were) = verbs(self.documents_split);
+            parts.push(format!(
+                "{} {are} longer than a row of {row_tokens} tokens and {were} cut at sentence ends",
+                n(self.documents_split, "document")
+            ));
+        }
+        (!parts.is_empty()).then(|| parts.join("\n"))
+    }
+}
+
 impl Plan {
     /// Decides every step of the job.
     ///
@@ -403,4 +442,43 @@ fn check_ids(
 
 fn labels_of<'d>(documents: impl Iterator<Item = &'d Document>) -> u64 {
     documents.map(|document| document.encoded.n_targets()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_cut_is_said_with_its_numbers() {
+        let none = Account::default();
+        assert_eq!(none.describe_cuts(96), None);
+        let some = Account {
+            conversations_split: 3,
+            conversation_pieces: 8,
+            ..none
+        };
+        assert_eq!(
+            some.describe_cuts(96).unwrap(),
+            "3 conversations are longer than a row of 96 tokens and were cut between rounds into 8 pieces, the system message in front of each"
+        );
+        let long_round = Account {
+            conversations_split: 1,
+            conversation_pieces: 4,
+            rounds_split: 1,
+            documents_split: 1,
+            ..none
+        };
+        let said = long_round.describe_cuts(96).unwrap();
+        assert!(said.contains("1 conversation is longer"), "{said}");
+        assert!(
+            said.contains("1 round of them is longer than a row alone"),
+            "{said}"
+        );
+        assert!(
+            said.ends_with(
+                "1 document is longer than a row of 96 tokens and was cut at sentence ends"
+            ),
+            "{said}"
+        );
+    }
 }

@@ -3,10 +3,12 @@
 use kernel::cuda::DeviceProperties;
 use kernel::host::HostMemory;
 use kernel::{DType, Device};
+use model::{Config, LoraConfig, TensorSpec};
 use serde::Serialize;
 
 use crate::error::{Error, Result, lighter};
-use crate::memory::{Bytes, MemoryPlan, Recomputing, Room, Training};
+use crate::job::{BatchConfig, DataConfig, LoraTuner, RunConfig, TunerConfig};
+use crate::memory::{Bytes, MemoryPlan, Recomputing, Room, StepRows, Training};
 
 /// One recipe's needs, or one size's.
 #[derive(Debug, Clone, Serialize)]
@@ -105,6 +107,119 @@ impl Target {
             Target::Gpu { n_ranks, .. } => n_ranks,
         }
     }
+}
+
+/// A recipe's training, as far as it decides needs.
+#[derive(Debug, Clone, Copy)]
+pub struct PlannedRun<'a> {
+    /// Of the model.
+    pub config: &'a Config,
+    /// Of weights and activations.
+    pub dtype: DType,
+    /// Tokens of a row.
+    pub row_tokens: usize,
+    /// What trains.
+    pub tuner: &'a TunerConfig,
+    /// Rows of a step.
+    pub batch: &'a BatchConfig,
+    /// How long.
+    pub run: &'a RunConfig,
+}
+
+impl PlannedRun<'_> {
+    /// Memory, tokens and time of the run, of which an epoch has `epoch_tokens` tokens, on a device that does `flops` operations a second.
+    ///
+    /// # Errors
+    /// As [`plan`].
+    pub fn plan(
+        &self,
+        name: &str,
+        epoch_tokens: f64,
+        target: Target,
+        flops: Option<f64>,
+    ) -> Result<StagePlan> {
+        let tokens = self.tokens(epoch_tokens);
+        // 6 operations a weight and token, 4 where the base is frozen.
+        let each = if self.tuner.lora().is_none() {
+            6.0
+        } else {
+            4.0
+        };
+        let per_token = each * self.config.n_params() as f64;
+        let lora = self.tuner.lora();
+        let training = self.training(lora.as_ref(), target.n_ranks());
+        Ok(StagePlan {
+            tokens: Some(tokens as u64),
+            eta_s: flops.map(|flops| tokens * per_token / flops / target.n_ranks() as f64),
+            ..plan(name.to_owned(), &training, target)?
+        })
+    }
+
+    /// Bytes that the run leaves on the disk: the checkpoints that are kept, each with two moments of what trains, and the result.
+    pub fn disk_bytes(&self) -> u64 {
+        let lora = self.tuner.lora();
+        let pass = self.training(lora.as_ref(), 1).pass(1);
+        let trained: usize = pass.trained().iter().map(TensorSpec::numel).sum();
+        let weights = match lora {
+            None => self.config.checkpoint_bytes(),
+            Some(_) => 4 * trained as u64,
+        };
+        let kept = self.run.keep_last.max(1) as u64 + u64::from(self.run.save_best);
+        kept * (weights + 8 * trained as u64) + weights
+    }
+
+    /// Tokens of the whole run, in whole rows where steps are counted.
+    fn tokens(&self, epoch_tokens: f64) -> f64 {
+        let a_step = (self.batch.rows * self.batch.accumulate * self.row_tokens) as f64;
+        match self.run.steps {
+            Some(steps) => steps as f64 * a_step.min(epoch_tokens),
+            None => epoch_tokens * self.run.epochs as f64,
+        }
+    }
+
+    fn training<'a>(&'a self, lora: Option<&'a LoraConfig>, n_ranks: usize) -> Training<'a> {
+        Training {
+            config: self.config,
+            dtype: self.dtype,
+            lora,
+            rows: StepRows {
+                rows: self.batch.rows,
+                row_tokens: self.row_tokens,
+                accumulate: self.batch.accumulate,
+                at_once: self.batch.rows,
+            },
+            rank: 0,
+            n_ranks,
+        }
+    }
+}
+
+/// What a size needs with the rows of the default recipe: all weights trained, then a LoRA of rank 16.
+///
+/// # Errors
+/// As [`plan`].
+pub fn of_size(size: &str, config: &Config, target: Target) -> Result<[StagePlan; 2]> {
+    let (batch, run) = (BatchConfig::default(), RunConfig::default());
+    let of = |name: &str, tuner: &TunerConfig| {
+        let run = PlannedRun {
+            config,
+            dtype: match target {
+                Target::Cpu { .. } => DType::F32,
+                Target::Gpu { .. } => DType::Bf16,
+            },
+            row_tokens: DataConfig::default().row_tokens,
+            tuner,
+            batch: &batch,
+            run: &run,
+        };
+        let lora = tuner.lora();
+        let training = run.training(lora.as_ref(), target.n_ranks());
+        plan(format!("{size} {name}"), &training, target)
+    };
+    Ok([
+        of("full", &TunerConfig::Full {})?,
+        of("LoRA", &TunerConfig::Lora(LoraTuner::default()))?,
+    ])
 }
 
 /// The memory of a training, without tokens and time.

@@ -1,6 +1,6 @@
 //! The learning rate of every step: warmup, then a decay. A pure function of the step, so that a resumed run has nothing to restore.
 
-use crate::job::{OptimizerConfig, ScheduleKind};
+use crate::job::{BatchConfig, OptimizerConfig, RunConfig, ScheduleKind};
 
 /// Learning rates of one run of `total_steps` steps.
 ///
@@ -59,9 +59,93 @@ impl Schedule {
     }
 }
 
+/// What is odd about the learning rates of a run of `total_steps`, a line each: none above 0, or a lowest one above the highest.
+pub fn warnings(
+    optimizer: &OptimizerConfig,
+    batch: &BatchConfig,
+    run: &RunConfig,
+    total_steps: u64,
+) -> Vec<String> {
+    let schedule = Schedule::new(optimizer, total_steps);
+    let mut warnings = Vec::new();
+    if optimizer.min_lr > optimizer.lr {
+        warnings.push(format!(
+            "warning: optimizer.min_lr ({:e}) is above optimizer.lr ({:e}), so that the learning rate ends above its start; give min_lr a value of at most lr",
+            optimizer.min_lr, optimizer.lr
+        ));
+    }
+    if schedule.highest() == 0.0 {
+        let steps = match total_steps {
+            1 => "the only step".to_owned(),
+            n => format!("each of the {n} steps"),
+        };
+        let remedy = match optimizer.lr > 0.0 {
+            true => format!(
+                "of them {} warm up from 0; lower optimizer.warmup_ratio or warmup_steps, or make more steps (batch.rows and batch.accumulate below {} and {}, run.epochs above {})",
+                schedule.warmup_steps.min(total_steps),
+                batch.rows,
+                batch.accumulate,
+                run.epochs
+            ),
+            false => "raise optimizer.lr".to_owned(),
+        };
+        warnings.push(format!(
+            "warning: {steps} has a learning rate of 0, so that nothing is learned: {remedy}"
+        ));
+    }
+    warnings
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn runs_that_learn_nothing_are_warned_of() {
+        let said = |optimizer: OptimizerConfig, steps: u64| -> String {
+            let (batch, run) = (BatchConfig::default(), RunConfig::default());
+            warnings(&optimizer, &batch, &run, steps).join("\n")
+        };
+        let default = OptimizerConfig::default;
+        // Two small rows with the default batch make one step, and the first step of a warmup has rate 0.
+        let one = said(default(), 1);
+        assert!(
+            one.contains("the only step has a learning rate of 0"),
+            "{one}"
+        );
+        assert!(one.contains("optimizer.warmup_ratio"), "{one}");
+        assert_eq!(said(default(), 2), "");
+        let no_warmup = OptimizerConfig {
+            warmup_ratio: 0.0,
+            ..default()
+        };
+        assert_eq!(said(no_warmup, 1), "");
+        let all = OptimizerConfig {
+            warmup_steps: Some(9),
+            lr: 1e-9,
+            ..default()
+        };
+        let all = said(all, 1);
+        assert!(all.contains("nothing is learned"), "{all}");
+        let zero = OptimizerConfig {
+            lr: 0.0,
+            min_lr: 0.0,
+            ..default()
+        };
+        let zero = said(zero, 40);
+        assert!(zero.contains("each of the 40 steps"), "{zero}");
+        assert!(zero.contains("raise optimizer.lr"), "{zero}");
+        let above = OptimizerConfig {
+            lr: 0.0,
+            ..default()
+        };
+        let above = said(above, 40);
+        assert!(
+            above.contains("optimizer.min_lr (2e-6) is above optimizer.lr (0e0)"),
+            "{above}"
+        );
+        assert!(!above.contains("nothing is learned"), "{above}");
+    }
 
     fn check(schedule: Schedule, expect: &[f64]) {
         for (step_idx, want) in expect.iter().enumerate() {

@@ -8,7 +8,6 @@ use kernel::DType;
 use model::Model;
 use model::quant::fp8_block::{Division, Layout, Options};
 
-use super::merge::folder_bytes;
 use crate::cli::{DTypeArg, Export, ExportFormat};
 use crate::ui::{Ui, size};
 use crate::{load, misuse};
@@ -37,7 +36,10 @@ pub fn run(args: &Export, ui: &Ui) -> Result<()> {
             division(args.division),
         )?,
     }
-    let (before, after) = (folder_bytes(&args.model)?, folder_bytes(&args.out)?);
+    let (before, after) = (
+        files::folder_bytes(&args.model)?,
+        files::folder_bytes(&args.out)?,
+    );
     ui.result(
         &serde_json::json!({ "folder": args.out, "bytes": after, "source_bytes": before }),
         || {

@@ -70,7 +70,7 @@ pub fn run(args: &Generate, ui: &Ui) -> Result<()> {
     let tokenizer = encoder.as_ref().map(ChatEncoder::tokenizer);
     let mut stop_ids = match tokenizer {
         Some(tokenizer) => tokenizer.end_ids(),
-        None => load::end_ids_of_config(&args.model.model, &model),
+        None => model.config().end_ids(&args.model.model),
     };
     stop_ids.sort_unstable();
     stop_ids.dedup();

@@ -2,26 +2,32 @@
 
 use std::path::{Path, PathBuf};
 
+use ::train::from_seed;
 use ::train::launch;
 use ::train::needs::Target;
 use ::train::ranks::Ranks;
 use anyhow::{Context, Result};
 use corpus::survey::Survey;
-use corpus::{BuildRequest, Character, SourceKind, SplitOptions, SplitRequest, Task};
+use corpus::{
+    BuildRequest, Character, SourceKind, SplitOptions, SplitRequest, Task, Tokenizers,
+    WeightedSource,
+};
 use eval::TrainedRows;
-use kernel::{DType, Device};
+use kernel::{DType, Device, timing};
 use model::quant::fp8_block::{Division, Layout};
 use model::{Config, Model, sizes};
 use serde_json::{Value, json};
-use text::{ChatTemplate, Persona, Tokenizer};
+use text::WordPattern;
 
-use super::corpus::build::Tokenizers;
-use super::doctor::{self, Machine};
-use super::plan::{Ahead, RunPlan};
-use super::{corpus as corpus_command, eval as eval_command, export, fetch, merge, serve, train};
-use crate::cli::{CountWith, DTypeArg, Live, ModelArgs, StageName};
+use crate::cli::{DTypeArg, Live, ModelArgs, StageName};
+use crate::commands::{
+    corpus as corpus_command, eval as eval_command, export, fetch, merge, serve, train,
+};
 use crate::lock::RunLock;
-use crate::recipe::{Recipe, Source};
+use crate::machine::Machine;
+use crate::recipe::Recipe;
+use crate::recipe_inputs;
+use crate::run_plan::{Ahead, RunPlan};
 use crate::stage::Stage;
 use crate::ui::{Misuse, Ui, misused, of_eval};
 use crate::{demo, env, load, misuse};
@@ -163,7 +169,7 @@ impl Run {
         load::character(&character_path)?;
         if let Some(base) = &args.base
             && !Path::new(base).is_dir()
-            && !fetch::is_hub_id(base)
+            && !hub::is_hub_id(base)
         {
             misuse!(
                 "--base {base} is no folder, and no Hub id either; expected a model's folder, or owner/name such as Qwen/Qwen3.5-4B-Base"
@@ -196,7 +202,7 @@ impl Run {
             done: Vec::new(),
         };
         for stage in ["cpt", "sft"] {
-            train::check(&run.recipe(stage)?)?;
+            recipe_inputs::check(&run.recipe(stage)?)?;
         }
         Ok(run)
     }
@@ -253,7 +259,7 @@ impl Run {
         // What a machine has may change between two starts: never cached, and nothing depends on it.
         self.ui
             .note("[1/8] doctor: this machine, and what the run will need");
-        let mut machine = doctor::machine(&self.dir);
+        let mut machine = Machine::here(&self.dir);
         machine.device = self.device.to_string();
         for line in machine.describe().lines() {
             self.ui.note(format_args!("      {line}"));
@@ -304,7 +310,7 @@ impl Run {
             sft: &sft,
         };
         let target = Target::here(self.device, machine.memory_free_bytes)?;
-        RunPlan::new(&ahead, machine, target, doctor::matmul_flops(self.device)?)
+        RunPlan::new(&ahead, machine, target, timing::matmul_flops(self.device)?)
     }
 
     /// The base model: fetched, or a tokenizer trained on the story and weights from a seed.
@@ -317,13 +323,15 @@ impl Run {
         let inputs = match &base {
             Some(base) => json!({ "base": base }),
             None => {
-                json!({ "size": self.size, "story": hash_story(&self.story)?, "character": files::sha256_of(&self.character_path)?, "seed": SEED })
+                json!({ "size": self.size, "story": corpus::story_sha256(&self.story)?, "character": files::sha256_of(&self.character_path)?, "seed": SEED })
             }
         };
         self.stage(2, "fetch", inputs, |run, dir| {
             let folder = dir.join("model");
             match base {
-                Some(base) if Path::new(&base).is_dir() => link_folder(Path::new(&base), &folder)?,
+                Some(base) if Path::new(&base).is_dir() => {
+                    files::link_files(Path::new(&base), &folder)?
+                }
                 Some(base) => {
                     fetch::fetch(&base, "main", &folder, &run.ui)?;
                 }
@@ -334,7 +342,7 @@ impl Run {
     }
 
     fn corpus(&mut self) -> Result<()> {
-        let inputs = json!({ "story": hash_story(&self.story)?, "character": files::sha256_of(&self.character_path)?, "seed": SEED });
+        let inputs = json!({ "story": corpus::story_sha256(&self.story)?, "character": files::sha256_of(&self.character_path)?, "seed": SEED });
         self.stage(3, "corpus", inputs, |run, dir| {
             let tasks = [Task::PtEverything, Task::SftCyrene];
             let request = BuildRequest {
@@ -345,7 +353,7 @@ impl Run {
                 languages: None,
                 out: dir,
             };
-            let load = || Tokenizers::load(&run.base_model(), CountWith::Qwen2);
+            let load = || Tokenizers::load(&run.base_model(), WordPattern::Qwen2);
             let report = corpus_command::build::build(&request, load, &run.ui)?;
             let split = run.split()?;
             split.save(&dir.join("split.json"), true)?;
@@ -362,7 +370,7 @@ impl Run {
                     dataset.n_tokens()
                 ));
             }
-            for line in corpus_command::split::describe(&split).lines() {
+            for line in split.describe().lines() {
                 run.ui.note(format_args!("      {line}"));
             }
             Ok(json!({ "tokens": report.n_tokens(), "split": split.report }))
@@ -432,7 +440,7 @@ impl Run {
         self.run_stage(7, stage, |run, _| {
             let (from, to) = (run.dir.join("sft/model"), run.fp8());
             export::fp8(&from, &to, Layout::CompressedTensors, Division::F32)?;
-            let (before, after) = (merge::folder_bytes(&from)?, merge::folder_bytes(&to)?);
+            let (before, after) = (files::folder_bytes(&from)?, files::folder_bytes(&to)?);
             run.ui.note(format_args!(
                 "      {} -> {}",
                 crate::ui::size(before),
@@ -520,7 +528,7 @@ impl Run {
                 _ if is_file => return None,
                 _ => folder.clone(),
             };
-            Some(Source {
+            Some(WeightedSource {
                 path,
                 weight: source.weight,
             })
@@ -529,65 +537,25 @@ impl Run {
     }
 }
 
-/// A byte-level BPE trained on the story's texts and a model from a seed.
+/// A base whose vocabulary and weights come from this run alone.
 fn make_base(run: &Run, folder: &Path) -> Result<()> {
-    let texts = training_texts(run, &folder.with_file_name("texts"))?;
-    let tokenizer = Tokenizer::train(
-        texts.iter().map(String::as_str),
-        sizes::vocabulary(&run.size) - text::ADDED_TOKENS.len(),
-    )?;
-    let json = sizes::config_for(&run.size, tokenizer.vocab_size(), tokenizer.eos());
-    let config = Config::from_json(&json.context("a size without a shape")?)?;
-    let dtype = match run.size.as_str() {
-        sizes::TINY => DType::F32,
-        _ => DType::Bf16,
-    };
-    let model = Model::init(config, SEED, dtype);
-    run.ui.note(format_args!(
-        "      {} parameters, random from seed {SEED}; a vocabulary of {} tokens learned from {} texts",
-        model.config().n_params(),
-        tokenizer.vocab_size(),
-        texts.len()
-    ));
-    model.save(folder, None)?;
-    tokenizer.save(folder, &ChatTemplate::history_stable()?)?;
-    note(model.config().n_params()).write(folder)?;
-    let generation = json!({ "eos_token_id": tokenizer.end_ids(), "do_sample": true, "temperature": 0.5, "top_p": 0.8, "top_k": 20 });
-    files::write(
-        &folder.join("generation_config.json"),
-        &serde_json::to_vec_pretty(&generation)?,
-    )?;
-    Ok(())
-}
-
-/// The story's texts without those of held-out scenes: a tokenizer that had seen them would know their words.
-fn training_texts(run: &Run, scratch: &Path) -> Result<Vec<String>> {
     let request = BuildRequest {
         source: SourceKind::Story,
         root: &run.story,
         character: &run.character,
         tasks: &[Task::PtEverything],
         languages: None,
-        out: scratch,
+        out: &folder.with_file_name("texts"),
     };
-    // Counts only decide where long documents are cut, and here nobody looks at the cuts.
-    corpus::build(
-        &request,
-        corpus::Counters::same(&|text| text.chars().count()),
-        &|_| {},
-    )?;
-    let rows = corpus::rows::load(
-        &scratch.join(Task::PtEverything.name()),
-        Some(&run.split()?),
-    )?;
-    std::fs::remove_dir_all(scratch).with_context(|| format!("removing {}", scratch.display()))?;
-    let train = rows
-        .into_iter()
-        .filter(|row| row.side == corpus::Side::Train);
-    Ok(train
-        .flat_map(|row| row.messages)
-        .map(|message| message.content)
-        .collect())
+    let texts = corpus::training_texts(&request, &run.split()?)?;
+    let made = from_seed::make(folder, &run.size, SEED, &texts)?;
+    run.ui.note(format_args!(
+        "      {} parameters, random from seed {SEED}; a vocabulary of {} tokens learned from {} texts",
+        made.n_params,
+        made.vocab_size,
+        texts.len()
+    ));
+    Ok(())
 }
 
 /// What a stage is for, in words for people.
@@ -600,51 +568,4 @@ fn purpose(stage: &str) -> &'static str {
         "eval" => "testing on what was held out",
         _ => "smaller weights for the server (FP8)",
     }
-}
-
-/// What the stages depend on of a story: the files that are read of it, and no others.
-fn hash_story(root: &Path) -> Result<String> {
-    let files = corpus::story_files(root)?;
-    if files == [root] {
-        return Ok(files::sha256_of(root)?);
-    }
-    let mut hashes = Vec::new();
-    for path in &files {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        hashes.push((name.into_owned(), files::sha256_of(path)?));
-    }
-    Ok(files::sha256(serde_json::to_string(&hashes)?.as_bytes()))
-}
-
-/// A plain sentence on a model from a seed, which training keeps.
-fn note(n_params: u64) -> Persona {
-    let millions = n_params as f64 / 1e6;
-    let en = format!(
-        "A model of {millions:.1} million parameters that has read nothing but the story: it imitates the story's wording and understands nothing."
-    );
-    let chs = format!(
-        "这是一个约 {:.0} 万参数、只读过这个故事的模型：它模仿故事里的词句，并不理解任何事。",
-        n_params as f64 / 1e4
-    );
-    Persona {
-        note: [("en".to_owned(), en), ("chs".to_owned(), chs)].into(),
-        ..Persona::default()
-    }
-}
-
-/// Makes the files of `from` visible in `to`: hard links where the file system has them, else copies.
-fn link_folder(from: &Path, to: &Path) -> Result<()> {
-    std::fs::create_dir_all(to).with_context(|| format!("making {}", to.display()))?;
-    for entry in std::fs::read_dir(from).with_context(|| format!("reading {}", from.display()))? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_file()
-            && !target.exists()
-            && std::fs::hard_link(entry.path(), &target).is_err()
-        {
-            std::fs::copy(entry.path(), &target)
-                .with_context(|| format!("copying {}", entry.path().display()))?;
-        }
-    }
-    Ok(())
 }

@@ -22,7 +22,7 @@ pub fn run(args: &Merge, ui: &Ui) -> Result<()> {
         );
     }
     merge(&args.base, &args.adapter, &args.out)?;
-    let bytes = folder_bytes(&args.out)?;
+    let bytes = files::folder_bytes(&args.out)?;
     ui.result(
         &serde_json::json!({ "folder": args.out, "bytes": bytes }),
         || format!("{} in {}", size(bytes), args.out.display()),
@@ -61,19 +61,4 @@ pub fn merge(base: &Path, adapter: &Path, out: &Path) -> Result<()> {
         template.save(folder.path())?;
     }
     Ok(folder.replace()?)
-}
-
-/// Sum of the sizes of a folder's files.
-///
-/// # Errors
-/// The folder cannot be read.
-pub fn folder_bytes(dir: &Path) -> Result<u64> {
-    let mut bytes = 0;
-    for entry in std::fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))? {
-        let meta = entry?.metadata()?;
-        if meta.is_file() {
-            bytes += meta.len();
-        }
-    }
-    Ok(bytes)
 }

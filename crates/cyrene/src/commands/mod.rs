@@ -10,7 +10,6 @@ pub mod fetch;
 pub mod generate;
 pub mod live;
 pub mod merge;
-pub mod plan;
 pub mod recipe;
 pub mod score;
 pub mod selftest;

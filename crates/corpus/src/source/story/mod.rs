@@ -7,7 +7,7 @@ mod units;
 
 pub(crate) use documents::StoryDocuments;
 pub(crate) use read::read;
-pub use read::story_files;
+pub use read::story_sha256;
 use units::{guard, source_files, split};
 
 use super::Source;

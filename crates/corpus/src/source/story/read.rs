@@ -58,7 +58,7 @@ fn name_form(error: Error, path: &Path) -> Error {
 ///
 /// # Errors
 /// Nothing there, or a folder without such a file.
-pub fn story_files(root: &Path) -> Result<Vec<PathBuf>> {
+fn story_files(root: &Path) -> Result<Vec<PathBuf>> {
     let read_error = |source| Error::Read {
         path: root.to_owned(),
         source,
@@ -89,6 +89,25 @@ pub fn story_files(root: &Path) -> Result<Vec<PathBuf>> {
     }
     files.sort();
     Ok(files)
+}
+
+/// SHA-256 of a story: of its file, or of a folder's story files with their names, and of nothing else that lies there.
+///
+/// # Errors
+/// Nothing there, or a file that cannot be read.
+pub fn story_sha256(root: &Path) -> Result<String> {
+    let files = story_files(root)?;
+    if files == [root] {
+        return Ok(files::sha256_of(root)?);
+    }
+    let mut hashes = Vec::new();
+    for path in &files {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        hashes.push((name.into_owned(), files::sha256_of(path)?));
+    }
+    let listed =
+        serde_json::Value::from_iter(hashes.into_iter().map(|(name, hash)| vec![name, hash]));
+    Ok(files::sha256(listed.to_string().as_bytes()))
 }
 
 #[derive(Default)]

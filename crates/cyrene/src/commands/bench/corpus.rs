@@ -1,8 +1,6 @@
 //! `cyrene bench corpus`: what `corpus build` does with a story, into a folder that is removed again.
 
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -11,9 +9,8 @@ use text::{ChatTemplate, Tokenizer};
 
 use super::peak::Peak;
 use crate::cli::{BenchCorpus, CorpusBuild};
-use crate::commands::corpus::build::{self, Tokenizers};
 use crate::ui::{Ui, size};
-use crate::{demo, misuse};
+use crate::{corpus_request, demo, misuse};
 
 /// Tokens learned from the bundled story.
 const DEMO_VOCABULARY: usize = 2048;
@@ -61,7 +58,7 @@ pub fn run(args: BenchCorpus, ui: &Ui) -> Result<()> {
     let folder = tempfile::tempdir().context("making a folder for what is built")?;
     let (runs, peer_seconds) = (args.runs, args.peer_seconds);
     let args = build_args(args, folder.path())?;
-    let (character, plan) = build::plan(&args)?;
+    let (character, plan) = corpus_request::plan(&args)?;
     let request = plan.request(&character);
 
     // 1. as `corpus build` does it
@@ -70,11 +67,7 @@ pub fn run(args: BenchCorpus, ui: &Ui) -> Result<()> {
     let mut peak_bytes = None;
     for run in 1..=runs {
         let start = Instant::now();
-        build::quietly(
-            &request,
-            || Tokenizers::load(&args.tokenizer, args.count_with),
-            &|_| {},
-        )?;
+        corpus::build_counting(&request, || corpus_request::tokenizers(&args), &|_| {})?;
         let took = start.elapsed().as_secs_f64();
         ui.note(format_args!("run {run}: {took:.3} s"));
         seconds = seconds.min(took);
@@ -83,20 +76,10 @@ pub fn run(args: BenchCorpus, ui: &Ui) -> Result<()> {
 
     // 2. once more, stage by stage
     let start = Instant::now();
-    let tokenizers = Tokenizers::load(&args.tokenizer, args.count_with)?;
+    let tokenizers = corpus_request::tokenizers(&args)?;
     let load_tokenizer = start.elapsed();
-    let counted = Counted::default();
-    let rules = |text: &str| {
-        counted.lines.fetch_add(1, Ordering::Relaxed);
-        counted.count(text, tokenizers.rules())
-    };
-    let training = |text: &str| counted.count(text, &tokenizers.training);
-    let counters = corpus::Counters {
-        rules: &rules,
-        training: &training,
-    };
-    let report = corpus::stage(&request, counters, &|_| {})?.publish()?;
-    let (lines, counting) = counted.total()?;
+    let (report, counting) = corpus::build_timing_counts(&request, &tokenizers)?;
+    let lines = counting.n_texts;
     let times = report.times;
     let s = |duration: Duration| duration.as_secs_f64();
     let tokens = report.n_tokens();
@@ -116,8 +99,8 @@ pub fn run(args: BenchCorpus, ui: &Ui) -> Result<()> {
             load_tokenizer: s(load_tokenizer),
             read_tables: s(times.tables),
             read_maps: s(times.maps),
-            rules: s(times.rows.saturating_sub(times.write + counting)),
-            count: s(counting),
+            rules: s(times.rows.saturating_sub(times.write + counting.time)),
+            count: s(counting.time),
             write: s(times.write),
             publish: s(times.publish),
         },
@@ -161,35 +144,6 @@ impl Line {
             );
         }
         text
-    }
-}
-
-/// What counting does: the lines of the rules, the time of all of it.
-#[derive(Default)]
-struct Counted {
-    lines: AtomicU64,
-    nanoseconds: AtomicU64,
-    failure: Mutex<Option<text::Error>>,
-}
-
-impl Counted {
-    fn count(&self, text: &str, tokenizer: &Tokenizer) -> usize {
-        let start = Instant::now();
-        let counted = tokenizer.count(text);
-        let took = start.elapsed().as_nanos() as u64;
-        self.nanoseconds.fetch_add(took, Ordering::Relaxed);
-        counted.unwrap_or_else(|error| {
-            build::lock(&self.failure).get_or_insert(error);
-            0
-        })
-    }
-
-    fn total(self) -> Result<(u64, Duration)> {
-        if let Some(error) = build::lock(&self.failure).take() {
-            return Err(error).context("counting tokens");
-        }
-        let counting = Duration::from_nanos(self.nanoseconds.into_inner());
-        Ok((self.lines.into_inner(), counting))
     }
 }
 

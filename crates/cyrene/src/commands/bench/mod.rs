@@ -1,7 +1,6 @@
 //! `cyrene bench`: what this machine reaches, with random weights and the bundled story, so that nothing is downloaded; and what
 //! storing weights as bf16 costs a recipe.
 
-mod ceiling;
 mod corpus;
 mod ops;
 mod peak;

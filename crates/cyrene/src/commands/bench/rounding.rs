@@ -8,29 +8,24 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Instant;
 
 use anyhow::{Context, Result};
+use corpus::MixedExample;
 use corpus::split::Side;
 use eval::metric::difference::{self, Difference};
 use eval::metric::loss_gap::Loss;
 use eval::score::{self, Score};
 use eval::{Sample, sample};
-use kernel::ops::adamw::Rounding;
-use kernel::{DType, Device, Tensor};
-use model::{Config, Model};
+use kernel::{DType, Device};
+use model::Model;
 use serde::Serialize;
 use text::Tokenizer;
 use train::Job;
-use train::data::Plan;
-use train::memory::StepRows;
-use train::schedule::Schedule;
-use train::step::Trainer;
+use train::rounding::{self, CASES, Case, Trained, Training};
 
 use crate::cli::BenchRounding as Args;
-use crate::commands::train::{HeldOut, base_folder, job, load_split, rows};
 use crate::recipe::Recipe;
+use crate::recipe_inputs::{self, Inputs};
 use crate::ui::Ui;
 use crate::{load, misuse};
 
@@ -72,53 +67,6 @@ struct Outcome {
     seconds: f64,
 }
 
-/// One of the three trainings.
-#[derive(Debug, Clone, Copy)]
-struct Case {
-    dtype: DType,
-    rounding: Rounding,
-}
-
-/// f32 first: the others are held against it.
-const CASES: [Case; 3] = [
-    Case {
-        dtype: DType::F32,
-        rounding: Rounding::Stochastic,
-    },
-    Case {
-        dtype: DType::Bf16,
-        rounding: Rounding::Stochastic,
-    },
-    Case {
-        dtype: DType::Bf16,
-        rounding: Rounding::Nearest,
-    },
-];
-
-impl Case {
-    fn weights(self) -> &'static str {
-        match self.dtype {
-            DType::F32 => "f32",
-            DType::Bf16 => "bf16",
-        }
-    }
-
-    fn rounding(self) -> Option<&'static str> {
-        match (self.dtype, self.rounding) {
-            (DType::F32, _) => None,
-            (DType::Bf16, Rounding::Stochastic) => Some("stochastic"),
-            (DType::Bf16, Rounding::Nearest) => Some("nearest"),
-        }
-    }
-
-    fn name(self) -> String {
-        match self.rounding() {
-            None => self.weights().to_owned(),
-            Some(rounding) => format!("{}, {rounding}", self.weights()),
-        }
-    }
-}
-
 /// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let device = load::device_within(&args.device.device, &args.memory)?;
@@ -138,19 +86,16 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
             load::folder(model)?;
             model.clone()
         }
-        None => base_folder(&recipe.base, folder)?,
+        None => recipe_inputs::base_folder(&recipe.base, folder)?,
     };
-    let tokenizer = load::tokenizer(&base)?.map(Arc::new);
-    let split = load_split(&recipe, folder)?;
-    let vocab_size = Config::load(&base)?.vocab_size;
-    let data = rows(
-        &recipe,
-        folder,
-        split.as_ref(),
-        tokenizer.as_deref(),
-        vocab_size,
-    )?;
-    let held_out = data.held_out.get(&Side::Val).map_or(&[][..], Vec::as_slice);
+    let Inputs {
+        base,
+        tokenizer,
+        examples,
+        ..
+    } = Inputs::open(&recipe, folder, base)?;
+    let held_out = examples.held_out.get(&Side::Val);
+    let held_out = held_out.map_or(&[][..], Vec::as_slice);
     let samples = samples(held_out);
     if samples.is_empty() {
         misuse!(
@@ -158,12 +103,11 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
             args.recipe.display()
         );
     }
-    let job = job(&recipe, data, tokenizer);
+    let job = recipe_inputs::job(&recipe, examples, tokenizer);
     job.check()?;
 
     // 2. three trainings, each scored
     let judge = Judge {
-        base: &base,
         device,
         tokenizer: job.tokenizer.as_deref(),
         samples: &samples,
@@ -176,7 +120,8 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let mut cases = Vec::new();
     for case in CASES {
         let trained = train(case, &base, &job, device, ui)?;
-        let (model, moved) = judge.taking(&trained.model)?;
+        let mut model = start(&base, DType::F32)?;
+        let moved = rounding::take(&mut model, &trained.model)?;
         let scores = judge.scores(model)?;
         n_tokens = trained.n_tokens;
         cases.push(Outcome {
@@ -269,10 +214,10 @@ fn spelled(difference: &Difference) -> String {
 }
 
 /// Held-out rows as metrics take them; a row that comes from no scene is one of its own.
-fn samples(held_out: &[HeldOut]) -> Vec<Sample> {
+fn samples(held_out: &[MixedExample]) -> Vec<Sample> {
     let samples = held_out.iter().enumerate().filter_map(|(at, held)| {
-        let mut sample = sample(&held.row)?;
-        if held.row.scene.is_none() {
+        let mut sample = sample(&held.example)?;
+        if held.example.scene.is_none() {
             sample.scene = format!("row {at}");
         }
         Some(sample).filter(|sample| sample.encoded.n_targets() > 0)
@@ -289,64 +234,25 @@ fn loss(samples: &[Sample], scores: &[Score]) -> Loss {
     loss
 }
 
-/// The checkpoint rounded to bf16, with weights of `dtype`: the same numbers whatever it is.
-fn start(base: &Path, dtype: DType) -> Result<Model> {
-    let load =
-        |dtype| Model::load(base, dtype).with_context(|| format!("loading {}", base.display()));
-    let rounded = load(DType::Bf16)?;
-    if dtype == DType::Bf16 {
-        return Ok(rounded);
-    }
-    let mut model = load(dtype)?;
-    for (to, from) in model.trainable_mut().into_iter().zip(rounded.trainable()) {
-        to.copy_from(&from.to_dtype(dtype))?;
-    }
-    Ok(model)
-}
-
-struct Trained {
-    /// On the host.
-    model: Model,
-    n_tokens: u64,
-    loss: f64,
-    seconds: f64,
-}
-
+/// Trains one case, with a progress bar.
 fn train(case: Case, base: &Path, job: &Job, device: Device, ui: &Ui) -> Result<Trained> {
     let model = start(base, case.dtype)?.to_device(device)?;
-    let mut plan = Plan::new(job, model.config().vocab_size)?;
-    let schedule = Schedule::new(&job.optimizer, plan.total_steps());
-    let mut trainer = Trainer::new(model, &job.optimizer, job.seed, StepRows::of(job))?;
-    trainer.optimizer.rounding = case.rounding;
-    plan.rows_per_batch = trainer.rows_per_batch;
-    if let Some(memory) = &trainer.memory {
+    let training = Training::new(case, model, job)?;
+    if let Some(memory) = training.memory() {
         ui.note(format_args!("{}: {}", case.name(), memory.describe()));
     }
-    let started = Instant::now();
-    let mut bar = ui.bar(&case.name(), plan.total_steps());
-    let mut sum = 0.0;
-    for step_idx in 0..plan.total_steps() {
-        let step = plan.step(step_idx).clone();
-        let micro_batches = plan.micro_batches(&step);
-        let outcome = trainer.step(micro_batches, step.n_targets, schedule.lr_at(step_idx))?;
-        sum += outcome.loss;
-        bar.set(step_idx + 1, &format!("loss {:.4}", outcome.loss));
-    }
-    device.synchronize()?;
+    let mut bar = ui.bar(&case.name(), training.total_steps());
+    let trained = training.run(|step, loss| bar.set(step, &format!("loss {loss:.4}")))?;
     bar.finish();
-    let seconds = started.elapsed().as_secs_f64();
-    let Trainer { model, .. } = trainer;
-    Ok(Trained {
-        model: model.to_device(Device::Cpu)?,
-        n_tokens: plan.tokens_from(0),
-        loss: sum / plan.total_steps() as f64,
-        seconds,
-    })
+    Ok(trained)
+}
+
+fn start(base: &Path, dtype: DType) -> Result<Model> {
+    rounding::start(base, dtype).with_context(|| format!("loading {}", base.display()))
 }
 
 /// Scores weights on the held-out rows, always in f32.
 struct Judge<'a> {
-    base: &'a Path,
     device: Device,
     tokenizer: Option<&'a Tokenizer>,
     samples: &'a [Sample],
@@ -355,20 +261,6 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    /// An f32 model with the weights of `trained`, and the share of them that are not the checkpoint's as bf16.
-    fn taking(&self, trained: &Model) -> Result<(Model, f64)> {
-        let mut model = start(self.base, DType::F32)?;
-        let as_bf16 = |tensor: &Tensor| tensor.to_dtype(DType::Bf16).to_f32_vec();
-        let (mut moved, mut all) = (0, 0);
-        for (to, from) in model.trainable_mut().into_iter().zip(trained.trainable()) {
-            let (old, new) = (as_bf16(to), as_bf16(from));
-            moved += old.iter().zip(&new).filter(|(old, new)| old != new).count();
-            all += old.len();
-            to.copy_from(&from.to_dtype(DType::F32))?;
-        }
-        Ok((model, moved as f64 / all as f64))
-    }
-
     fn scores(&self, model: Model) -> Result<Vec<Score>> {
         let model = model.to_device(self.device)?;
         let mut bar = self.ui.bar("held out", self.samples.len() as u64);

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use kernel::host::HostMemory;
-use kernel::{DType, Device};
+use kernel::{DType, Device, timing};
 use model::{Config, LoraConfig, Model};
 use serde::Serialize;
 use train::OptimizerConfig;
@@ -10,7 +10,7 @@ use train::bench::{RandomSteps, Timing, flops_per_token};
 use train::memory::{Bytes, MemoryPlan, Recomputing, StepRows, Training};
 use train::step::Trainer;
 
-use super::{ceiling, device_name, shapes, storage};
+use super::{device_name, shapes, storage};
 use crate::cli::{BenchTrain as Args, TunerArg};
 use crate::ui::{Ui, size};
 use crate::{load, misuse};
@@ -110,7 +110,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let document_tokens = args.document_tokens.unwrap_or(args.row_tokens);
     let ceiling_tflops = match device {
         Device::Cpu => None,
-        Device::Cuda(card) => Some(ceiling::product_tflops(card)?),
+        Device::Cuda(card) => Some(timing::product_tflops(card)?),
     };
 
     // 1. weights

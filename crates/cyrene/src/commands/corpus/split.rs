@@ -5,8 +5,8 @@ use std::path::Path;
 use anyhow::Result;
 use corpus::account::{self, Account};
 use corpus::manifest::DataFile;
-use corpus::split::{Side, Split};
-use corpus::{Character, Language, SourceKind, SplitOptions, SplitRequest};
+use corpus::split::Split;
+use corpus::{Character, SourceKind, SplitOptions, SplitRequest};
 
 use crate::cli::CorpusSplit;
 use crate::misuse;
@@ -56,7 +56,7 @@ pub fn run(args: &CorpusSplit, ui: &Ui) -> Result<()> {
         }),
         || {
             let table = account::table(&tokens);
-            format!("{}\n{table}{}", describe(&split), args.out.display())
+            format!("{}\n{table}{}", split.describe(), args.out.display())
         },
     )
 }
@@ -83,57 +83,4 @@ fn tokens_beside(out: &Path, split: &Split) -> Result<Vec<Account>> {
         }
     }
     Ok(accounts)
-}
-
-/// What a split came to: components, then a line a side with its scenes, and its lines by language.
-pub fn describe(split: &Split) -> String {
-    let report = &split.report;
-    let mut text = format!(
-        "{} scenes in {} groups that stay on one side (the largest has {}): {} pairs share a text, {} more are nearly alike",
-        report.n_scenes,
-        report.n_components,
-        report.largest_component,
-        report.ties_by_text,
-        report.ties_by_likeness,
-    );
-    let has_lines = |language: &Language| {
-        report
-            .sides
-            .values()
-            .any(|s| s.lines.contains_key(language))
-    };
-    let languages: Vec<Language> = Language::ALL.into_iter().filter(has_lines).collect();
-    text.push_str(&format!("\n{:<13}{:>7}", "side", "scenes"));
-    for language in &languages {
-        text.push_str(&format!("{:>8}", language.code()));
-    }
-    for side in Side::ALL {
-        let Some(count) = report.sides.get(&side) else {
-            continue;
-        };
-        text.push_str(&format!("\n{side:<13}{:>7}", count.scenes));
-        for language in &languages {
-            text.push_str(&format!("{:>8}", count.lines.get(language).unwrap_or(&0)));
-        }
-    }
-    text.push_str(
-        "\n(lines by language. train: learned from; val: held out; val-strict: whole missions held out; probe-x: held out in one language, \
-         its other lines are trained on; contaminated, filtered: on neither side; docs/split.md)",
-    );
-    if report.copied_lines_left > 0 {
-        text.push_str(&format!(
-            "\n{} copied lines (over all languages) stay in held-out scenes that are new otherwise",
-            report.copied_lines_left
-        ));
-    }
-    if !report.strict_missions.is_empty() {
-        text.push_str(&format!(
-            "\nval-strict: {}",
-            report.strict_missions.join(", ")
-        ));
-    }
-    for note in &report.notes {
-        text.push_str(&format!("\n{note}"));
-    }
-    text
 }

@@ -30,20 +30,25 @@ struct Report {
 /// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     // 1. what is asked for
-    let mixture = args.recipe.as_deref().map(Mixture::load).transpose()?;
+    let recipe = args.recipe.as_deref();
+    let recipe = recipe.map(|path| Recipe::load(path, &[])).transpose()?;
+    let folder = args.recipe.as_deref().and_then(Path::parent);
+    let mixture = recipe
+        .as_ref()
+        .map(|recipe| recipe.mixture(folder.unwrap_or(Path::new(""))));
     let mut paths = args.paths.clone();
-    if let Some(mixture) = mixture.as_ref().filter(|_| paths.is_empty()) {
-        for (path, _) in &mixture.sources {
-            if !paths.contains(path) {
-                paths.push(path.clone());
+    if let Some(mixture) = mixture.filter(|_| paths.is_empty()) {
+        for source in mixture.sources() {
+            if !paths.contains(&source.path) {
+                paths.push(source.path);
             }
         }
     }
-    let split = args
-        .split
-        .as_ref()
-        .or(mixture.as_ref().and_then(|m| m.split.as_ref()));
-    let split = misused(split.map(|path| Split::load(path)).transpose())?;
+    let split = match (&args.split, mixture) {
+        (Some(path), _) => Some(misused(Split::load(path))?),
+        (None, Some(mixture)) => misused(mixture.load_split())?,
+        (None, None) => None,
+    };
 
     // 2. the numbers
     let mut datasets = Vec::new();
@@ -82,37 +87,6 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         report.files.insert(0, path);
     }
     ui.result(&report, || text(&report))
-}
-
-/// The sources of a recipe, as paths that can be read from here.
-struct Mixture {
-    sources: Vec<(PathBuf, f64)>,
-    split: Option<PathBuf>,
-}
-
-impl Mixture {
-    fn load(path: &Path) -> Result<Mixture> {
-        let recipe = Recipe::load(path, &[])?;
-        let folder = path.parent().unwrap_or(Path::new(""));
-        let sources = recipe
-            .data
-            .sources
-            .iter()
-            .map(|source| (folder.join(&source.path), source.weight));
-        Ok(Mixture {
-            sources: sources.collect(),
-            split: recipe.data.split.map(|split| folder.join(split)),
-        })
-    }
-
-    fn passes(&self, split: Option<&Split>) -> Result<Passes> {
-        let sources: Vec<(&Path, f64)> = self
-            .sources
-            .iter()
-            .map(|(path, weight)| (path.as_path(), *weight))
-            .collect();
-        Ok(corpus::stats::passes(&sources, split)?)
-    }
 }
 
 /// The report for a terminal.

@@ -11,12 +11,11 @@ use anyhow::Result;
 use corpus::Language;
 use corpus::survey::Survey;
 use kernel::Device;
-use model::{Config, TensorSpec};
+use model::Config;
 use serde::Serialize;
-use train::memory::{StepRows, Training};
-use train::needs::{self, StagePlan, Target};
+use train::needs::{StagePlan, Target};
 
-use super::doctor::{self, Machine};
+use crate::machine::Machine;
 use crate::recipe::Recipe;
 use crate::ui::{clock, size};
 
@@ -79,7 +78,7 @@ impl RunPlan {
     ) -> Result<RunPlan> {
         let n_params = ahead.config.n_params();
         let text: u64 = ahead.survey.text_bytes.values().sum();
-        let weights = weight_bytes(ahead.config);
+        let weights = ahead.config.checkpoint_bytes();
         let cpt = training("cpt", ahead, ahead.cpt, target, flops)?;
         let sft = training("sft", ahead, ahead.sft, target, flops)?;
         // Both models look at what is held out and as much of what was trained on: a quarter of the text, forward alone.
@@ -188,18 +187,6 @@ fn spoken(seconds: f64) -> String {
     }
 }
 
-/// Bytes of a checkpoint in bf16 or f32, as the base has it.
-fn weight_bytes(config: &Config) -> u64 {
-    let raw = config.raw();
-    let text = raw.get("text_config").unwrap_or(raw);
-    let dtype = text.get("dtype").or_else(|| raw.get("dtype"));
-    let each = match dtype.and_then(serde_json::Value::as_str) {
-        Some("float32") => 4,
-        _ => 2,
-    };
-    config.n_params() * each
-}
-
 fn training(
     name: &'static str,
     ahead: &Ahead<'_>,
@@ -207,22 +194,6 @@ fn training(
     target: Target,
     flops: f64,
 ) -> Result<Needs> {
-    let lora = recipe.tuner.lora();
-    let job = Training {
-        config: ahead.config,
-        dtype: recipe.dtype.dtype(),
-        lora: lora.as_ref(),
-        rows: StepRows {
-            rows: recipe.batch.rows,
-            row_tokens: recipe.data.row_tokens,
-            accumulate: recipe.batch.accumulate,
-            at_once: recipe.batch.rows,
-        },
-        rank: 0,
-        n_ranks: 1,
-    };
-    let mut plan = needs::plan(name.to_owned(), &job, target)?;
-    // 1. tokens: each source as often as its weight says
     let text_bytes = &ahead.survey.text_bytes;
     let all: u64 = text_bytes.values().sum();
     let share = match name {
@@ -230,31 +201,18 @@ fn training(
         // Her lines, and about as much again twice of what others say before them.
         _ => (3.0 * ahead.survey.character_bytes as f64 / all.max(1) as f64).min(1.0),
     };
-    let epoch = epoch_bytes(recipe, text_bytes) * share / ahead.bytes_per_token;
-    let tokens = doctor::run_tokens(recipe, epoch);
-    // 2. time: 6 operations a weight and token, 4 where the base is frozen
-    let per_token = if lora.is_none() { 6.0 } else { 4.0 } * ahead.config.n_params() as f64;
-    let eta_s = tokens * per_token / flops;
-    plan.tokens = Some(tokens as u64);
-    plan.eta_s = Some(eta_s);
-    // 3. disk: the checkpoints that are kept, each with two moments of what trains, and the result
-    let pass = job.pass(1);
-    let trained: usize = pass.trained().iter().map(TensorSpec::numel).sum();
-    let weights = match lora {
-        None => weight_bytes(ahead.config),
-        Some(_) => 4 * trained as u64,
-    };
-    let kept = recipe.run.keep_last.max(1) as u64 + u64::from(recipe.run.save_best);
-    let merged = if lora.is_some() && name == "sft" {
-        weight_bytes(ahead.config)
-    } else {
-        0
+    let epoch_tokens = epoch_bytes(recipe, text_bytes) * share / ahead.bytes_per_token;
+    let run = recipe.planned(ahead.config);
+    let plan = run.plan(name, epoch_tokens, target, Some(flops))?;
+    let merged = match recipe.tuner.lora() {
+        Some(_) if name == "sft" => ahead.config.checkpoint_bytes(),
+        _ => 0,
     };
     Ok(Needs {
         name,
         download_bytes: 0,
-        disk_bytes: kept * (weights + 8 * trained as u64) + weights + merged,
-        eta_s,
+        disk_bytes: run.disk_bytes() + merged,
+        eta_s: plan.eta_s.unwrap_or_default(),
         training: Some(plan),
     })
 }
@@ -295,7 +253,7 @@ mod tests {
             );
             Recipe::parse(&text, "test", &[]).unwrap()
         };
-        let mut machine = doctor::machine(Path::new("."));
+        let mut machine = Machine::here(Path::new("."));
         machine.disk_free_bytes = free;
         let ahead = Ahead {
             config: &config,
