@@ -84,15 +84,10 @@ fn sum(map: &Value) -> u64 {
     values.map(|n| n.as_u64().unwrap()).sum()
 }
 
-#[test]
-fn real_story_is_trained_and_reported_side_by_side() {
-    let Some(shared) = shared() else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
-    cut_story(
-        &shared.join("story/wesnoth_story.jsonl.gz"),
-        Path::new(&at("story.jsonl")),
-    );
+/// Trains both stages for two steps, below `dir`: the run's folder, and what `live` says of it.
+fn trained(story: &Path, dir: &Path) -> (PathBuf, Value) {
+    let at = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+    cut_story(story, Path::new(&at("story.jsonl")));
     character(Path::new(&at("d.toml")));
     let live = succeeds(&[
         "live",
@@ -116,7 +111,52 @@ fn real_story_is_trained_and_reported_side_by_side() {
         "sft.run.validate_at_start=false",
         "--json",
     ]);
-    let run = PathBuf::from(at("runs/d"));
+    (PathBuf::from(at("runs/d")), live)
+}
+
+/// A stage of the report has every side of one kind of rows, with all their rows as `corpus stats` counts them.
+fn check_stage(stage: &Value, task: &str, stats: &Value) {
+    let datasets = stats["datasets"].as_array().unwrap().iter();
+    let dataset = datasets.clone().find(|dataset| dataset["task"] == task);
+    let files = dataset.unwrap()["files"].as_array().unwrap();
+    let n_rows = |language: &str, side: &str| -> u64 {
+        let files = files.iter();
+        let files = files.filter(|file| language == "all" || file["key"] == language);
+        let sides = files.flat_map(|file| file["sides"].as_array().unwrap());
+        let tallies = sides.filter(|pair| pair[0] == side);
+        tallies.map(|pair| pair[1]["rows"].as_u64().unwrap()).sum()
+    };
+    let lines = stage["sides"].as_array().unwrap();
+    let languages: Vec<_> = lines.iter().map(|line| &line["language"]).collect();
+    assert_eq!(languages, ["all", "chs", "en"]);
+    for line in lines {
+        let language = line["language"].as_str().unwrap();
+        for (key, side) in [
+            ("val", "val"),
+            ("val_strict", "val-strict"),
+            ("probe_x", "probe-x"),
+        ] {
+            assert_eq!(line[key]["rows"], n_rows(language, side), "{task} {line}");
+            assert!(line[key]["bits_per_byte"].as_f64().unwrap() > 0.0);
+        }
+    }
+    // The train probe is of rows that the few steps saw.
+    assert_eq!(stage["probe_not_recorded"], Value::Array(Vec::new()));
+    let all = &stage["gaps"][0];
+    let rows = |side: &str| all[side]["rows"].as_u64().unwrap();
+    let (probe, held_out) = (rows("train_probe"), rows("held_out"));
+    // Two rows hold less than what is held out; the train side is more.
+    assert!(
+        (1..held_out).contains(&probe),
+        "{task}: {probe} of {held_out}"
+    );
+}
+
+#[test]
+fn real_story_is_trained_and_reported_side_by_side() {
+    let Some(shared) = shared() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (run, live) = trained(&shared.join("story/wesnoth_story.jsonl.gz"), dir.path());
     let outcome = |name: &str| {
         let stages = live["stages"].as_array().unwrap().iter();
         let mut found = stages.filter(|stage| stage["stage"] == name);
@@ -169,46 +209,9 @@ fn real_story_is_trained_and_reported_side_by_side() {
         split.to_str().unwrap(),
         "--json",
     ]);
-    for (stage, task) in report["stages"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .zip(["pt/everything", "sft/cyrene"])
-    {
-        let datasets = stats["datasets"].as_array().unwrap().iter();
-        let dataset = datasets.clone().find(|dataset| dataset["task"] == task);
-        let files = dataset.unwrap()["files"].as_array().unwrap();
-        let n_rows = |language: &str, side: &str| -> u64 {
-            let files = files.iter();
-            let files = files.filter(|file| language == "all" || file["key"] == language);
-            let sides = files.flat_map(|file| file["sides"].as_array().unwrap());
-            let tallies = sides.filter(|pair| pair[0] == side);
-            tallies.map(|pair| pair[1]["rows"].as_u64().unwrap()).sum()
-        };
-        let lines = stage["sides"].as_array().unwrap();
-        let languages: Vec<_> = lines.iter().map(|line| &line["language"]).collect();
-        assert_eq!(languages, ["all", "chs", "en"]);
-        for line in lines {
-            let language = line["language"].as_str().unwrap();
-            for (key, side) in [
-                ("val", "val"),
-                ("val_strict", "val-strict"),
-                ("probe_x", "probe-x"),
-            ] {
-                assert_eq!(line[key]["rows"], n_rows(language, side), "{task} {line}");
-                assert!(line[key]["bits_per_byte"].as_f64().unwrap() > 0.0);
-            }
-        }
-        // 4. the train probe is of rows that the few steps saw
-        assert_eq!(stage["probe_not_recorded"], Value::Array(Vec::new()));
-        let all = &stage["gaps"][0];
-        let rows = |side: &str| all[side]["rows"].as_u64().unwrap();
-        let (probe, held_out) = (rows("train_probe"), rows("held_out"));
-        // Two rows hold less than what is held out; the train side is more.
-        assert!(
-            (1..held_out).contains(&probe),
-            "{task}: {probe} of {held_out}"
-        );
+    let stages = report["stages"].as_array().unwrap().iter();
+    for (stage, task) in stages.zip(["pt/everything", "sft/cyrene"]) {
+        check_stage(stage, task, &stats);
     }
     let page = std::fs::read_to_string(run.join("sft/eval/report.html")).unwrap();
     assert_eq!(

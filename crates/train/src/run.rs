@@ -21,7 +21,7 @@ use crate::record::Record;
 use crate::schedule::Schedule;
 use crate::seed::{Purpose, derive};
 use crate::step::Trainer;
-use crate::validate::{Validator, gap_alert};
+use crate::validate::{Pass, Validator, gap_alert};
 
 /// What a finished run has to say.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -261,18 +261,19 @@ impl<'a> Run<'a> {
         let started = Instant::now();
         let tokens = self.validator.n_tokens();
         let (job, progress) = (self.job, &mut *self.progress);
-        let measured = self.validator.measure(
-            &self.trainer.model,
-            &mut self.trainer.saved,
+        let measured = self.validator.measure(Pass {
+            model: &self.trainer.model,
+            saved: &mut self.trainer.saved,
             job,
-            &self.plan,
-            self.ranks,
+            plan: &self.plan,
+            ranks: self.ranks,
             step,
-            &mut |done| {
+            tokens_done: 0,
+            go_on: &mut |done| {
                 progress.validating(step, done, tokens);
                 !job.stop.load(Ordering::Relaxed)
             },
-        )?;
+        })?;
         // None: asked to stop. The checkpoint that follows knows that this measurement is still to come.
         let Some(lines) = measured else {
             return Ok(());

@@ -96,70 +96,89 @@ impl Validator {
         self.sets.iter().map(rows).sum()
     }
 
-    /// Measures all sets: the lines of the first, then those of the others, the same on all ranks, which take the batches in turn.
-    /// `go_on` is told the tokens done after every batch of each rank, and stops the measurement by returning false on any of them:
-    /// then None comes back.
+    /// Measures all sets: the lines of the first, then those of the others, the same on all ranks, which take the batches in turn. None if
+    /// it was stopped.
     ///
     /// # Errors
     /// The model's.
-    pub fn measure(
-        &self,
-        model: &Model,
-        saved: &mut Saved,
-        job: &Job,
-        plan: &Plan,
-        ranks: &Ranks,
-        step: u64,
-        go_on: &mut dyn FnMut(u64) -> bool,
-    ) -> Result<Option<Vec<ValidationLine>>> {
-        let mut tokens_done = 0;
-        let mut sums_of = |pieces: &Pieces, rows: &[RowPlan], documents: &[Document]| {
-            // All ranks know all languages, so that their sums can be added.
-            let mut sums = BTreeMap::<Option<String>, Sums>::new();
-            for document in pieces.documents(rows) {
-                sums.entry(documents[document].language.clone())
-                    .or_default();
-            }
-            let batches: Vec<&[RowPlan]> = rows.chunks(plan.rows_per_batch).collect();
-            for turn in batches.chunks(ranks.n_ranks()) {
-                if let Some(rows) = turn.get(ranks.rank()) {
-                    let batch = pieces.micro_batch(rows);
-                    let nll_t = model.nll(saved, &as_batch(&batch))?;
-                    add_up(&mut sums, &batch, &nll_t, documents);
-                }
-                let rows = turn.iter().copied().flatten();
-                tokens_done += rows.map(|row| row.n_tokens).sum::<u64>();
-                if ranks.any(!go_on(tokens_done))? {
-                    return Ok(None);
-                }
-            }
-            let mut totals: Vec<f64> = sums
-                .values()
-                .flat_map(|sum| [sum.nll, sum.targets as f64])
-                .collect();
-            ranks.sum(&mut totals)?;
-            let (totals, _) = totals.as_chunks::<2>();
-            for (sum, [nll, targets]) in sums.values_mut().zip(totals) {
-                *sum = Sums {
-                    nll: *nll,
-                    targets: *targets as u64,
-                };
-            }
-            Ok::<_, crate::Error>(Some(sums))
-        };
+    pub fn measure(&self, mut pass: Pass<'_>) -> Result<Option<Vec<ValidationLine>>> {
+        let (job, plan, step) = (pass.job, pass.plan, pass.step);
         let mut all = Vec::new();
         for set in &self.sets {
             let of_set = &job.validation[set.set_idx];
-            let Some(held_out) = sums_of(&set.held_out, &set.held_out_rows, &of_set.documents)?
-            else {
+            let held_out = pass.sums(&set.held_out, &set.held_out_rows, &of_set.documents)?;
+            let Some(held_out) = held_out else {
                 return Ok(None);
             };
-            let Some(probe) = sums_of(plan.pieces(), &set.probe_rows, &job.train)? else {
+            let Some(probe) = pass.sums(plan.pieces(), &set.probe_rows, &job.train)? else {
                 return Ok(None);
             };
             all.extend(lines(step, of_set, &held_out, &probe));
         }
         Ok(Some(all))
+    }
+}
+
+/// One measurement: whose loss, where the run stands, and who is told.
+pub struct Pass<'a> {
+    /// The weights.
+    pub model: &'a Model,
+    /// Room for what a forward pass keeps.
+    pub saved: &'a mut Saved,
+    /// The job that the validator was made for.
+    pub job: &'a Job,
+    /// Its training documents, which the probe is of, and the rows of a batch.
+    pub plan: &'a Plan,
+    /// Who shares the batches.
+    pub ranks: &'a Ranks,
+    /// Steps that are done.
+    pub step: u64,
+    /// Tokens that all ranks have measured; 0 at the start.
+    pub tokens_done: u64,
+    /// Is told them after every batch of each rank, and stops the measurement by returning false on any of them.
+    pub go_on: &'a mut dyn FnMut(u64) -> bool,
+}
+
+impl Pass<'_> {
+    /// Sums of some rows by language, over all ranks; None if it was stopped.
+    fn sums(
+        &mut self,
+        pieces: &Pieces,
+        rows: &[RowPlan],
+        documents: &[Document],
+    ) -> Result<Option<BTreeMap<Option<String>, Sums>>> {
+        // All ranks know all languages, so that their sums can be added.
+        let mut sums = BTreeMap::<Option<String>, Sums>::new();
+        for document in pieces.documents(rows) {
+            sums.entry(documents[document].language.clone())
+                .or_default();
+        }
+        let batches: Vec<&[RowPlan]> = rows.chunks(self.plan.rows_per_batch).collect();
+        for turn in batches.chunks(self.ranks.n_ranks()) {
+            if let Some(rows) = turn.get(self.ranks.rank()) {
+                let batch = pieces.micro_batch(rows);
+                let nll_t = self.model.nll(self.saved, &as_batch(&batch))?;
+                add_up(&mut sums, &batch, &nll_t, documents);
+            }
+            let rows = turn.iter().copied().flatten();
+            self.tokens_done += rows.map(|row| row.n_tokens).sum::<u64>();
+            if self.ranks.any(!(self.go_on)(self.tokens_done))? {
+                return Ok(None);
+            }
+        }
+        let mut totals: Vec<f64> = sums
+            .values()
+            .flat_map(|sum| [sum.nll, sum.targets as f64])
+            .collect();
+        self.ranks.sum(&mut totals)?;
+        let (totals, _) = totals.as_chunks::<2>();
+        for (sum, [nll, targets]) in sums.values_mut().zip(totals) {
+            *sum = Sums {
+                nll: *nll,
+                targets: *targets as u64,
+            };
+        }
+        Ok(Some(sums))
     }
 }
 
