@@ -7,41 +7,52 @@ use crate::row_problems::BadRows;
 /// What functions of this crate give back.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Errors of `corpus`; the fields of each are what its text names.
+/// Errors of `corpus`.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-#[allow(missing_docs)]
 pub enum Error {
     /// A file cannot be read.
     #[error("cannot read {path}: {source}; check that it exists and may be read")]
     Read {
+        /// The file or folder.
         path: PathBuf,
+        /// What the system said.
         source: std::io::Error,
     },
     /// A file cannot be written.
     #[error("cannot write {path}: {source}; check the free space and the folder's permissions")]
     Write {
+        /// The file or folder.
         path: PathBuf,
+        /// What the system said.
         source: std::io::Error,
     },
     /// A folder without a story.
     #[error(
         "{path} is and holds no .jsonl or .jsonl.gz file; a story is one such file or a folder of them (docs/story-format.md)"
     )]
-    NoStoryFile { path: PathBuf },
+    NoStoryFile {
+        /// The file or folder.
+        path: PathBuf,
+    },
     /// A path at which no rows lie.
     #[error(
         "{path} {problem}; rows are a .jsonl or .json file, gzipped or not, or a folder of them (`cyrene corpus build` makes some, docs/rows.md says what else they may be)"
     )]
     NoRowFile {
+        /// The file or folder.
         path: PathBuf,
+        /// What is there in place of rows.
         problem: &'static str,
     },
     /// A file of another kind, with what makes rows of it.
     #[error("{path} is {what}, which holds no rows to train on; {remedy}")]
     ForeignRows {
+        /// The file or folder.
         path: PathBuf,
+        /// What it is.
         what: &'static str,
+        /// The command or setting that makes rows of it.
         remedy: String,
     },
     /// Rows that cannot be used.
@@ -55,55 +66,83 @@ pub enum Error {
         "{path} is no folder (or file) of a data set with a {manifest} beside it, so nobody knows which of its rows data.split holds out; build it with `cyrene corpus build`, or take data.split away"
     )]
     NotOfTheSplit {
+        /// The file or folder.
         path: PathBuf,
+        /// Name of the file that is missing.
         manifest: &'static str,
     },
     /// A row of a data set that cannot be trained on.
     #[error("{path}, a row of scene {scene}: {problem}; build the data set again")]
     BuiltRow {
+        /// The file or folder.
         path: PathBuf,
+        /// Its scene.
         scene: String,
+        /// What is wrong with it.
         problem: String,
     },
     /// Text in another encoding.
     #[error("{path} is UTF-16; save it as UTF-8")]
-    Utf16 { path: PathBuf },
+    Utf16 {
+        /// The file or folder.
+        path: PathBuf,
+    },
     /// A story in which nothing is said.
     #[error("{path} holds no scene and no text; docs/story-format.md says how lines look")]
-    EmptyStory { path: PathBuf },
+    EmptyStory {
+        /// The file or folder.
+        path: PathBuf,
+    },
     /// A packed file that is damaged.
     #[error(
         "{path}: the gzip stream breaks off or is damaged after line {line} ({problem}); copy the file again"
     )]
     Gzip {
+        /// The file or folder.
         path: PathBuf,
+        /// The last whole line, from 1.
         line: usize,
+        /// What is wrong with it.
         problem: String,
     },
     /// A file that begins with a mark that does not belong there.
     #[error("{path} begins with a byte order mark; save it as UTF-8 without one")]
-    ByteOrderMark { path: PathBuf },
+    ByteOrderMark {
+        /// The file or folder.
+        path: PathBuf,
+    },
     /// Text in another encoding, or none.
     #[error("{path}:{line}:{column}: this byte is not UTF-8; save the file as UTF-8")]
     NotUtf8 {
+        /// The file or folder.
         path: PathBuf,
+        /// Its line, from 1.
         line: usize,
+        /// Its column there, in bytes, from 1.
         column: usize,
     },
     /// A line that is no JSON.
     #[error("{path}:{line}:{column}: {problem}; mend the JSON there")]
     Json {
+        /// The file or folder.
         path: PathBuf,
+        /// Its line, from 1.
         line: usize,
+        /// Its column there, in bytes, from 1.
         column: usize,
+        /// What is wrong with it.
         problem: String,
     },
     /// A line of a story without a key that it needs.
     #[error("{path}:{line}: `{key}` is missing{near}; add it (docs/story-format.md)")]
     MissingField {
+        /// The file or folder.
         path: PathBuf,
+        /// Its line, from 1.
         line: usize,
+        /// The key, as the file spells it.
         key: String,
+        /// `; did you mean X?` where something is spelled alike, else empty.
         near: String,
     },
     /// A row of a table without a cell that it needs.
@@ -111,8 +150,11 @@ pub enum Error {
         "{path}:{line}: `{key}` is missing in this row; the table is damaged or of another game version"
     )]
     MissingCell {
+        /// The file or folder.
         path: PathBuf,
+        /// Its line, from 1.
         line: usize,
+        /// The column.
         key: &'static str,
     },
     /// A text that the text map lacks.
@@ -120,10 +162,15 @@ pub enum Error {
         "{table} {id}: `{field}` has the text hash {hash}, which the text map of {language} lacks; the map is incomplete or of another game version"
     )]
     UnknownText {
+        /// The table.
         table: &'static str,
+        /// The row's id.
         id: String,
+        /// The column.
         field: &'static str,
+        /// Its value there.
         hash: String,
+        /// Code of the language.
         language: &'static str,
     },
     /// A row that another table lacks.
@@ -131,18 +178,27 @@ pub enum Error {
         "{table} {id}: there is no row {wanted} in {target}; the tables are incomplete or of different game versions"
     )]
     UnknownRow {
+        /// The table that names it.
         table: &'static str,
+        /// Id of the row that names it.
         id: String,
+        /// The table that lacks it.
         target: &'static str,
+        /// Its id.
         wanted: String,
     },
     /// A value of another kind than expected.
     #[error("{path}:{line}: `{key}` must be {expected}, not {got}")]
     WrongType {
+        /// The file or folder.
         path: PathBuf,
+        /// Its line, from 1.
         line: usize,
+        /// The key, as the file spells it.
         key: String,
+        /// What is expected.
         expected: &'static str,
+        /// What stands there.
         got: String,
     },
     /// A language code in a story that nobody knows.
@@ -150,10 +206,15 @@ pub enum Error {
         "{path}:{line}: `{key}` names the unknown language `{code}` (known are chs cht de en es fr id jp kr pt ru th vi){near}"
     )]
     UnknownLanguage {
+        /// The file or folder.
         path: PathBuf,
+        /// Its line, from 1.
         line: usize,
+        /// The key, as the file spells it.
         key: String,
+        /// The code that was given.
         code: String,
+        /// `; did you mean X?` where something is spelled alike, else empty.
         near: String,
     },
     /// Two texts of one language under two of its codes.
@@ -161,9 +222,13 @@ pub enum Error {
         "{path}:{line}: `{key}` names the language `{code}` twice, by two of its codes; keep one of the texts"
     )]
     LanguageTwice {
+        /// The file or folder.
         path: PathBuf,
+        /// Its line, from 1.
         line: usize,
+        /// The key, as the file spells it.
         key: String,
+        /// The code that this project writes.
         code: &'static str,
     },
     /// A scene id that stands twice in a story.
@@ -171,51 +236,87 @@ pub enum Error {
         "{path}:{line}: scene id `{scene}` was already used at {first_path}:{first_line}; give every scene its own id"
     )]
     DuplicateScene {
+        /// The file or folder.
         path: PathBuf,
+        /// Its line, from 1.
         line: usize,
+        /// The id.
         scene: String,
+        /// The file that had it first.
         first_path: PathBuf,
+        /// Its line there, from 1.
         first_line: usize,
     },
     /// A character file that is no TOML.
     #[error("{path}:{line}:{column}: {problem}; mend the character file there")]
     Character {
+        /// The file or folder.
         path: PathBuf,
+        /// Its line, from 1.
         line: usize,
+        /// Its column there, in bytes, from 1.
         column: usize,
+        /// What is wrong with it.
         problem: String,
     },
     /// A key of a character file that nobody knows.
     #[error("{path}:{line}:{column}: unknown key `{key}` (known here: {known}){near}")]
     UnknownKey {
+        /// The file or folder.
         path: PathBuf,
+        /// Its line, from 1.
         line: usize,
+        /// Its column there, in bytes, from 1.
         column: usize,
+        /// The key, as the file spells it.
         key: String,
+        /// `; did you mean X?` where something is spelled alike, else empty.
         near: String,
+        /// Names that there are.
         known: String,
     },
     /// A value of a character file that cannot be.
     #[error("{path}: {problem}")]
-    CharacterValue { path: PathBuf, problem: String },
+    CharacterValue {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A name that no data set has.
     #[error("unknown task `{task}` (known are {known}){near}")]
     UnknownTask {
+        /// The name that was given.
         task: String,
+        /// `; did you mean X?` where something is spelled alike, else empty.
         near: String,
+        /// Names that there are.
         known: String,
     },
     /// A name that no source has.
     #[error("unknown source `{name}` (known are story and turn-based-game){near}")]
-    UnknownSource { name: String, near: String },
+    UnknownSource {
+        /// The name that was given.
+        name: String,
+        /// `; did you mean X?` where something is spelled alike, else empty.
+        near: String,
+    },
     /// A language code that nobody knows.
     #[error("unknown language `{code}` (known are chs cht de en es fr id jp kr pt ru th vi){near}")]
-    UnknownLanguageCode { code: String, near: String },
+    UnknownLanguageCode {
+        /// The code that was given.
+        code: String,
+        /// `; did you mean X?` where something is spelled alike, else empty.
+        near: String,
+    },
     /// A data set that a source cannot give.
     #[error("task {task} cannot be built from source {origin}: {reason}")]
     TaskOfSource {
+        /// The data set.
         task: String,
+        /// The source.
         origin: &'static str,
+        /// What the source has not.
         reason: String,
     },
     /// A character that says nothing in the story.
@@ -223,43 +324,71 @@ pub enum Error {
         "no line of the story is spoken by {ids} of {character}; set [story] speaker_ids. Most lines have: {most}"
     )]
     NoSuchSpeaker {
+        /// The character file.
         character: PathBuf,
+        /// Speaker ids that it gives.
         ids: String,
+        /// The ids with most lines, and how many.
         most: String,
     },
     /// A row that Parquet cannot hold.
     #[error(
         "{path} holds a row of more than 2 GB, which Parquet cannot; cut the scene it comes from"
     )]
-    RowTooLong { path: PathBuf },
+    RowTooLong {
+        /// The file or folder.
+        path: PathBuf,
+    },
     /// A data set that does not fit its manifest, or a manifest that is none.
     #[error("{path}: {problem}; build the data set again")]
-    Manifest { path: PathBuf, problem: String },
+    Manifest {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A scene that the split does not know.
     #[error("{path} holds scene `{scene}`, which the split does not know; {remedy}")]
     UnknownScene {
+        /// The file or folder.
         path: PathBuf,
+        /// Its id.
         scene: String,
+        /// What to do about it.
         remedy: &'static str,
     },
     /// A split that is none, or of another version.
     #[error("{path}: {problem}; write it again with `cyrene corpus split --force`")]
-    Split { path: PathBuf, problem: String },
+    Split {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A split of another version of the story.
     #[error(
         "{path}: the split was made from another version of the story's `{file}`; build the data sets from the story as it is now and split it again with `cyrene corpus split --force`"
     )]
-    StoryChanged { path: PathBuf, file: String },
+    StoryChanged {
+        /// The file or folder.
+        path: PathBuf,
+        /// The file of the story that differs.
+        file: String,
+    },
     /// A text that is held out and trained on.
     #[error(
         "the text `{text}` ({language}{hash}) stands in {held_out} (held out) and in {train} (training); split the story again with `cyrene corpus split --force`"
     )]
     Leak {
+        /// Its beginning.
         text: String,
+        /// Code of its language.
         language: &'static str,
         /// `, hash N` where the source names its texts by numbers.
         hash: String,
+        /// A scene that is held out.
         held_out: String,
+        /// A scene that is trained on.
         train: String,
     },
     /// A file or folder that `corpus import` reads stands where a story was expected.
@@ -335,7 +464,12 @@ pub enum Error {
     #[error(
         "{split} exists already and was made with other settings ({problem}); use --force to replace it"
     )]
-    SplitExists { split: PathBuf, problem: String },
+    SplitExists {
+        /// Its file.
+        split: PathBuf,
+        /// The setting that differs.
+        problem: String,
+    },
 }
 
 impl From<files::Error> for Error {

@@ -3,9 +3,8 @@
 //! The road: [`source`] reads a story, [`rules`] make sentences into rows, [`build`] writes the data sets and their
 //! manifest, [`split`] holds scenes out, [`rows`] gives the rows back with their scene and side, [`examples`] makes them
 //! (and rows of anybody else's files) into ids to train on, [`mixture`] puts those of several sources together, [`stats`] says what data sets hold, [`peek`] how training sees
-//! a row, [`pages`] shows both, [`export`] writes them for other tools. [`import`] makes stories of other forms into plain ones.
 
-#![warn(missing_docs)]
+//! a row, [`pages`] shows both, [`export`] writes them for other tools. [`import`] makes stories of other forms into plain ones.
 
 pub mod account;
 mod build;

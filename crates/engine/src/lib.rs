@@ -1,7 +1,6 @@
 //! Token ids in, token ids out: sampling, scheduling and sequence states; no text, no HTTP.
-//! The engine is synchronous, on a thread of its own, and is spoken to through bounded queues.
 
-#![warn(missing_docs)]
+//! The engine is synchronous, on a thread of its own, and is spoken to through bounded queues.
 
 mod channel;
 mod config;

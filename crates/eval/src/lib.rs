@@ -1,9 +1,8 @@
 //! Evaluation: pure functions of texts and token losses, and the report that shows them.
 //!
 //! Nothing here calls a device but [`score`], which asks the model for token losses, and [`speak`], which has it answer; every metric is a
-//! function of numbers and strings. [`evaluate`] puts them together.
 
-#![warn(missing_docs)]
+//! function of numbers and strings. [`evaluate`] puts them together.
 
 mod baselines;
 mod error;

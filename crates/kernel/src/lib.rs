@@ -1,6 +1,5 @@
 //! Tensors, devices and primitives: the arithmetic of Qwen3.5 and nothing that knows a layer, a file or a weight's name.
 
-#![deny(missing_docs)]
 #![allow(
     rustdoc::broken_intra_doc_links,
     reason = "[T,H,N] in a doc line is a shape, not a link"

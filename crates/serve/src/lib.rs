@@ -1,7 +1,5 @@
 //! OpenAI-compatible HTTP API and the chat page over one engine: the only crate that knows tokio and HTTP.
 
-#![warn(missing_docs)]
-
 mod api;
 mod cors;
 mod error;

@@ -25,6 +25,7 @@ pub enum LossScale {
 /// How a conversation becomes a row.
 #[derive(Clone, Copy, Debug)]
 pub struct SftOptions<'a> {
+    /// Which parts of answers carry loss.
     pub loss_scale: LossScale,
     /// Put an empty think block in front of answers without thoughts (ms-swift: `add_non_thinking_prefix`).
     pub empty_think_prefix: bool,

@@ -13,6 +13,7 @@ pub struct StreamDecoder {
 }
 
 impl StreamDecoder {
+    /// A decoder that has seen nothing; `skip_special` leaves out the text of added tokens that the tokenizer calls special.
     pub fn new(tokenizer: &Tokenizer, skip_special: bool) -> Self {
         StreamDecoder {
             tokenizer: tokenizer.clone(),

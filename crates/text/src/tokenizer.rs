@@ -81,6 +81,7 @@ pub enum WordPattern {
 }
 
 impl WordPattern {
+    /// The expression that matches one word after another, as tokenizer.json holds it.
     pub fn regex(self) -> &'static str {
         match self {
             WordPattern::Qwen3_5 => {
