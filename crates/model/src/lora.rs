@@ -69,8 +69,10 @@ pub(crate) struct Adapter {
     pub alpha: f32,
     pub scaling: Scaling,
     pub dropout: f32,
-    /// The layer's number, so that no two layers drop the same pattern.
+    /// The layer's number among all linear ones, so that no two layers drop the same pattern.
     pub layer_number: u64,
+    /// Its number among the adapted ones: its place in [`Scratch`], from 0.
+    pub place: usize,
 }
 
 /// What the adapters of one pass share.
@@ -80,7 +82,7 @@ pub(crate) struct Scratch {
     pub dropout_seed: Option<u64>,
     dtype: DType,
     device: Device,
-    /// dropout(x) Aᵀ [T,R] of each layer by its number, kept from forward to backward; without training all layers use the first.
+    /// dropout(x) Aᵀ [T,R] of each adapter by its place, kept from forward to backward; without training all use the first.
     u_tr: Vec<Tensor>,
     /// Its gradient [T,R].
     d_u_tr: Tensor,
@@ -215,7 +217,7 @@ impl Adapter {
         let [rank, n_in] = [self.a_ri.tensor.shape()[0], self.a_ri.tensor.shape()[1]];
         let drops = self.drops(scratch);
         let place = match scratch.dropout_seed {
-            Some(_) => self.layer_number as usize,
+            Some(_) => self.place,
             None => 0,
         };
         scratch.make_places(place + 1);
@@ -232,7 +234,7 @@ impl Adapter {
         d_y_to: &Tensor,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        let u_tr = &scratch.u_tr[self.layer_number as usize];
+        let u_tr = &scratch.u_tr[self.place];
         scratch.d_u_tr.resize(u_tr.shape())?;
         low_rank::up_backward(
             &mut scratch.d_u_tr,
@@ -279,6 +281,7 @@ mod tests {
             scaling: Scaling::Rank,
             dropout,
             layer_number: 5,
+            place: 2,
         }
     }
 

@@ -301,6 +301,7 @@ impl<'a> Settings<'a> {
             scaling: self.scaling,
             dropout: self.dropout,
             layer_number,
+            place: 0,
         })
     }
 

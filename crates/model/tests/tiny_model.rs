@@ -391,13 +391,20 @@ fn specs_are_those_of_the_model() {
 
 #[test]
 fn lora_scratch_is_predicted_and_reserved() {
-    for dropout in [0.0, 0.2] {
+    let cases: [(f32, &[&str]); 4] = [
+        (0.0, &[]),
+        (0.2, &[]),
+        // A part of the linear layers, the first of which is not the model's first.
+        (0.0, &["q_proj", "o_proj"]),
+        (0.2, &["down_proj"]),
+    ];
+    for (dropout, targets) in cases {
         let config = Config::from_json(&tiny_json(true)).unwrap();
         let lora = LoraConfig {
             rank: 4,
             alpha: 8.0,
             dropout,
-            targets: Vec::new(),
+            targets: targets.iter().map(|name| (*name).to_owned()).collect(),
         };
         let mut model = Model::init(config.clone(), 1, DType::F32);
         model.attach_lora(&lora, 2).unwrap();
@@ -409,7 +416,8 @@ fn lora_scratch_is_predicted_and_reserved() {
         model
             .forward_backward(&mut saved, &mut grads, &row.batch(), 1.0, 9)
             .unwrap();
-        assert_eq!((saved.bytes(), saved.lora_bytes()), reserved);
+        let taken = (saved.bytes(), saved.lora_bytes());
+        assert_eq!(taken, reserved, "{:?}", lora.targets);
         let pass = TrainPass {
             config: &config,
             dtype: DType::F32,

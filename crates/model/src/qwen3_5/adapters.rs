@@ -76,8 +76,13 @@ impl Model {
         Ok(())
     }
 
-    /// Gives new adapters their gradients, and their place beside the weights.
+    /// Gives new adapters their places in the scratch, their gradients, and their place beside the weights.
     fn adapters_changed(&mut self) -> Result<()> {
+        let linears = self.linears_mut().into_iter();
+        let adapters = linears.filter_map(|(_, linear)| linear.adapter.as_mut());
+        for (place, adapter) in adapters.enumerate() {
+            adapter.place = place;
+        }
         self.number_parameters();
         self.move_to(self.device)
     }
@@ -125,6 +130,7 @@ fn fresh(linear: &Linear, config: &LoraConfig, layer_number: u64, seed: u64) -> 
         scaling: Scaling::Rank,
         dropout: config.dropout,
         layer_number,
+        place: 0,
     }
 }
 
