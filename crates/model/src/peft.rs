@@ -93,10 +93,7 @@ pub(crate) fn load(model: &mut Model, dir: &Path) -> Result<()> {
     }
     // 2. and nothing else is there
     if let Some(pair) = pairs.values().next() {
-        return Err(settings.error(format!(
-            "`{}` is no linear layer of this model; use the base that the adapter was trained on",
-            pair.module
-        )));
+        return Err(settings.error(out_of_place(&pair.module)));
     }
     for ((_, linear), adapter) in model.linears_mut().into_iter().zip(adapters) {
         linear.adapter = adapter;
@@ -108,6 +105,20 @@ pub(crate) fn load(model: &mut Model, dir: &Path) -> Result<()> {
         targets,
     });
     Ok(())
+}
+
+/// Why a layer that the file has tensors of gets none.
+fn out_of_place(module: &str) -> String {
+    let is_head = names::HEAD.strip_suffix(".weight") == Some(module);
+    match is_head || names::is_carried(module) {
+        // PEFT's `all-linear` on the released models adapts the vision tower too.
+        true => format!(
+            "it adapts `{module}` as well, and here only the layers of the text model below the head are adapted; {MERGE_IT}"
+        ),
+        false => format!(
+            "`{module}` is no linear layer of this model; use the base that the adapter was trained on"
+        ),
+    }
 }
 
 /// See [`crate::Model::save_adapter`].
@@ -240,7 +251,7 @@ struct Settings<'a> {
     /// None: whatever has tensors.
     targets: Option<Modules>,
     excluded: Option<Modules>,
-    /// Numbers of the layers that are adapted; None: all.
+    /// Numbers of the layers that are adapted, of those that a name's end makes targets; None: all.
     layers: Option<Vec<u64>>,
     /// How a layer's number is found in a name, in the order of trial.
     layer_patterns: Vec<Regex>,
@@ -269,7 +280,10 @@ impl<'a> Settings<'a> {
             },
             targets: keys.modules("target_modules")?,
             excluded: keys.modules("exclude_modules")?,
-            layers: keys.optional("layers_to_transform", as_layers)?,
+            // An empty list means all layers, as in PEFT.
+            layers: keys
+                .optional("layers_to_transform", as_layers)?
+                .filter(|layers| !layers.is_empty()),
             layer_patterns: keys.layer_patterns()?,
             rank_pattern: keys.pattern("rank_pattern", as_rank)?,
             alpha_pattern: keys.pattern("alpha_pattern", as_alpha)?,
@@ -310,12 +324,18 @@ impl<'a> Settings<'a> {
         let Some(targets) = &self.targets else {
             return Ok(None);
         };
-        let named = self.holds(targets, module)?;
         let excluded = match &self.excluded {
             Some(excluded) => self.holds(excluded, module)?,
             None => false,
         };
-        Ok(Some(named && !excluded && self.is_in_layers(module)?))
+        if excluded {
+            return Ok(Some(false));
+        }
+        // As PEFT's check_target_module_exists: a whole name needs no layer number.
+        Ok(Some(match targets {
+            Modules::Names(names) if names.iter().any(|name| name == module) => true,
+            _ => self.holds(targets, module)? && self.is_in_layers(module)?,
+        }))
     }
 
     fn names_as_target(&self, module: &str) -> Result<bool> {
@@ -454,10 +474,11 @@ impl Keys<'_> {
         })
     }
 
-    /// As PEFT's check_target_module_exists: `layers_pattern` is what stands before the number, and any name by default.
+    /// As PEFT's check_target_module_exists: `layers_pattern` is what stands before the number, and any name where it is empty.
     fn layer_patterns(&self) -> Result<Vec<Regex>> {
         let stated = match self.json.get("layers_pattern") {
             None | Some(Value::Null) => Vec::new(),
+            Some(Value::String(pattern)) if pattern.is_empty() => Vec::new(),
             Some(Value::String(pattern)) => vec![pattern.as_str()],
             Some(value @ Value::Array(list)) => {
                 let patterns: Option<Vec<&str>> = list.iter().map(Value::as_str).collect();
@@ -541,7 +562,7 @@ fn as_dropout(value: &Value) -> Option<f32> {
     (0.0..1.0).contains(&dropout).then_some(dropout)
 }
 
-/// One number or a list; an empty list means all layers, as in PEFT.
+/// One number or a list.
 fn as_layers(value: &Value) -> Option<Vec<u64>> {
     match value {
         Value::Array(list) => list.iter().map(Value::as_u64).collect(),

@@ -152,8 +152,11 @@ fn alpha_pattern_overrides_alpha_for_the_names_that_match() {
     check_scale(&with("alpha_pattern", json!({"o_proj": 2})), 0.5);
     check_scale(&with("alpha_pattern", json!({"v_proj": 2})), 2.0);
     check_scale(&with("alpha_pattern", json!({"^model.*o_proj": 4})), 1.0);
+    // The first that matches, in the file's order and no other.
     let both = json!({"layers.1.self_attn.o_proj": 6, "o_proj": 2});
     check_scale(&with("alpha_pattern", both), 1.5);
+    let both = json!({"o_proj": 2, "layers.1.self_attn.o_proj": 6});
+    check_scale(&with("alpha_pattern", both), 0.5);
 }
 
 #[test]
@@ -262,6 +265,45 @@ fn layers_and_exclusions_choose_the_targets_that_need_tensors() {
         config["layers_pattern"] = pattern;
         let model = merged(&config, &file).unwrap();
         assert!(merge_error(model, &file, &up_proj_1, 2.0) < 1e-6);
+    }
+}
+
+#[test]
+fn layers_that_are_not_stated_are_all_of_them() {
+    for pattern in [json!(null), json!(""), json!([]), json!("layers")] {
+        let mut config = with("layers_to_transform", json!([]));
+        config["layers_pattern"] = pattern.clone();
+        check_scale(&config, 2.0);
+        config["layers_to_transform"] = json!([1]);
+        check_scale(&config, 2.0);
+        config["layers_to_transform"] = json!([0]);
+        refused(&config, &tensors(), &["o_proj", "`layers_to_transform`"]);
+    }
+}
+
+#[test]
+fn a_target_named_in_full_needs_no_layer_number() {
+    let mut config = with("layers_to_transform", json!([0]));
+    config["target_modules"] = json!(["model.language_model.layers.1.self_attn.o_proj"]);
+    check_scale(&config, 2.0);
+    config["exclude_modules"] = json!(["o_proj"]);
+    refused(&config, &tensors(), &["o_proj", "`exclude_modules`"]);
+    config["exclude_modules"] = json!(null);
+    config["target_modules"] = json!(["layers.1.self_attn.o_proj"]);
+    refused(&config, &tensors(), &["o_proj", "`layers_to_transform`"]);
+}
+
+#[test]
+fn an_adapter_of_more_than_the_text_model_is_to_be_merged() {
+    for module in [
+        "model.visual.blocks.0.attn.qkv",
+        "visual.merger.linear_fc1",
+        "mtp.layers.0.mlp.up_proj",
+        "lm_head",
+    ] {
+        let mut file = tensors();
+        file.extend(pair(&format!("base_model.model.{module}"), [12, 8], 4));
+        refused(&config(), &file, &[module, "merge it with PEFT"]);
     }
 }
 
