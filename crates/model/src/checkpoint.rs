@@ -249,13 +249,27 @@ pub(crate) fn is_finite(tensor: &Tensor) -> bool {
     }
 }
 
-/// As [`is_finite`], of a tensor of any type as a file holds it; whole numbers are finite.
+/// As [`is_finite`], of a tensor of any type as a file holds it, read where it lies; whole numbers and types without NaN are finite.
 pub(crate) fn view_is_finite(view: View) -> bool {
-    match view.dtype {
-        // All exponent bits and, in E4M3, all bits of the fraction.
-        Dtype::F8_E4M3 => view.bytes.par_iter().all(|byte| byte & 0x7F != 0x7F),
-        _ => to_tensor(view, DType::F32).is_none_or(|tensor| is_finite(&tensor)),
-    }
+    // A number is not finite where all bits of its exponent are set, which lie in its last two bytes.
+    let (size, exponent): (usize, u16) = match view.dtype {
+        Dtype::BF16 => (2, 0x7F80),
+        Dtype::F16 => (2, 0x7C00),
+        Dtype::F32 | Dtype::C64 => (4, 0x7F80),
+        Dtype::F64 => (8, 0x7FF0),
+        Dtype::F8_E5M2 => return view.bytes.par_iter().all(|byte| byte & 0x7C != 0x7C),
+        // No infinities: all bits but the sign's, all bits, and what would be -0.
+        Dtype::F8_E4M3 => return view.bytes.par_iter().all(|byte| byte & 0x7F != 0x7F),
+        Dtype::F8_E8M0 => return view.bytes.par_iter().all(|byte| *byte != 0xFF),
+        Dtype::F8_E4M3FNUZ | Dtype::F8_E5M2FNUZ => {
+            return view.bytes.par_iter().all(|byte| *byte != 0x80);
+        }
+        _ => return true,
+    };
+    let is_finite =
+        |x: &[u8]| u16::from_le_bytes([x[size - 2], x[size - 1]]) & exponent != exponent;
+    let pieces = view.bytes.par_chunks(size << 16);
+    pieces.all(|piece| piece.chunks_exact(size).all(is_finite))
 }
 
 /// Copies bytes, aligned or not, to elements.
@@ -367,7 +381,7 @@ impl Writer {
         self.folder.path()
     }
 
-    /// Swaps the folder for the old one; what other files that has come along, but for an earlier save's model where this is one.
+    /// Swaps the folder for the old one, whose other files are kept, except an old model where this is one.
     ///
     /// # Errors
     /// [`Error::Io`]. Panics if a planned tensor was not written.
@@ -473,4 +487,90 @@ fn header(tensors: &[Planned]) -> Vec<u8> {
     let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
     bytes.extend(text);
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+
+    use super::*;
+
+    /// Elements of a type that are finite, and some that are not.
+    fn check(dtype: Dtype, finite: &[&[u8]], others: &[&[u8]]) {
+        let is_finite = |elements: &[&[u8]]| {
+            view_is_finite(View {
+                dtype,
+                shape: &[elements.len()],
+                bytes: &elements.concat(),
+            })
+        };
+        assert!(is_finite(&[]), "{dtype}");
+        assert!(is_finite(finite), "{dtype}");
+        // At the start, in the midst, and in a piece behind the first.
+        let many = finite.repeat((1 << 17) / finite.len());
+        for &other in others {
+            for place in [0, 1, many.len() - 1] {
+                let mut elements = many.clone();
+                elements[place] = other;
+                assert!(!is_finite(&elements), "{dtype} {other:?} at {place}");
+            }
+        }
+    }
+
+    #[test]
+    fn nan_and_infinities_of_every_type_are_found_in_its_bytes() {
+        let [max, low, tiny] = [bf16::MAX, bf16::MIN, bf16::from_bits(1)].map(bf16::to_le_bytes);
+        let bad = [bf16::NAN, bf16::INFINITY, bf16::NEG_INFINITY].map(bf16::to_le_bytes);
+        check(
+            Dtype::BF16,
+            &[&max, &low, &tiny],
+            &bad.each_ref().map(|x| &x[..]),
+        );
+        let [max, low, tiny] = [f16::MAX, f16::MIN, f16::from_bits(1)].map(f16::to_le_bytes);
+        let bad = [f16::NAN, f16::INFINITY, f16::NEG_INFINITY].map(f16::to_le_bytes);
+        check(
+            Dtype::F16,
+            &[&max, &low, &tiny],
+            &bad.each_ref().map(|x| &x[..]),
+        );
+        let [max, low, tiny] = [f32::MAX, f32::MIN, f32::from_bits(1)].map(f32::to_le_bytes);
+        let bad = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].map(f32::to_le_bytes);
+        check(
+            Dtype::F32,
+            &[&max, &low, &tiny],
+            &bad.each_ref().map(|x| &x[..]),
+        );
+        let [max, low, tiny] = [f64::MAX, f64::MIN, f64::from_bits(1)].map(f64::to_le_bytes);
+        let bad = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY].map(f64::to_le_bytes);
+        check(
+            Dtype::F64,
+            &[&max, &low, &tiny],
+            &bad.each_ref().map(|x| &x[..]),
+        );
+
+        check(
+            Dtype::F8_E4M3,
+            &[&[0x7E], &[0xFE], &[0x80]],
+            &[&[0x7F], &[0xFF]],
+        );
+        let bad: [&[u8]; 4] = [&[0x7C], &[0xFC], &[0x7F], &[0xFD]];
+        check(Dtype::F8_E5M2, &[&[0x7B], &[0xFB], &[0x80]], &bad);
+        check(Dtype::F8_E8M0, &[&[0], &[0xFE]], &[&[0xFF]]);
+        check(Dtype::F8_E4M3FNUZ, &[&[0x7F], &[0xFF]], &[&[0x80]]);
+        check(Dtype::F8_E5M2FNUZ, &[&[0x7F], &[0xFF]], &[&[0x80]]);
+    }
+
+    #[test]
+    fn whole_numbers_are_finite() {
+        for dtype in [
+            Dtype::BOOL,
+            Dtype::U8,
+            Dtype::I16,
+            Dtype::I32,
+            Dtype::I64,
+            Dtype::U64,
+        ] {
+            check(dtype, &[&[0xFF; 8], &[0x7F; 8]], &[]);
+        }
+    }
 }
