@@ -121,7 +121,7 @@ pub enum Error {
     },
 
     /// A folder says that the head is the embedding, and has another one.
-    #[error("{} says tie_word_embeddings, and has a head of its own (lm_head.weight) that differs from the embedding; set tie_word_embeddings to false in config.json to use the head, or remove lm_head.weight to use the embedding", dir.display())]
+    #[error("{} says tie_word_embeddings, and has a head of its own (lm_head.weight) that differs from the embedding; set tie_word_embeddings to false in config.json to use the head; or, to use the embedding, take lm_head.weight out of its file (Python's safetensors.torch: load_file, pop, save_file) and out of model.safetensors.index.json, if there is one", dir.display())]
     TwoHeads {
         /// The folder.
         dir: PathBuf,
