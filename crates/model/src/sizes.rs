@@ -53,12 +53,11 @@ pub fn vocabulary(size: &str) -> usize {
     if size == TINY { 2048 } else { 8192 }
 }
 
-/// `config.json` of a size, without its weights, with the released vocabulary or one of the size made from a seed.
+/// `config.json` of a size, without its weights, with the released vocabulary or, where none was released, that of [`vocabulary`].
 pub fn config(size: &str) -> Option<Value> {
-    match size {
-        TINY => config_for(size, 4096, 0),
-        SMALL => config_for(size, vocabulary(size), 0),
-        _ => config_for(size, 248_320, 248_046),
+    match is_never_released(size) {
+        true => config_for(size, vocabulary(size), 0),
+        false => config_for(size, 248_320, 248_046),
     }
 }
 
@@ -168,7 +167,7 @@ mod tests {
     #[test]
     fn sizes_have_the_parameters_their_names_promise() {
         for (size, low, high) in [
-            (TINY, 2e6, 4e6),
+            (TINY, 2e6, 2.5e6),
             (SMALL, 90e6, 115e6),
             ("0.8b", 0.7e9, 0.9e9),
             ("2b", 1.8e9, 2.1e9),
@@ -180,6 +179,10 @@ mod tests {
                 .unwrap()
                 .n_params() as f64;
             assert!((low..high).contains(&n), "{size}: {n}");
+        }
+        for size in [TINY, SMALL] {
+            let config = Config::from_json(&config(size).unwrap()).unwrap();
+            assert_eq!(config.vocab_size, vocabulary(size), "{size}");
         }
         assert!(config("3b").is_none() && parse("3b").is_err());
     }
