@@ -115,3 +115,33 @@ pub(crate) fn target_pattern(form: Form, targets: &[String]) -> String {
 pub(crate) fn last_part(module: &str) -> &str {
     module.rsplit('.').next().unwrap_or(module)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{Config, LayerType};
+    use crate::sizes;
+
+    use super::super::{Kind, table};
+    use super::*;
+
+    #[test]
+    fn every_linear_layer_that_is_never_quantized_is_named() {
+        let json = sizes::config_for(sizes::TINY, 64, 0).unwrap();
+        let config = Config::from_json(&json).unwrap();
+        let rows = table::rows(&config).into_iter();
+        let unquantized = rows.filter(|row| row.kind == Kind::Linear);
+        let mut in_table: Vec<String> = unquantized.map(|row| row.name).collect();
+        let layers = config.layer_types.iter().enumerate();
+        let delta_nets = layers.filter(|(_, layer_type)| **layer_type == LayerType::Linear);
+        let mut in_list: Vec<String> = delta_nets
+            .flat_map(|(layer_idx, _)| {
+                DELTA_NET_LINEARS
+                    .map(|linear| format!("layers.{layer_idx}.linear_attn.{linear}.weight"))
+            })
+            .collect();
+        in_table.sort();
+        in_list.sort();
+        assert!(!in_list.is_empty());
+        assert_eq!(in_list, in_table);
+    }
+}
