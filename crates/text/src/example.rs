@@ -51,7 +51,7 @@ impl Example {
     }
 
     /// Tokens of each round with everything that stands before the first.
-    fn round_tokens(&self) -> impl Iterator<Item = usize> {
+    pub(crate) fn round_tokens(&self) -> impl Iterator<Item = usize> {
         let starts = self.rounds.iter().map(|round| round.start);
         let ends = starts.clone().skip(1).chain([self.input_ids.len()]);
         let system = self.rounds.first().map_or(0, |first| first.start);

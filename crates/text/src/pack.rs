@@ -90,26 +90,48 @@ pub fn split(
     if example.input_ids.len() <= row_tokens {
         return Ok(vec![example.clone()]);
     }
+    check_room(example, row_tokens)?;
     let mut pieces = Vec::new();
     if example.rounds.is_empty() {
         let whole = 0..example.input_ids.len();
         cut_text(tokenizer, example, &[], whole, row_tokens, &mut pieces);
     } else {
-        cut_rounds(tokenizer, example, row_tokens, &mut pieces)?;
+        cut_rounds(tokenizer, example, row_tokens, &mut pieces);
     }
     Ok(pieces)
 }
 
-/// Cuts the tokens of `range` into pieces, each behind the tokens of `front`, which carry loss in the first piece only.
+/// Whether a row has room for the beginning of every answer that [`split`] has to cut, found without cutting.
+///
+/// # Errors
+/// [`Error::NoRoomForAnswer`] if the system message and a question leave none.
+pub fn check_room(example: &Example, row_tokens: usize) -> Result<()> {
+    let system = example.rounds.first().map_or(0, |first| first.start);
+    for (round, n_tokens) in example.rounds.iter().zip(example.round_tokens()) {
+        let prompt_tokens = system + round.said - round.start;
+        if n_tokens > row_tokens && prompt_tokens + CONTEXT_TOKENS >= row_tokens {
+            return Err(Error::NoRoomForAnswer {
+                prompt_tokens,
+                row_tokens,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// What stands in front of each piece: tokens, and whether those of the first piece keep their loss; the others' never do.
+type Front = (Range<usize>, bool);
+
+/// Cuts the tokens of `range` into pieces, each behind `front`.
 fn cut_text(
     tokenizer: Option<&Tokenizer>,
     example: &Example,
-    front: &[Range<usize>],
+    front: &[Front],
     range: Range<usize>,
     row_tokens: usize,
     pieces: &mut Vec<Example>,
 ) {
-    let room = row_tokens - front.iter().map(Range::len).sum::<usize>();
+    let room = row_tokens - front.iter().map(|(part, _)| part.len()).sum::<usize>();
     let text = tokenizer.map(|t| TokenText::new(t, &example.input_ids[range.clone()]));
     // `start` is the first token of a piece that no piece before it had.
     let mut start = range.start;
@@ -130,8 +152,8 @@ fn cut_text(
             }
         };
         let mut piece = Example::default();
-        for part in front {
-            piece.append(example, part.clone(), is_first);
+        for (part, with_loss) in front {
+            piece.append(example, part.clone(), is_first && *with_loss);
         }
         piece.append(example, first..start, false);
         piece.append(example, start..end, true);
@@ -140,13 +162,13 @@ fn cut_text(
     }
 }
 
-/// Cuts a conversation between rounds, and a round that is too long inside its answer.
+/// Cuts a conversation that a row has room for between rounds, and a round that is too long inside its answer.
 fn cut_rounds(
     tokenizer: Option<&Tokenizer>,
     example: &Example,
     row_tokens: usize,
     pieces: &mut Vec<Example>,
-) -> Result<()> {
+) {
     let rounds = &example.rounds;
     let system = 0..rounds[0].start;
     let end_of = |round: usize| {
@@ -168,19 +190,11 @@ fn cut_rounds(
         }
         // 2. one that is too long alone
         let question = start..rounds[first].said;
-        let prompt_tokens = system.len() + question.len();
-        if prompt_tokens + CONTEXT_TOKENS >= row_tokens {
-            return Err(Error::NoRoomForAnswer {
-                prompt_tokens,
-                row_tokens,
-            });
-        }
-        let front = [system.clone(), question];
+        let front = [(system.clone(), first == 0), (question, true)];
         let answer = rounds[first].said..end_of(first);
         cut_text(tokenizer, example, &front, answer, row_tokens, pieces);
         first += 1;
     }
-    Ok(())
 }
 
 /// Puts pieces into rows of at most `row_tokens` tokens; the same pieces give the same rows. Empty pieces are left out.

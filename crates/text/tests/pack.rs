@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use common::{fixture, ids, labels, tiny};
 use serde_json::Value;
 use text::labels::{LossScale, pt, sft};
-use text::pack::{CONTEXT_TOKENS, Piece, Strategy, bins, pieces, row, rows, split};
+use text::pack::{CONTEXT_TOKENS, Piece, Strategy, bins, check_room, pieces, row, rows, split};
 use text::{Conversation, Error, Example, IGNORE, Message, Tokenizer};
 
 fn recorded() -> Value {
@@ -440,6 +440,25 @@ fn untrained_and_unfinished_answers_keep_their_labels_when_cut() {
 }
 
 #[test]
+fn a_trained_system_message_is_trained_in_the_first_piece_alone() {
+    let long = STORY.repeat(3);
+    let long = ("Tell me of the tide.", long.trim());
+    // A round that is cut inside its answer comes first, behind others, and twice.
+    for rounds in [
+        vec![long, ROUNDS[0]],
+        vec![ROUNDS[0], long],
+        vec![ROUNDS[0], long, ROUNDS[1], long],
+    ] {
+        let mut example = conversation(SYSTEM, &rounds);
+        for at in 1..example.rounds[0].start {
+            example.labels[at] = example.input_ids[at] as i32;
+        }
+        assert!(example.n_rounds_longer_than(160) > 0);
+        check_rounds(&example, 160);
+    }
+}
+
+#[test]
 fn row_without_room_for_an_answer_is_refused_with_both_lengths() {
     let example = conversation(&SYSTEM.repeat(5), &ROUNDS);
     let system = example.rounds[0].start;
@@ -452,6 +471,13 @@ fn row_without_room_for_an_answer_is_refused_with_both_lengths() {
     );
     assert!(is_expected, "{error}");
     assert!(error.to_string().contains("rows of more tokens"), "{error}");
+    // What is found without cutting is what cutting finds.
+    let tokenizer = tiny();
+    for row_tokens in 2..=example.input_ids.len() {
+        let found = check_room(&example, row_tokens).map_err(|error| error.to_string());
+        let cut = split(Some(&tokenizer), &example, row_tokens).map_err(|error| error.to_string());
+        assert_eq!(found.err(), cut.err(), "{row_tokens}");
+    }
 }
 
 /// Report 04, whose rounds do not all fit a row of 96 tokens alone: behind the question stands the token before the cut.
