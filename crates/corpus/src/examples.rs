@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use text::labels::{self, LossScale};
-use text::{Conversation, Example, IGNORE, Message, Role, Tokenizer};
+use text::{Conversation, Example, IGNORE, Message, Role, Tokenizer, pack};
 
 use crate::error::{Error, Result, shorten};
 use crate::foreign;
@@ -42,6 +42,8 @@ pub struct Encoding<'a> {
     pub tokenizer: Option<&'a Tokenizer>,
     /// Ids and labels of rows of `input_ids` are held below this, the size of the model's vocabulary, where it is known.
     pub vocab_size: Option<usize>,
+    /// Tokens of a training row, where they are to be trained: a conversation that none has room for is refused.
+    pub row_tokens: Option<usize>,
 }
 
 /// A row in token ids, with where it belongs.
@@ -240,6 +242,9 @@ fn conversation(
         }
     };
     let encoded = encoded.map_err(|error| error.to_string())?;
+    if let Some(row_tokens) = encoding.row_tokens {
+        pack::check_room(&encoded, row_tokens).map_err(|error| error.to_string())?;
+    }
     Ok(SourceExample {
         bytes: labels::text_bytes(tokenizer, &encoded),
         text: joined(&|role| role == Role::Assistant),
@@ -404,6 +409,7 @@ mod tests {
             loss_scale: LossScale::default(),
             tokenizer: None,
             vocab_size: None,
+            row_tokens: None,
         };
         for path in [&own, &file] {
             assert_eq!(source(path, None, encoding).unwrap().examples.len(), 1);

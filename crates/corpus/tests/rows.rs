@@ -44,6 +44,7 @@ impl Rows {
             loss_scale: LossScale::default(),
             tokenizer: Some(&self.tokenizer),
             vocab_size: Some(self.tokenizer.vocab_size()),
+            row_tokens: None,
         }
     }
 
@@ -553,6 +554,44 @@ fn first_ten_bad_rows_are_named_in_order_and_the_others_counted() {
     assert!(expected.ends_with("and 6 more"), "{expected}");
     for n_threads in [2, 4, 7] {
         assert_eq!(said(n_threads), expected);
+    }
+}
+
+#[test]
+fn conversation_that_no_training_row_has_room_for_is_named_where_it_stands() {
+    let rows = Rows::new();
+    let wordy = "Where is the boat? ".repeat(40);
+    let told = [
+        hi(),
+        json!([user(&wordy), assistant("Gone.")]),
+        json!([user("Say hi."), assistant(&wordy)]),
+        json!([system(&wordy), user("Say hi."), assistant("Hi.")]),
+    ];
+    let lines = told.map(|messages| json!({ "messages": messages }).to_string());
+    let path = rows.put("rows.jsonl", lines.join("\n"));
+    let read = |stage, row_tokens| {
+        let encoding = Encoding {
+            row_tokens,
+            ..rows.encoding(stage)
+        };
+        examples::source(&path, None, encoding)
+    };
+    let said = read(TrainingStage::Sft, Some(100)).unwrap_err().to_string();
+    assert!(said.starts_with("2 rows cannot be used:"), "{said}");
+    for words in [
+        "rows.jsonl:2: the system message and a question take",
+        "rows.jsonl:4: the system message and a question take",
+        "a row of 100 has no room for the answer",
+    ] {
+        assert!(said.contains(words), "{said}");
+    }
+    // Where rows are long enough, where nobody trains, and where nothing is asked.
+    for (stage, row_tokens) in [
+        (TrainingStage::Sft, Some(2000)),
+        (TrainingStage::Sft, None),
+        (TrainingStage::Cpt, Some(100)),
+    ] {
+        assert_eq!(read(stage, row_tokens).unwrap().examples.len(), 4);
     }
 }
 

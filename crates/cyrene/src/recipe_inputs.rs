@@ -44,6 +44,7 @@ impl Inputs {
             loss_scale: recipe.data.loss_scale,
             tokenizer: tokenizer.as_deref(),
             vocab_size: Some(config.vocab_size),
+            row_tokens: Some(recipe.data.row_tokens),
         };
         let examples = of_rows(mixture.examples(split.as_ref(), encoding))?;
         Ok(Inputs {

@@ -342,6 +342,7 @@ fn counted_conversations_are_those_that_training_sees() {
         loss_scale: text::labels::LossScale::default(),
         tokenizer: Some(&tokenizer),
         vocab_size: None,
+        row_tokens: None,
     };
     for pattern in ["qwen2", "qwen3_5"] {
         let output = setup.command().args(["--count-with", pattern]).output();

@@ -101,17 +101,19 @@ fn unknown_keys_are_told_once_and_rows_that_cannot_be_used_stop_the_run() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
     let out = out.to_str().unwrap();
+    let wordy = "Hi. ".repeat(100);
     let bad = format!(
-        "{row}{{\"input_ids\":[1,2],\"labels\":[-100,-1]}}\n{{\"messages\":[],\"tools\":[{{}}]}}\n"
+        "{row}{{\"input_ids\":[1,2],\"labels\":[-100,-1]}}\n{{\"messages\":[],\"tools\":[{{}}]}}\n{{\"prompt\":\"{wordy}\",\"completion\":\"Yo.\"}}\n"
     );
     let path = recipe(dir.path(), &bad, "");
     fails(
         &["train", &path, "--out", out],
         2,
         &[
-            "2 rows cannot be used:",
+            "3 rows cannot be used:",
             "rows.jsonl:2: the label at position 1 is -1",
             "rows.jsonl:3: `tools`",
+            "rows.jsonl:4: the system message and a question take",
         ],
     );
     assert!(!Path::new(out).exists(), "nothing was begun");

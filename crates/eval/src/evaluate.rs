@@ -143,6 +143,8 @@ fn encoding<'a>(
         loss_scale: trained.map(|rows| rows.loss_scale).unwrap_or_default(),
         tokenizer: Some(evaluation.encoder.tokenizer()),
         vocab_size: Some(vocab_size),
+        // Of all these rows only a sample is scored.
+        row_tokens: None,
     }
 }
 

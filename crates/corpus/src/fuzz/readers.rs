@@ -58,6 +58,7 @@ pub(super) fn row_forms(data: &[u8], folder: &Path) {
                 loss_scale: LossScale::default(),
                 tokenizer: tokenizer.as_ref(),
                 vocab_size,
+                row_tokens: Some(30),
             };
             let found = match examples::of_file(&folder.join("rows.jsonl"), encoding) {
                 Ok(found) => found,

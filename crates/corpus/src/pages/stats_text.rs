@@ -14,36 +14,7 @@ pub fn dataset_lines(stats: &Stats, lines: &mut Vec<String>) {
         sum(|f| f.n_tokens),
         thousands(stats.n_scenes as u64)
     ));
-    // 1. a line for each language
-    let first = stats.first_bin();
-    let edges = stats.edges();
-    let range = match (edges.first(), edges.last()) {
-        (Some(from), Some(to)) => format!("rows by tokens, {from} to {to}"),
-        _ => String::new(),
-    };
-    let key = stats.files.iter().map(|f| f.key.len()).max().unwrap_or(0);
-    lines.push(format!(
-        "  {:key$} {:>9} {:>13} {:>8} {:>8} {:>8}  {range}",
-        "", "rows", "tokens", "median", "95 %", "longest"
-    ));
-    for file in &stats.files {
-        let counts: Vec<u64> = file
-            .histogram
-            .iter()
-            .skip(first)
-            .map(|bin| bin.n_rows)
-            .collect();
-        lines.push(format!(
-            "  {:key$} {:>9} {:>13} {:>8} {:>8} {:>8}  {}",
-            file.key,
-            thousands(file.n_rows),
-            thousands(file.n_tokens),
-            thousands(file.median),
-            thousands(file.p95),
-            thousands(file.longest),
-            small_bars(&counts)
-        ));
-    }
+    table(stats, lines);
     if let Some(training) = stats.training() {
         lines.push(format!(
             "  as training reads them, with system prompt and template: {} tokens, {} of them trained on",
@@ -51,7 +22,7 @@ pub fn dataset_lines(stats: &Stats, lines: &mut Vec<String>) {
             thousands(training.trained)
         ));
     }
-    // 2. what else there is to know, a line each
+    // What else there is to know, a line each.
     let mut more = |name: &str, values: Vec<String>| {
         if !values.is_empty() {
             lines.push(format!("  {name}: {}", values.join(", ")));
@@ -109,6 +80,39 @@ pub fn dataset_lines(stats: &Stats, lines: &mut Vec<String>) {
             .collect(),
     );
     lines.push(String::new());
+}
+
+/// A line for each language: rows, tokens, and how long rows are.
+fn table(stats: &Stats, lines: &mut Vec<String>) {
+    let first = stats.first_bin();
+    let edges = stats.edges();
+    let range = match (edges.first(), edges.last()) {
+        (Some(from), Some(to)) => format!("rows by tokens, {from} to {to}"),
+        _ => String::new(),
+    };
+    let key = stats.files.iter().map(|f| f.key.len()).max().unwrap_or(0);
+    lines.push(format!(
+        "  {:key$} {:>9} {:>13} {:>8} {:>8} {:>8}  {range}",
+        "", "rows", "tokens", "median", "95 %", "longest"
+    ));
+    for file in &stats.files {
+        let counts: Vec<u64> = file
+            .histogram
+            .iter()
+            .skip(first)
+            .map(|bin| bin.n_rows)
+            .collect();
+        lines.push(format!(
+            "  {:key$} {:>9} {:>13} {:>8} {:>8} {:>8}  {}",
+            file.key,
+            thousands(file.n_rows),
+            thousands(file.n_tokens),
+            thousands(file.median),
+            thousands(file.p95),
+            thousands(file.longest),
+            small_bars(&counts)
+        ));
+    }
 }
 
 /// Heights as eighths of a character; what is not zero is seen.

@@ -46,5 +46,6 @@ pub fn encoding(
         tokenizer: Some(tokenizer),
         // Rows of ids may be of a model whose vocabulary is larger than its tokenizer's.
         vocab_size: None,
+        row_tokens: None,
     }
 }
