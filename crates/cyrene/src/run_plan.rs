@@ -145,11 +145,13 @@ impl RunPlan {
             if device == Device::Cpu && plan.peak_bytes < machine.memory_bytes {
                 return None;
             }
+            let limit = plan.limit();
             Some(format!(
-                "stage {} needs {} of memory and has {}: {remedy}",
+                "stage {} needs {} of {} and has {}: {remedy}",
                 stage.name,
-                size(plan.peak_bytes),
-                size(plan.available_bytes)
+                size(limit.needed_bytes),
+                limit.what,
+                size(limit.available_bytes)
             ))
         })
     }
@@ -159,13 +161,13 @@ impl Needs {
     fn describe(&self) -> String {
         let mut parts = Vec::new();
         if let Some(plan) = &self.training {
+            let limit = plan.limit();
+            let (needed, available) = (size(limit.needed_bytes), size(limit.available_bytes));
             let verdict = match &plan.remedy {
-                None => format!("fits in {}", size(plan.available_bytes)),
-                Some(remedy) => {
-                    format!("DOES NOT FIT in {}: {remedy}", size(plan.available_bytes))
-                }
+                None => format!("fits in {available}"),
+                Some(remedy) => format!("DOES NOT FIT in {available}: {remedy}"),
             };
-            parts.push(format!("{} of memory, {verdict}", size(plan.peak_bytes)));
+            parts.push(format!("{needed} of {}, {verdict}", limit.what));
             let tokens = plan.tokens.unwrap_or_default();
             parts.push(format!("about {tokens} tokens"));
         }

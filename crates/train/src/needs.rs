@@ -15,12 +15,15 @@ use crate::memory::{Bytes, MemoryPlan, Recomputing, Room, StepRows, Training};
 pub struct StagePlan {
     /// The recipe, or the size and how it is trained.
     pub name: String,
-    /// Most bytes of buffers: weights, gradients, moments, activations, scratch. Where nothing fits, the least that is needed.
+    /// Most bytes of buffers: weights, gradients, moments, activations, scratch. Where nothing fits, the least that is needed, or all that
+    /// training may take where the host is what is too small.
     pub peak_bytes: u64,
     /// What training may take.
     pub available_bytes: u64,
     /// Host memory that may be locked for moments; None on a CPU, and for a GPU whose host is not known.
     pub host_available_bytes: Option<u64>,
+    /// The least of it that is needed, where that is more than there is.
+    pub host_needed_bytes: Option<u64>,
     /// Whether it fits.
     pub fits: bool,
     /// What to change where it does not fit.
@@ -33,6 +36,35 @@ pub struct StagePlan {
     pub choices: Choices,
     /// The parts of the peak on a GPU.
     pub bytes: Option<Bytes>,
+}
+
+impl StagePlan {
+    /// The memory that decides whether the training fits.
+    pub fn limit(&self) -> Limit {
+        match self.host_needed_bytes {
+            Some(needed_bytes) => Limit {
+                needed_bytes,
+                available_bytes: self.host_available_bytes.unwrap_or_default(),
+                what: "host memory",
+            },
+            None => Limit {
+                needed_bytes: self.peak_bytes,
+                available_bytes: self.available_bytes,
+                what: "memory",
+            },
+        }
+    }
+}
+
+/// What a training needs of one memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// Bytes at most, or the least of all ways where none fits.
+    pub needed_bytes: u64,
+    /// Bytes that training may take.
+    pub available_bytes: u64,
+    /// `memory`, of the device, or `host memory`.
+    pub what: &'static str,
 }
 
 /// How a run would be trained.
@@ -233,6 +265,7 @@ pub fn plan(name: String, training: &Training, target: Target) -> Result<StagePl
         peak_bytes: 0,
         available_bytes: 0,
         host_available_bytes: None,
+        host_needed_bytes: None,
         fits: true,
         remedy: None,
         tokens: None,
@@ -292,6 +325,7 @@ pub fn plan(name: String, training: &Training, target: Target) -> Result<StagePl
                 }
                 Err(error @ Error::DoesNotFitHost { needed, .. }) => {
                     plan.peak_bytes = room.gpu_bytes as u64;
+                    plan.host_needed_bytes = Some(needed as u64);
                     plan.choices.offloaded_bytes = needed as u64;
                     plan.fits = false;
                     plan.remedy = Some(error.to_string());
@@ -322,4 +356,57 @@ fn tightest(training: &Training, card: DeviceProperties, room: Room) -> Result<M
         }
     }
     Ok(tightest)
+}
+
+#[cfg(test)]
+mod tests {
+    use model::{Config, sizes};
+
+    use super::*;
+    use crate::memory::StepRows;
+
+    #[test]
+    fn what_does_not_fit_is_said_of_the_memory_that_is_short() {
+        const GIB: usize = 1 << 30;
+        let config = Config::from_json(&sizes::config("4b").unwrap()).unwrap();
+        let training = Training {
+            config: &config,
+            dtype: DType::Bf16,
+            lora: None,
+            rows: StepRows {
+                rows: 1,
+                row_tokens: 5120,
+                accumulate: 1,
+                at_once: 1,
+            },
+            rank: 0,
+            n_ranks: 1,
+        };
+        let limit = |gpu_bytes, host_bytes| {
+            let card = DeviceProperties::with_memory(32 * GIB);
+            let room = Room {
+                gpu_bytes,
+                host_bytes,
+            };
+            let target = Target::Gpu {
+                card,
+                room,
+                n_ranks: 1,
+            };
+            let plan = plan("4b".to_owned(), &training, target).unwrap();
+            (plan.fits, plan.limit())
+        };
+        let (fits, all) = limit(30 * GIB, UNKNOWN);
+        assert!(fits && all.what == "memory" && all.needed_bytes <= all.available_bytes);
+        // The moments lie in host memory, of which there is too little.
+        let (fits, host) = limit(30 * GIB, GIB);
+        assert!(!fits && host.what == "host memory");
+        assert_eq!(host.available_bytes, GIB as u64);
+        assert!(host.needed_bytes > host.available_bytes);
+        assert!(limit(30 * GIB, host.needed_bytes as usize).0);
+        let (fits, gpu) = limit(4 * GIB, UNKNOWN);
+        assert!(!fits && gpu.what == "memory");
+        assert_eq!(gpu.available_bytes, 4 * GIB as u64);
+        assert!(gpu.needed_bytes > gpu.available_bytes);
+    }
 }

@@ -108,6 +108,7 @@ pub fn run(args: &Doctor, ui: &Ui) -> Result<()> {
 
 /// A line for the terminal.
 fn describe(plan: &StagePlan) -> String {
+    let limit = plan.limit();
     let verdict = match &plan.remedy {
         None => format!(
             "fits in {}: {} rows of {} tokens at a time, {} layers recompute matrix products in the backward pass, {} of moments in host memory{}",
@@ -122,7 +123,7 @@ fn describe(plan: &StagePlan) -> String {
                     size(bytes)
                 ))
         ),
-        Some(remedy) => format!("DOES NOT FIT in {}: {remedy}", size(plan.available_bytes)),
+        Some(remedy) => format!("DOES NOT FIT in {}: {remedy}", size(limit.available_bytes)),
     };
     let tokens = plan
         .tokens
@@ -136,9 +137,10 @@ fn describe(plan: &StagePlan) -> String {
         n_ranks => format!(" on each of {n_ranks} GPUs"),
     };
     format!(
-        "{}: {} at most{each}, {verdict}{tokens}{eta}",
+        "{}: {} of {} at most{each}, {verdict}{tokens}{eta}",
         plan.name,
-        size(plan.peak_bytes)
+        size(limit.needed_bytes),
+        limit.what
     )
 }
 
