@@ -74,22 +74,18 @@ impl Launch {
 /// [`Error::RankUnset`], [`Error::RankBeyond`], [`Error::MasterUnset`], [`Error::Variable`].
 pub fn from_env(get: &dyn Fn(&str) -> Option<String>) -> Result<Option<Launch>> {
     let number = |name| number(get, name);
-    let (rank, n_ranks, local_rank, host) = if let Some(n_ranks) = number(WORLD_SIZE)? {
-        let Some(rank) = number(RANK)? else {
-            return Err(Error::RankUnset);
+    let Some(Started {
+        rank,
+        n_ranks,
+        local_rank,
+        host,
+    }) = started(get)?
+    else {
+        // Half of torchrun's names, and no other launcher's.
+        return match number(WORLD_SIZE)? {
+            Some(_) => Err(Error::RankUnset),
+            None => Ok(None),
         };
-        (rank, n_ranks, number(LOCAL_RANK)?.unwrap_or(0), None)
-    } else if let (Some(rank), Some(n_ranks)) = (number(OMPI_RANK)?, number(OMPI_SIZE)?) {
-        let one_host = number(OMPI_LOCAL_SIZE)? == Some(n_ranks);
-        let host = one_host.then(|| "127.0.0.1".to_owned());
-        (rank, n_ranks, number(OMPI_LOCAL_RANK)?.unwrap_or(0), host)
-    } else if let (Some(rank), Some(n_ranks)) = (number(SLURM_PROCID)?, number(SLURM_TASKS)?)
-        && n_ranks > 1
-    {
-        let host = get(SLURM_NODELIST).map(|nodes| first_host(&nodes));
-        (rank, n_ranks, number(SLURM_LOCALID)?.unwrap_or(0), host)
-    } else {
-        return Ok(None);
     };
     if rank >= n_ranks {
         return Err(Error::RankBeyond { rank, n_ranks });
@@ -127,12 +123,59 @@ pub fn from_env(get: &dyn Fn(&str) -> Option<String>) -> Result<Option<Launch>> 
 /// # Errors
 /// [`Error::Variable`].
 pub fn n_ranks(get: &dyn Fn(&str) -> Option<String>) -> Result<usize> {
+    if let Some(started) = started(get)? {
+        return Ok(started.n_ranks.max(1));
+    }
     for name in [WORLD_SIZE, OMPI_SIZE, SLURM_TASKS] {
         if let Some(n_ranks) = number(get, name)? {
             return Ok(n_ranks.max(1));
         }
     }
     Ok(1)
+}
+
+/// What a launcher says of this process.
+struct Started {
+    rank: usize,
+    n_ranks: usize,
+    local_rank: usize,
+    /// Where rank 0 is, as far as the launcher knows.
+    host: Option<String>,
+}
+
+/// The first launcher that says both which process this is and of how many: a job script may set a number of processes for another one.
+fn started(get: &dyn Fn(&str) -> Option<String>) -> Result<Option<Started>> {
+    let number = |name| number(get, name);
+    if let Some(n_ranks) = number(WORLD_SIZE)?
+        && let Some(rank) = number(RANK)?
+    {
+        return Ok(Some(Started {
+            rank,
+            n_ranks,
+            local_rank: number(LOCAL_RANK)?.unwrap_or(0),
+            host: None,
+        }));
+    }
+    if let (Some(rank), Some(n_ranks)) = (number(OMPI_RANK)?, number(OMPI_SIZE)?) {
+        let one_host = number(OMPI_LOCAL_SIZE)? == Some(n_ranks);
+        return Ok(Some(Started {
+            rank,
+            n_ranks,
+            local_rank: number(OMPI_LOCAL_RANK)?.unwrap_or(0),
+            host: one_host.then(|| "127.0.0.1".to_owned()),
+        }));
+    }
+    if let (Some(rank), Some(n_ranks)) = (number(SLURM_PROCID)?, number(SLURM_TASKS)?)
+        && n_ranks > 1
+    {
+        return Ok(Some(Started {
+            rank,
+            n_ranks,
+            local_rank: number(SLURM_LOCALID)?.unwrap_or(0),
+            host: get(SLURM_NODELIST).map(|nodes| first_host(&nodes)),
+        }));
+    }
+    Ok(None)
 }
 
 fn number(get: &dyn Fn(&str) -> Option<String>, name: &str) -> Result<Option<usize>> {
@@ -167,11 +210,19 @@ fn first_host(nodes: &str) -> String {
 mod tests {
     use super::*;
 
-    fn launch(variables: &[(&str, &str)]) -> Result<Option<Launch>> {
-        from_env(&|name| {
+    fn of(variables: &[(&str, &str)]) -> impl Fn(&str) -> Option<String> {
+        move |name: &str| {
             let found = variables.iter().find(|(key, _)| *key == name);
             found.map(|(_, value)| (*value).to_owned())
-        })
+        }
+    }
+
+    fn launch(variables: &[(&str, &str)]) -> Result<Option<Launch>> {
+        from_env(&of(variables))
+    }
+
+    fn count(variables: &[(&str, &str)]) -> usize {
+        n_ranks(&of(variables)).unwrap()
     }
 
     fn check(variables: &[(&str, &str)], expect: (usize, usize, usize, &str, [u16; 2])) {
@@ -245,6 +296,37 @@ mod tests {
             &[("RANK", "0"), ("WORLD_SIZE", "1")],
             (0, 1, 0, "127.0.0.1", [29500, 29501]),
         );
+    }
+
+    #[test]
+    fn a_number_of_processes_without_a_rank_leaves_the_word_to_the_next_launcher() {
+        // As a script that sbatch runs exports them for PyTorch, before srun.
+        let script = [("WORLD_SIZE", "16"), ("MASTER_ADDR", "10.0.0.1")];
+        let srun = [
+            ("SLURM_PROCID", "9"),
+            ("SLURM_STEP_NUM_TASKS", "8"),
+            ("SLURM_LOCALID", "1"),
+            ("SLURM_STEP_NODELIST", "gpu[07-08]"),
+        ];
+        let rank_beyond = launch(&[&script[..], &srun[..]].concat());
+        assert!(matches!(rank_beyond, Err(Error::RankBeyond { .. })));
+        let srun = [("SLURM_STEP_NUM_TASKS", "12"), ("SLURM_PROCID", "9")];
+        let both = [&script[..], &srun[..]].concat();
+        check(&both, (9, 12, 0, "10.0.0.1", [29500, 29501]));
+        assert_eq!(count(&both), 12);
+        let mpirun = [
+            ("OMPI_COMM_WORLD_RANK", "2"),
+            ("OMPI_COMM_WORLD_SIZE", "4"),
+            ("OMPI_COMM_WORLD_LOCAL_RANK", "1"),
+        ];
+        let both = [&script[..], &mpirun[..]].concat();
+        check(&both, (2, 4, 1, "10.0.0.1", [29500, 29501]));
+        assert_eq!(count(&both), 4);
+        // In the script itself there is no rank; how many are planned for is known all the same.
+        let batch = [&script[..], &[("SLURM_PROCID", "0")][..]].concat();
+        assert!(matches!(launch(&batch), Err(Error::RankUnset)));
+        assert_eq!(count(&batch), 16);
+        assert_eq!(count(&[]), 1);
     }
 
     #[test]
