@@ -207,6 +207,7 @@ mod tests {
             tokenizer,
             // More than any row here has.
             vocab_size: Some(2000),
+            row_tokens: None,
         }
     }
 

@@ -233,7 +233,7 @@ impl Plan {
     /// Decides every step of the job.
     ///
     /// # Errors
-    /// No document has a token to train on; a token id beyond the vocabulary.
+    /// No document has a token to train on; as [`Pieces::new`].
     pub fn new(job: &Job, vocab_size: usize) -> Result<Self> {
         let pieces = Pieces::new(
             &job.train,

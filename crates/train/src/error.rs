@@ -154,7 +154,7 @@ pub enum Error {
         "document {document} of the {split} data (source {source_idx}) holds token id {id} at position {position}, but the model's vocabulary has {vocab_size}; encode the rows with this model's tokenizer"
     )]
     TokenBeyondVocabulary {
-        /// `train`, or the name of a held-out set.
+        /// `training` or `held-out`.
         split: &'static str,
         /// Its number, from 0, in the order of the job.
         document: usize,
@@ -172,9 +172,9 @@ pub enum Error {
     Cut {
         /// `training` or `held-out`.
         split: &'static str,
-        /// Its place.
+        /// Its number, from 0, in the order of the job.
         document: usize,
-        /// Place of its source in the recipe.
+        /// The source it is from.
         source_idx: u32,
         /// Why no row has room for it.
         reason: text::Error,
@@ -184,7 +184,7 @@ pub enum Error {
         "document {document} of the {split} data (source {source_idx}) has {ids} ids and {labels} labels; they must be equally many"
     )]
     LabelCount {
-        /// `train`, or the name of a held-out set.
+        /// `training` or `held-out`.
         split: &'static str,
         /// Its number, from 0, in the order of the job.
         document: usize,

@@ -16,7 +16,7 @@ use crate::recipe_table::{Key, recipe_table};
 recipe_table! {
     /// `[data]`: the keys that training itself needs; where the rows come from is the binary's part of the table.
     DataConfig as "data" {
-        /// tokens of a packed row; longer documents are split at sentence ends, nothing is cut off
+        /// tokens of a packed row; longer documents are split at sentence ends, longer conversations between rounds; nothing is cut off
         row_tokens: usize = 5120;
         /// binpack: fullest rows; sequential: in order
         packing: Packing = Packing::Binpack => with_default "\"binpack\"";
@@ -90,7 +90,7 @@ recipe_table! {
     OptimizerConfig as "optimizer" {
         /// AdamW: highest learning rate, reached when the warmup ends
         lr: f64 = 2e-5;
-        /// learning rate at the end; at most lr
+        /// learning rate at the end; above lr (a warning says so) the rate would rise
         min_lr: f64 = 2e-6;
         /// cosine, linear or constant
         schedule: ScheduleKind = ScheduleKind::Cosine => with_default "\"cosine\"";
@@ -435,6 +435,28 @@ mod tests {
         ] {
             assert!(error.contains("unknown field `learning_rate`"), "{error}");
         }
+    }
+
+    /// Keys of LoRA are printed as comments, so that no reading of the printed recipe sees what they state.
+    #[test]
+    fn keys_of_lora_state_their_defaults() {
+        let defaults = serde_json::to_value(LoraTuner::default()).unwrap();
+        for key in LoraTuner::KEYS {
+            let default = &defaults[key.path.strip_prefix("tuner.").unwrap()];
+            let stated: serde_json::Value = serde_json::from_str(key.value).unwrap();
+            match default.as_f64() {
+                Some(number) => {
+                    assert_eq!(stated.as_f64(), Some(number), "{}", key.path);
+                    let said = format!("; default {number}");
+                    assert!(key.doc.ends_with(&said), "{}: {}", key.path, key.doc);
+                }
+                None => assert_eq!(&stated, default, "{}", key.path),
+            }
+        }
+        assert_eq!(
+            defaults.as_object().map(|keys| keys.len()),
+            Some(LoraTuner::KEYS.len())
+        );
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! Training as policy: which documents in which order at which learning rate, what is measured on the way, and how a run survives a kill.
 //!
-
-//! Knows no story, no tokenizer and no HTTP; the arithmetic is `model`'s and `kernel`'s. The loop is [`run()`], in `run.rs`.
+//! Knows no story and no HTTP, and of a tokenizer only where it lets a document be cut; the arithmetic is `model`'s and `kernel`'s. The loop is [`run()`], in `run.rs`.
 
 pub mod bench;
 mod checkpoint;

@@ -50,7 +50,7 @@ impl Validator {
     /// Packs the held-out documents and chooses the probe.
     ///
     /// # Errors
-    /// A held-out token id beyond the vocabulary.
+    /// As [`Pieces::new`], of held-out documents.
     pub fn new(job: &Job, plan: &Plan, vocab_size: usize) -> Result<Self> {
         let mut sets: Vec<Set> = Vec::new();
         for (set_idx, set) in job.validation.iter().enumerate() {
