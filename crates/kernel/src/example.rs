@@ -1,5 +1,5 @@
-//! Calls of ops with tensors of their own: in-file tests hold them against f64, `selftest` against the CPU, and `bench ops` times
-//! them, so that an op says once what it takes and gives.
+//! Calls of ops with tensors of their own: `selftest` holds them against the CPU, `bench ops` times them, and the tests of the ops
+//! that need no cases of their own hold them against f64, so that an op says once what it takes and gives.
 
 use rayon::prelude::*;
 

@@ -20,7 +20,8 @@ pub enum Missing {
     CublasLt,
 }
 
-/// What is missing, in the order in which it is needed; None where a GPU can be opened. Opens nothing.
+/// What is missing, in the order in which it is needed; None where driver, GPU and libraries are there. Opens nothing: that the GPU is too
+/// old, [`super::Cuda::open`] says.
 pub fn missing() -> Option<Missing> {
     // SAFETY: each probes for a library by name; nothing else runs.
     let [has_driver, has_nvrtc, has_blas] = unsafe {
