@@ -367,6 +367,13 @@ pub(crate) const TYPES: [[DType; 3]; 4] = [
     [DType::Bf16, DType::F32, DType::Bf16],
 ];
 
+/// The mixes of [`TYPES`] for a call that has two of them: activations, and their gradients or weights.
+pub(crate) const PAIRS: [[DType; 2]; 3] = [
+    [DType::F32, DType::F32],
+    [DType::Bf16, DType::Bf16],
+    [DType::Bf16, DType::F32],
+];
+
 /// Rows by columns: heads, hidden states, and what fits neither.
 pub(crate) const ROWS: [[usize; 2]; 12] = [
     [1, 1024],
@@ -403,8 +410,26 @@ pub(crate) fn zeros_like(tensor: &Tensor) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use crate::ops::EXAMPLES;
     use crate::{DType, Device};
+
+    /// A line of `selftest` says which call is wrong, and no call is compared twice.
+    #[test]
+    fn no_two_calls_have_an_output_of_one_name() {
+        for examples in EXAMPLES {
+            let mut seen = BTreeSet::new();
+            for example in (examples.compared)() {
+                // A call may have many tensors of one name.
+                let names: BTreeSet<&str> = example.outputs().map(|(name, _)| name).collect();
+                for name in names {
+                    let what = format!("{} {}: {name}", examples.op, example.what());
+                    assert!(seen.insert(what.clone()), "{what}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn every_call_that_is_compared_writes_all_of_its_outputs() {

@@ -302,13 +302,16 @@ mod cuda {
 pub(crate) mod examples {
     use super::{Gradients, Inputs};
     use crate::DType::{self, F32};
-    use crate::example::{Example, Sizes, TYPES};
+    use crate::example::{Example, PAIRS, Sizes, TYPES};
 
     pub(crate) fn compared() -> Vec<Example> {
         let mut all = Vec::new();
-        for types in TYPES {
-            for shape in [[1, 16], [700, 32], [123, 48], [5, 3], [4, 300]] {
-                all.push(forward(shape, types));
+        for shape in [[1, 16], [700, 32], [123, 48], [5, 3], [4, 300]] {
+            // Of x and of dt_bias: what forward writes is f32 always.
+            for [x_type, w_type] in PAIRS {
+                all.push(forward(shape, [x_type, x_type, w_type]));
+            }
+            for types in TYPES {
                 all.push(backward(shape, types));
                 all.push(backward_frozen(shape, types));
             }

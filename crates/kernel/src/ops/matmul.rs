@@ -701,16 +701,22 @@ pub(crate) mod examples {
         [F32, F32, Bf16],
     ];
 
+    const WRITES: [Write; 2] = [Write::Assign, Write::Accumulate];
+
     pub(crate) fn compared() -> Vec<Example> {
         let mut all = Vec::new();
-        for kind in KINDS {
-            for shape in [[64, 128, 96], [37, 72, 40], [1, 256, 128], [129, 16, 520]] {
+        for shape in [[64, 128, 96], [37, 72, 40], [1, 256, 128], [129, 16, 520]] {
+            for kind in KINDS {
                 all.push(forward(shape, kind));
                 all.push(forward_accumulate(shape, kind));
                 all.push(forward_onto(shape, kind));
-                for write in [Write::Assign, Write::Accumulate] {
+                for write in WRITES {
                     all.push(backward_input(shape, kind, 2.0, write));
-                    all.push(backward_weight(shape, kind, write));
+                }
+            }
+            for dtype in [F32, Bf16] {
+                for write in WRITES {
+                    all.push(backward_weight(shape, dtype, write));
                 }
             }
         }
@@ -723,7 +729,7 @@ pub(crate) mod examples {
         vec![
             forward(shape, kind),
             backward_input(shape, kind, 1.0, Write::Assign),
-            backward_weight(shape, kind, Write::Accumulate),
+            backward_weight(shape, sizes.dtype, Write::Accumulate),
         ]
     }
 
@@ -772,7 +778,7 @@ pub(crate) mod examples {
         let example = example("matmul/backward_input", shape, kind);
         let example = match write {
             Write::Assign => example.out("d_x", &[t, i], d_x_type),
-            Write::Accumulate => example.updated("d_x", &[t, i], d_x_type),
+            Write::Accumulate => example.updated("d_x added", &[t, i], d_x_type),
         };
         example
             .input("d_y", &[t, o], d_y_type)
@@ -780,12 +786,12 @@ pub(crate) mod examples {
             .run(move |[d_x], [d_y, w]| super::backward_input(d_x, d_y, w, alpha, write))
     }
 
-    fn backward_weight(shape: [usize; 3], kind: [DType; 3], write: Write) -> Example {
-        let ([t, i, o], [x_type, ..]) = (shape, kind);
-        let example = example("matmul/backward_weight", shape, kind);
+    fn backward_weight(shape: [usize; 3], x_type: DType, write: Write) -> Example {
+        let [t, i, o] = shape;
+        let example = example("matmul/backward_weight", shape, [x_type; 3]);
         let example = match write {
             Write::Assign => example.out("d_w", &[o, i], F32),
-            Write::Accumulate => example.updated("d_w", &[o, i], F32),
+            Write::Accumulate => example.updated("d_w added", &[o, i], F32),
         };
         example
             .input("d_y", &[t, o], x_type)

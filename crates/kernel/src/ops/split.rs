@@ -195,21 +195,21 @@ mod cuda {
 
 pub(crate) mod examples {
     use crate::DType;
-    use crate::example::{Example, Sizes, TYPES, Tolerance};
+    use crate::example::{Example, PAIRS, Sizes, Tolerance};
 
     pub(crate) fn compared() -> Vec<Example> {
         let mut all = Vec::new();
-        for [whole_type, part_type, _] in TYPES {
+        for types in PAIRS {
             for shape in [[1, 8, 256], [37, 24, 256], [9, 3, 20]] {
-                all.push(query_gate(shape, [whole_type, part_type]));
-                all.push(query_gate_backward(shape, [whole_type, part_type]));
+                all.push(query_gate(shape, types));
+                all.push(query_gate_backward(shape, types));
             }
             for shape in [
                 [1, 16, 128, 16, 128],
                 [41, 16, 128, 48, 128],
                 [7, 2, 12, 6, 10],
             ] {
-                all.push(qkv(shape, [whole_type, part_type]));
+                all.push(qkv(shape, types));
             }
         }
         let exact = |example: Example| example.tolerance(Tolerance::EXACT);
