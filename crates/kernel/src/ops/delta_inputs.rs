@@ -534,10 +534,19 @@ pub(crate) mod examples {
                         cu_seqlens: offsets(lengths),
                         heads,
                         types,
+                        n_zeros: 0,
                     };
                     all.extend([call.forward(), call.backward(), call.backward_frozen()]);
                 }
             }
+            // Heads of norm 0, whose gradients eps alone keeps finite.
+            let zeros = Call {
+                cu_seqlens: offsets(&[70, 61]),
+                heads: [2, 4, 128, 128],
+                types,
+                n_zeros: 70,
+            };
+            all.extend([zeros.forward(), zeros.backward(), zeros.backward_frozen()]);
         }
         all
     }
@@ -547,6 +556,7 @@ pub(crate) mod examples {
             cu_seqlens: sizes.cu_seqlens.clone(),
             heads: sizes.delta,
             types: [sizes.dtype; 3],
+            n_zeros: 0,
         };
         vec![call.forward(), call.backward()]
     }
@@ -556,6 +566,8 @@ pub(crate) mod examples {
         /// Key heads, value heads, key dim, value dim.
         heads: [usize; 4],
         types: [DType; 3],
+        /// Tokens from the first that are zeros: whole documents.
+        n_zeros: usize,
     }
 
     impl Call {
@@ -569,7 +581,11 @@ pub(crate) mod examples {
                 1 => String::new(),
                 n => format!("_docs{n}"),
             };
-            Example::new(name, format!("t{t}{documents}_g{g}_h{h}_k{k}_v{v}"))
+            let zeros = match self.n_zeros {
+                0 => String::new(),
+                n => format!("_zeros{n}"),
+            };
+            Example::new(name, format!("t{t}{documents}{zeros}_g{g}_h{h}_k{k}_v{v}"))
                 .tolerance(Tolerance { f32, bf16: 1e-2 })
         }
 
@@ -582,51 +598,59 @@ pub(crate) mod examples {
             2 * g * k + h * v
         }
 
+        /// The input that the zeros are in.
+        fn with_qkv(&self, example: Example) -> Example {
+            let (t, c) = (self.n_tokens(), self.n_channels());
+            let n_zeros = self.n_zeros * c;
+            example
+                .input_in("qkv", &[t, c], self.types[0], [-2.0, 2.0])
+                .changed(move |qkv| qkv[..n_zeros].fill(0.0))
+        }
+
         fn q_scale(&self) -> f32 {
             1.0 / (self.heads[2] as f32).sqrt()
         }
 
         fn forward(&self) -> Example {
-            let ([x_type, out_type, w_type], [g, h, k, v]) = (self.types, self.heads);
+            let ([_, out_type, w_type], [g, h, k, v]) = (self.types, self.heads);
             let (t, c) = (self.n_tokens(), self.n_channels());
             let (cu_seqlens, q_scale) = (self.cu_seqlens.clone(), self.q_scale());
-            self.example("delta_inputs/forward")
+            let example = self
+                .example("delta_inputs/forward")
                 .out("q", &[t, g, k], out_type)
                 .out("k", &[t, g, k], out_type)
                 .out("v", &[t, h, v], out_type)
                 .out("q_rstd", &[t, g], F32)
-                .out("k_rstd", &[t, g], F32)
-                .input_in("qkv", &[t, c], x_type, [-2.0, 2.0])
-                .input("w", &[c, 1, 4], w_type)
-                .run(
-                    move |[q_tgk, k_tgk, v_thv, q_rstd_tg, k_rstd_tg], [qkv_tc, w]| {
-                        let outputs = Outputs {
-                            q_tgk,
-                            k_tgk,
-                            v_thv,
-                            q_rstd_tg,
-                            k_rstd_tg,
-                        };
-                        let inputs = Inputs {
-                            qkv_tc,
-                            w,
-                            cu_seqlens: &cu_seqlens,
-                            q_scale,
-                        };
-                        super::forward(outputs, &inputs, EPS)
-                    },
-                )
+                .out("k_rstd", &[t, g], F32);
+            self.with_qkv(example).input("w", &[c, 1, 4], w_type).run(
+                move |[q_tgk, k_tgk, v_thv, q_rstd_tg, k_rstd_tg], [qkv_tc, w]| {
+                    let outputs = Outputs {
+                        q_tgk,
+                        k_tgk,
+                        v_thv,
+                        q_rstd_tg,
+                        k_rstd_tg,
+                    };
+                    let inputs = Inputs {
+                        qkv_tc,
+                        w,
+                        cu_seqlens: &cu_seqlens,
+                        q_scale,
+                    };
+                    super::forward(outputs, &inputs, EPS)
+                },
+            )
         }
 
         fn backward_inputs(&self, example: Example) -> Example {
-            let ([x_type, d_type, w_type], [g, h, k, v]) = (self.types, self.heads);
+            let ([_, d_type, w_type], [g, h, k, v]) = (self.types, self.heads);
             let (t, c) = (self.n_tokens(), self.n_channels());
             let (cu_seqlens, q_scale) = (self.cu_seqlens.clone(), self.q_scale());
-            example
+            let example = example
                 .input("d_q", &[t, g, k], d_type)
                 .input("d_k", &[t, g, k], d_type)
-                .input("d_v", &[t, h, v], d_type)
-                .input_in("qkv", &[t, c], x_type, [-2.0, 2.0])
+                .input("d_v", &[t, h, v], d_type);
+            self.with_qkv(example)
                 .input("w", &[c, 1, 4], w_type)
                 .saved("q_rstd", &[t, g], F32)
                 .saved("k_rstd", &[t, g], F32)
@@ -930,6 +954,39 @@ mod tests {
                 let [want_d_qkv, want_d_w] = define_backward(&case, &x, &w);
                 assert_close("d_qkv", &d_qkv, &want_d_qkv, tolerance);
                 assert_close("d_w", &d_w, &plus(&want_d_w, &before), tolerance);
+            }
+        }
+    }
+
+    /// A token of zeros in a document of zeros has heads of norm 0: their reciprocal is 1/√eps, and so much larger are their gradients.
+    #[test]
+    fn zeroed_tokens_give_zeros_and_the_gradient_that_eps_bounds() {
+        const ZEROS: usize = 6;
+        for (dtype, tolerance) in [(DType::F32, F32_REL), (DType::Bf16, BF16_REL)] {
+            for heads in HEADS {
+                let mut case = Case::new(&[ZEROS, 9], heads, dtype);
+                let (t, c) = (case.dims.t, case.qkv.shape()[1]);
+                let mut values = case.qkv.to_f32_vec();
+                values[..ZEROS * c].fill(0.0);
+                case.qkv = Tensor::from_f32(&[t, c], values).to_dtype(dtype);
+                let [q, k, v, q_rstd, k_rstd] = case.forward().unwrap();
+                for out in [q, k, v] {
+                    let zeroed = rows(&out, 0..ZEROS).to_f32_vec();
+                    assert!(zeroed.iter().all(|x| *x == 0.0));
+                }
+                for rstd in [q_rstd, k_rstd] {
+                    let zeroed = rows(&rstd, 0..ZEROS).to_f32_vec();
+                    assert!(zeroed.iter().all(|r| (r * EPS.sqrt() - 1.0).abs() < 1e-5));
+                }
+                let mut d_w = Tensor::zeros(case.w.shape(), DType::F32);
+                let d_qkv = case.backward(Some(&mut d_w));
+                let (x, w) = (f64s(&case.qkv), f64s(&case.w));
+                let [want, want_d_w] = define_backward(&case, &x, &w);
+                // Apart: beside the zeroed document's gradients those of the other would not show.
+                let (zeroed, others) = want.split_at(ZEROS * c);
+                assert_close("zeroed", &rows(&d_qkv, 0..ZEROS), zeroed, tolerance);
+                assert_close("others", &rows(&d_qkv, ZEROS..t), others, tolerance);
+                assert_close("d_w", &d_w, &want_d_w, tolerance);
             }
         }
     }
