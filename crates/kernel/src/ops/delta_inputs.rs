@@ -455,7 +455,7 @@ mod cuda {
         }
     }
 
-    /// How the threads of a row are dealt out, as `Role` in causal_conv1d.cu has it.
+    /// What the threads of a row do, as `Role` in causal_conv1d.cu has it.
     #[derive(Debug, Clone, Copy)]
     struct Shape {
         /// Threads of a head of q or k.

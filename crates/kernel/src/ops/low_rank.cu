@@ -266,10 +266,10 @@ UP_FORWARD(low_rank_up_forward_1, 1, false)
 UP_FORWARD(low_rank_up_forward_2, 2, false)
 UP_FORWARD(low_rank_up_forward_3, 3, false)
 UP_FORWARD(low_rank_up_forward_4, 4, false)
-UP_FORWARD(low_rank_up_forward_residual_1, 1, true)
-UP_FORWARD(low_rank_up_forward_residual_2, 2, true)
-UP_FORWARD(low_rank_up_forward_residual_3, 3, true)
-UP_FORWARD(low_rank_up_forward_residual_4, 4, true)
+UP_FORWARD(low_rank_up_forward_accumulate_1, 1, true)
+UP_FORWARD(low_rank_up_forward_accumulate_2, 2, true)
+UP_FORWARD(low_rank_up_forward_accumulate_3, 3, true)
+UP_FORWARD(low_rank_up_forward_accumulate_4, 4, true)
 
 // ---- d_u = scale d_y B, d_b += scale d_yᵀ u
 //
@@ -504,10 +504,10 @@ DOWN_BACKWARD(low_rank_down_backward_1, 1, 2, false)
 DOWN_BACKWARD(low_rank_down_backward_2, 2, 1, false)
 DOWN_BACKWARD(low_rank_down_backward_3, 3, 1, false)
 DOWN_BACKWARD(low_rank_down_backward_4, 4, 1, false)
-DOWN_BACKWARD(low_rank_down_backward_residual_1, 1, 2, true)
-DOWN_BACKWARD(low_rank_down_backward_residual_2, 2, 1, true)
-DOWN_BACKWARD(low_rank_down_backward_residual_3, 3, 1, true)
-DOWN_BACKWARD(low_rank_down_backward_residual_4, 4, 1, true)
+DOWN_BACKWARD(low_rank_down_backward_accumulate_1, 1, 2, true)
+DOWN_BACKWARD(low_rank_down_backward_accumulate_2, 2, 1, true)
+DOWN_BACKWARD(low_rank_down_backward_accumulate_3, 3, 1, true)
+DOWN_BACKWARD(low_rank_down_backward_accumulate_4, 4, 1, true)
 
 // d_a += scale Σ partials, a thread an element of the rank's first `rank` rows.
 extern "C" __global__ void __launch_bounds__(256) low_rank_down_backward_sum(float* d_a, const float* partials, u32 parts, u32 n_in, u32 width, u32 rank,

@@ -362,10 +362,10 @@ mod cuda {
             "low_rank_up_forward_4",
         ];
         const ADDING: [&str; 4] = [
-            "low_rank_up_forward_residual_1",
-            "low_rank_up_forward_residual_2",
-            "low_rank_up_forward_residual_3",
-            "low_rank_up_forward_residual_4",
+            "low_rank_up_forward_accumulate_1",
+            "low_rank_up_forward_accumulate_2",
+            "low_rank_up_forward_accumulate_3",
+            "low_rank_up_forward_accumulate_4",
         ];
         const ROWS: usize = 128;
         let (u, b, dims) = (up.u_tr, up.b_or, up.dims);
@@ -471,10 +471,10 @@ mod cuda {
             "low_rank_down_backward_4",
         ];
         const ADDING: [&str; 4] = [
-            "low_rank_down_backward_residual_1",
-            "low_rank_down_backward_residual_2",
-            "low_rank_down_backward_residual_3",
-            "low_rank_down_backward_residual_4",
+            "low_rank_down_backward_accumulate_1",
+            "low_rank_down_backward_accumulate_2",
+            "low_rank_down_backward_accumulate_3",
+            "low_rank_down_backward_accumulate_4",
         ];
         let (x, a, dims) = (down.x_ti, down.a_ri, down.dims);
         let Dims { t, wide, rank } = dims;

@@ -99,10 +99,10 @@ FORWARD(rms_norm_forward_any, View)
 BACKWARD(rms_norm_backward_bf16, bf16*)
 BACKWARD(rms_norm_backward_any, View)
 
-#define BACKWARD_RESIDUAL(NAME, P)                                                                                              \
+#define BACKWARD_ACCUMULATE(NAME, P)                                                                                            \
     extern "C" __global__ void __launch_bounds__(1024) NAME(View d_x, View d_branch, float* partials, View d_out, View x,       \
                                                             View w, const float* rstd, u32 n_rows, u32 d, u32 group) {          \
         backward<P, true>(d_x, d_branch, partials, d_out, x, w, rstd, n_rows, d, group);                                        \
     }
-BACKWARD_RESIDUAL(rms_norm_backward_residual_bf16, bf16*)
-BACKWARD_RESIDUAL(rms_norm_backward_residual_any, View)
+BACKWARD_ACCUMULATE(rms_norm_backward_accumulate_bf16, bf16*)
+BACKWARD_ACCUMULATE(rms_norm_backward_accumulate_any, View)

@@ -261,8 +261,8 @@ mod cuda {
     ) -> Result<()> {
         const ASSIGNING: [&str; 2] = ["rms_norm_backward_bf16", "rms_norm_backward_any"];
         const ADDING: [&str; 2] = [
-            "rms_norm_backward_residual_bf16",
-            "rms_norm_backward_residual_any",
+            "rms_norm_backward_accumulate_bf16",
+            "rms_norm_backward_accumulate_any",
         ];
         let (n_rows, d) = (rstd.numel(), w_d.numel());
         let (kernel, outputs) = match written {
@@ -321,8 +321,8 @@ pub(crate) mod examples {
     pub(crate) fn timed(sizes: &Sizes) -> Vec<Example> {
         let (shape, types) = ([sizes.n_tokens, sizes.hidden], [sizes.dtype; 3]);
         // As between two branches: the residual stream's gradient is f32.
-        let residual = backward_accumulate(shape, types, [F32, sizes.dtype]);
-        vec![forward(shape, types), residual]
+        let accumulate = backward_accumulate(shape, types, [F32, sizes.dtype]);
+        vec![forward(shape, types), accumulate]
     }
 
     pub(super) fn forward([t, d]: [usize; 2], [x_type, out_type, w_type]: [DType; 3]) -> Example {

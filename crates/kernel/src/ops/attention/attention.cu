@@ -1,4 +1,4 @@
-// Causal softmax attention with grouped key:value heads over packed documents or over a cache; formulas stand in attention.rs.
+// Causal softmax attention with grouped key:value heads over packed documents or over a cache; formulas stand in mod.rs.
 //
 // Where everything is bf16 and N is 64, 128 or 256, products run on the matrix units with f32 sums (names with _bf16_N); any other mix of
 // types and any other N up to 256 runs in f32 throughout (names with _any). Tiles of q, k, v, d_out lie in shared memory in blocks of 64
@@ -956,7 +956,7 @@ __device__ __forceinline__ void backward_queries_bf16(bf16* d_q_thn, const uint4
         if (step < n_steps) {
             const u32 stage = stages + (step % STAGES) * STAGE_BYTES;
             load_tile<KEYS, N, THREADS>(stage, k + (i64)(step * KEYS) * kv_stride, kv_stride, n_keys - step * KEYS);
-            // The 64 keys that the step lies in, and where their blocks of d_s begin: see `blocks_before` in attention.rs.
+            // The 64 keys that the step lies in, and where their blocks of d_s begin: see `blocks_before` in cuda.rs.
             const u32 keys64 = step >> 1, whole = min(keys64, item.first / 2), cut = keys64 - whole;
             const u32 first = max(item.first, 2 * keys64), n_tiles = item.n_tiles - 2 * cut;
             const u32 before = ratio * (keys64 * item.n_tiles - cut * (cut - 1));

@@ -270,7 +270,7 @@ impl Forward {
     }
 }
 
-/// Keys dealt out to several blocks, whose sums are put together afterwards.
+/// Keys distributed over several blocks, whose sums are put together afterwards.
 struct Split {
     n_splits: usize,
     /// Keys of a split; more than there are where there is only one.

@@ -74,7 +74,7 @@ __device__ __forceinline__ u32 load_word(u32 at) {
     return word;
 }
 // A barrier of the whole block that its warps may reach at different places of the program.
-__device__ __forceinline__ void meet() { asm volatile("bar.sync 1, %0;" ::"r"(blockDim.x) : "memory"); }
+__device__ __forceinline__ void block_barrier() { asm volatile("bar.sync 1, %0;" ::"r"(blockDim.x) : "memory"); }
 
 // Left operand of 16 x 16.
 struct Fragment {
@@ -328,7 +328,7 @@ struct Prepare {
     Gates gates[2];
     float beta[2][CHUNK];
 };
-static_assert(sizeof(Prepare) == 51264, "as gated_delta_rule.rs says");
+static_assert(sizeof(Prepare) == 51264, "as cuda.rs says");
 
 // Rows of a lane's places to [token, CHUNK] rows `pitch` elements apart.
 __device__ __forceinline__ void store_pairs(bf16* to, u64 pitch, u32 count, const Pairs& x, Place place, const Lane& lane) {
@@ -474,7 +474,7 @@ template <u32 TILES> struct Scan {
     float4 decays[2][CHUNK];
 };
 
-static_assert(sizeof(Scan<1>) == 91136 && sizeof(Scan<2>) == 99328, "as gated_delta_rule.rs says");
+static_assert(sizeof(Scan<1>) == 91136 && sizeof(Scan<2>) == 99328, "as cuda.rs says");
 
 // Without SAVES: out [T, H, V], and state_hkv (f32, may be null) read first and written last. With SAVES: e and states.
 template <u32 TILES, bool SAVES>
@@ -521,7 +521,7 @@ __device__ __forceinline__ void scan(bf16* out_thv, float* state_hkv, bf16* e, b
             u32 first = document.x + idx * CHUNK, count = min(CHUNK, document.y - idx * CHUNK), stage = idx & 1;
             const u8* exchange = own.values[stage][tile];
             copy_async_wait<0>();
-            meet();
+            block_barrier();
             if (idx + 1 < n_chunks) copy(idx + 1);
             copy_async_commit();
             Tokens out;
@@ -546,7 +546,7 @@ __device__ __forceinline__ void scan(bf16* out_thv, float* state_hkv, bf16* e, b
                     }
                 }
             }
-            meet();
+            block_barrier();
             if (idx + 1 < n_chunks) copy_p(idx + 1);
             copy_async_commit();
             get_fragments(d, exchange);
@@ -580,7 +580,7 @@ __device__ __forceinline__ void scan(bf16* out_thv, float* state_hkv, bf16* e, b
         const float4* decay = own.decays[stage];
         u8* exchange = own.values[stage][tile];
         u32 keys = key_tiles + stage * WIDE_BYTES;
-        meet();
+        block_barrier();
 
         // 1. W
         Tokens w;
@@ -613,7 +613,7 @@ __device__ __forceinline__ void scan(bf16* out_thv, float* state_hkv, bf16* e, b
             to_fragment(behind, w, n, x.y * x.z, y.y * y.z);
         }
         put_fragments(exchange, d);
-        meet();
+        block_barrier();
 
         // 3. the state behind the chunk
         if (idx + 1 < n_chunks || !starts_empty) {
@@ -660,7 +660,7 @@ template <u32 TILES> struct Reverse {
     u8 by_pairs[TILES][8 * 512], by_state[TILES][16 * 512];
 };
 
-static_assert(sizeof(Reverse<1>) == 82944 && sizeof(Reverse<2>) == 99328, "as gated_delta_rule.rs says");
+static_assert(sizeof(Reverse<1>) == 82944 && sizeof(Reverse<2>) == 99328, "as cuda.rs says");
 
 // dR to d_r_thv [T, H, V], gradients of states to d_states.
 template <u32 TILES>
@@ -710,7 +710,7 @@ __device__ __forceinline__ void reverse(bf16* d_r_thv, bf16* d_states, const bf1
             u32 stage = idx & 1;
             bool is_last = idx + 1 == n_chunks;
             copy_async_wait<0>();
-            meet();
+            block_barrier();
             copy_queries(idx);
             copy_async_commit();
             if (idx > 0) copy(idx - 1);
@@ -727,7 +727,7 @@ __device__ __forceinline__ void reverse(bf16* d_r_thv, bf16* d_states, const bf1
             times_lower_transposed(by_pairs, d, shared_address(own.m), lane);
             put_sums(own.by_pairs[tile], by_pairs);
             copy_async_wait<1>();
-            meet();
+            block_barrier();
             if (idx > 0) copy_m(idx - 1);
             copy_async_commit();
             if (!is_last) {
@@ -750,7 +750,7 @@ __device__ __forceinline__ void reverse(bf16* d_r_thv, bf16* d_states, const bf1
                 put_sums(own.by_state[tile], by_state);
             }
         }
-        meet();
+        block_barrier();
         store_d_r(0);
         return;
     }
@@ -761,7 +761,7 @@ __device__ __forceinline__ void reverse(bf16* d_r_thv, bf16* d_states, const bf1
     for (u32 idx = n_chunks; idx-- > 0;) {
         u32 count = min(CHUNK, document.y - idx * CHUNK), stage = idx & 1, keys = key_tiles + stage * WIDE_BYTES;
         const float4* decay = own.decays[stage];
-        meet();
+        block_barrier();
         // 1. K dS
         Tokens w;
         Fragment d[4];
@@ -777,7 +777,7 @@ __device__ __forceinline__ void reverse(bf16* d_r_thv, bf16* d_states, const bf1
             put_fragments(own.by_state[tile], a);
             times_rows(w, a, keys, lane);
         }
-        meet();
+        block_barrier();
         // 2. dD, dR
 #pragma unroll
         for (u32 n = 0; n < 8; n++) {
@@ -804,7 +804,7 @@ __device__ __forceinline__ void reverse(bf16* d_r_thv, bf16* d_states, const bf1
             times_columns(s, d, keys, lane);
         }
     }
-    meet();
+    block_barrier();
 }
 
 #define REVERSE(tiles)                                                                                                                 \
@@ -837,7 +837,7 @@ struct Gradient {
     };
 };
 
-static_assert(sizeof(Gradient) == 100384, "as gated_delta_rule.rs says");
+static_assert(sizeof(Gradient) == 100384, "as cuda.rs says");
 
 __device__ __forceinline__ void copy_head(Gradient& own, const bf16* d_out_thv, const bf16* d_r_thv, const bf16* e, const float4* decays, u32 first,
                                           u32 count, u32 head, u32 h, u32 H, u32 n_heads) {
