@@ -2,7 +2,7 @@
 //!
 //! Everything is counted before anything is allocated, from the configuration alone, so that `doctor` says what training will do and
 //! training does what `doctor` said. Of all plans that fit, the one with the least extra time is chosen; what a plan costs is
-//! reckoned in round figures of a card's class, which decide between plans and are shown to nobody.
+//! reckoned in round figures of a GPU's class, which decide between plans and are shown to nobody.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -217,18 +217,18 @@ pub struct Room {
 }
 
 impl MemoryPlan {
-    /// The best plan on `card` that takes no more than `room`.
+    /// The best plan on `gpu` that takes no more than `room`.
     ///
     /// # Errors
     /// [`Error::DoesNotFit`] and [`Error::DoesNotFitHost`] with the least that is needed.
-    pub fn new(training: &Training, card: DeviceProperties, room: Room) -> Result<MemoryPlan> {
-        MemoryPlan::best(training, card, room, 1..=training.rows.at_once)
+    pub fn new(training: &Training, gpu: DeviceProperties, room: Room) -> Result<MemoryPlan> {
+        MemoryPlan::best(training, gpu, room, 1..=training.rows.at_once)
     }
 
     /// The best of those with as many rows at a time.
     fn best(
         training: &Training,
-        card: DeviceProperties,
+        gpu: DeviceProperties,
         room: Room,
         at_once: RangeInclusive<usize>,
     ) -> Result<MemoryPlan> {
@@ -241,8 +241,8 @@ impl MemoryPlan {
             let pass = training.pass(rows);
             let micro_batches = training.rows.micro_batches(rows);
             let n_passes = micro_batches.div_ceil(training.n_ranks);
-            let waiting_s = fixed.waiting_seconds(training, card, rows);
-            let op_scratch_bytes = pass.scratch_bytes(card);
+            let waiting_s = fixed.waiting_seconds(training, gpu, rows);
+            let op_scratch_bytes = pass.scratch_bytes(gpu);
             for policy in &policies {
                 // 1. all but the moments
                 let mut bytes = fixed.bytes;
@@ -266,9 +266,9 @@ impl MemoryPlan {
                     continue;
                 }
                 // 3. what it costs
-                let seconds = n_passes as f64 * fixed.pass_seconds(&pass, card, policy)
+                let seconds = n_passes as f64 * fixed.pass_seconds(&pass, gpu, policy)
                     + waiting_s
-                    + host_bytes as f64 / Rates::of(card).link_bytes;
+                    + host_bytes as f64 / Rates::of(gpu).link_bytes;
                 if best.as_ref().is_none_or(|(other, _)| seconds < *other) {
                     let plan = MemoryPlan {
                         rows,
@@ -469,8 +469,8 @@ impl Fixed {
 
     /// What one pass costs beside the arithmetic that every plan needs: work done again, weights and gradients read and gradients
     /// written once more, launches.
-    fn pass_seconds(&self, pass: &TrainPass, card: DeviceProperties, policy: &[Recompute]) -> f64 {
-        let rates = Rates::of(card);
+    fn pass_seconds(&self, pass: &TrainPass, gpu: DeviceProperties, policy: &[Recompute]) -> f64 {
+        let rates = Rates::of(gpu);
         let moved = 3 * self.bytes.weights + 2 * 4 * self.n_trained;
         pass.recomputed_operations(policy) / rates.operations
             + (moved as f64 + pass.recomputed_bytes(policy)) / rates.memory_bytes
@@ -478,7 +478,7 @@ impl Fixed {
     }
 
     /// What ranks wait for the one that computes most rows, where they cannot be shared out evenly; nothing where there is one rank.
-    fn waiting_seconds(&self, training: &Training, card: DeviceProperties, at_once: usize) -> f64 {
+    fn waiting_seconds(&self, training: &Training, gpu: DeviceProperties, at_once: usize) -> f64 {
         let StepRows {
             rows,
             accumulate,
@@ -490,7 +490,7 @@ impl Fixed {
         // Forward and backward, in round figures: six operations a weight and token, four where the weights are frozen.
         let per_weight = if training.lora.is_some() { 4.0 } else { 6.0 };
         let operations = per_weight * (self.n_weights * row_tokens) as f64;
-        waiting * operations / Rates::of(card).operations
+        waiting * operations / Rates::of(gpu).operations
     }
 }
 
@@ -509,7 +509,7 @@ fn most_rows(rows: StepRows, at_once: usize, n_ranks: usize) -> usize {
 const LAUNCHES_PER_LAYER: f64 = 100.0;
 const LAUNCH_S: f64 = 4e-6;
 
-/// A second's work of a card's class, in round figures.
+/// A second's work of a GPU's class, in round figures.
 struct Rates {
     /// Of bf16 products.
     operations: f64,
@@ -519,8 +519,8 @@ struct Rates {
 }
 
 impl Rates {
-    fn of(card: DeviceProperties) -> Self {
-        let (operations_per_multiprocessor, memory_bytes, link_bytes) = match card.compute {
+    fn of(gpu: DeviceProperties) -> Self {
+        let (operations_per_multiprocessor, memory_bytes, link_bytes) = match gpu.compute {
             90 => (4.2e12, 2.6e12, 4.5e10),
             100..120 => (1e13, 6e12, 4.5e10),
             120.. => (1.1e12, 1.5e12, 4.5e10),
@@ -528,7 +528,7 @@ impl Rates {
             _ => (1.1e12, 8e11, 2.2e10),
         };
         Rates {
-            operations: f64::from(card.n_multiprocessors) * operations_per_multiprocessor,
+            operations: f64::from(gpu.n_multiprocessors) * operations_per_multiprocessor,
             memory_bytes,
             link_bytes,
         }
@@ -609,15 +609,15 @@ mod tests {
         let mut last = f64::INFINITY;
         for gib in [30, 40, 50, 60, 76, 90, 140] {
             let training = training(&config, 3);
-            let card = h100(gib * GIB);
-            let budget = card.buffer_bytes();
-            let plan = MemoryPlan::new(&training, card, room(budget)).unwrap();
+            let gpu = h100(gib * GIB);
+            let budget = gpu.buffer_bytes();
+            let plan = MemoryPlan::new(&training, gpu, room(budget)).unwrap();
             assert!(plan.peak_bytes() <= budget, "{gib} GiB");
             // More memory is never slower.
             let fixed = Fixed::of(&training);
             let seconds = 3_usize.div_ceil(plan.rows) as f64
-                * fixed.pass_seconds(&training.pass(plan.rows), card, &plan.policy)
-                + plan.host_bytes as f64 / Rates::of(card).link_bytes;
+                * fixed.pass_seconds(&training.pass(plan.rows), gpu, &plan.policy)
+                + plan.host_bytes as f64 / Rates::of(gpu).link_bytes;
             assert!(seconds <= last, "{gib} GiB");
             last = seconds;
             let full = plan.recomputing().nothing == 32 && plan.host_bytes == 0;
@@ -645,15 +645,15 @@ mod tests {
     fn what_does_not_fit_is_refused_with_what_it_needs() {
         let config = config_4b();
         let training = training(&config, 3);
-        let card = h100(24 * GIB);
-        let refused = MemoryPlan::new(&training, card, room(card.buffer_bytes())).err();
+        let gpu = h100(24 * GIB);
+        let refused = MemoryPlan::new(&training, gpu, room(gpu.buffer_bytes())).err();
         let Some(Error::DoesNotFit { needed, .. }) = refused else {
             panic!("{refused:?}");
         };
-        assert!(needed > card.buffer_bytes());
-        let plan = MemoryPlan::new(&training, card, room(needed)).unwrap();
+        assert!(needed > gpu.buffer_bytes());
+        let plan = MemoryPlan::new(&training, gpu, room(needed)).unwrap();
         assert_eq!((plan.rows, plan.peak_bytes()), (1, needed));
-        assert!(MemoryPlan::new(&training, card, room(needed - 1)).is_err());
+        assert!(MemoryPlan::new(&training, gpu, room(needed - 1)).is_err());
     }
 
     #[test]
@@ -662,22 +662,22 @@ mod tests {
         // Of many micro-batches, so that recomputing costs more than moving moments.
         let mut training = training(&config, 3);
         training.rows.accumulate = 16;
-        let card = h100(40 * GIB);
-        let gpu = card.buffer_bytes();
+        let gpu = h100(40 * GIB);
+        let budget = gpu.buffer_bytes();
         let plan = |gpu_bytes, host_bytes| {
             let room = Room {
                 gpu_bytes,
                 host_bytes,
             };
-            MemoryPlan::new(&training, card, room)
+            MemoryPlan::new(&training, gpu, room)
         };
         // 1. enough: what is fastest keeps more activations on the GPU and moves more moments
-        let ample = plan(gpu, usize::MAX).unwrap();
+        let ample = plan(budget, usize::MAX).unwrap();
         assert!(ample.host_bytes > 0);
         // 2. less: a plan that is slower, and stays within
         let within = ample.host_bytes - 1;
-        let tight = plan(gpu, within).unwrap();
-        assert!(tight.host_bytes <= within && tight.peak_bytes() <= gpu);
+        let tight = plan(budget, within).unwrap();
+        assert!(tight.host_bytes <= within && tight.peak_bytes() <= budget);
         assert!((tight.rows, &tight.policy) != (ample.rows, &ample.policy));
         // 3. too little: what the least demanding plan needs
         let small = 30 * GIB;
@@ -691,12 +691,12 @@ mod tests {
     #[test]
     fn ranks_count_their_own_moments_and_leave_room_for_nccl() {
         let config = config_4b();
-        let card = h100(140 * GIB);
+        let gpu = h100(140 * GIB);
         let plan = |rank, n_ranks| {
             let mut training = training(&config, 1);
             training.rows.accumulate = 4;
             (training.rank, training.n_ranks) = (rank, n_ranks);
-            MemoryPlan::new(&training, card, room(card.buffer_bytes())).unwrap()
+            MemoryPlan::new(&training, gpu, room(gpu.buffer_bytes())).unwrap()
         };
         let alone = plan(0, 1).bytes;
         assert_eq!(alone.nccl, 0);
@@ -715,7 +715,7 @@ mod tests {
     #[test]
     fn a_rank_moves_no_moments_to_the_host_that_another_owns() {
         let config = config_4b();
-        let card = h100(34 * GIB);
+        let gpu = h100(34 * GIB);
         let offloaded = [0, 1].map(|rank| {
             let mut training = training(&config, 1);
             training.rows.accumulate = 2;
@@ -723,7 +723,7 @@ mod tests {
             let trained = training.pass(1).trained();
             let sizes: Vec<usize> = trained.iter().map(TensorSpec::numel).collect();
             let owners = Owners::assign(&sizes, rank, 2);
-            let plan = MemoryPlan::new(&training, card, room(card.buffer_bytes())).unwrap();
+            let plan = MemoryPlan::new(&training, gpu, room(gpu.buffer_bytes())).unwrap();
             assert!(plan.n_offloaded() > 0, "{}", plan.describe());
             for (tensor, offloaded) in plan.offloaded.iter().enumerate() {
                 assert!(!offloaded || owners.has(tensor));
@@ -776,10 +776,10 @@ mod tests {
         }
         // Three rows for two ranks: two at once and one beside them.
         let config = config_4b();
-        let card = h100(140 * GIB);
+        let gpu = h100(140 * GIB);
         let mut training = training(&config, 3);
         training.n_ranks = 2;
-        let plan = MemoryPlan::new(&training, card, room(card.buffer_bytes())).unwrap();
+        let plan = MemoryPlan::new(&training, gpu, room(gpu.buffer_bytes())).unwrap();
         assert_eq!(plan.rows, 2);
     }
 }

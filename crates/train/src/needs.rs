@@ -104,7 +104,7 @@ pub enum Target {
     /// GPUs, here or not, one for each of the processes that train together, and what training may take of each and of their host.
     Gpu {
         /// What the GPU is.
-        card: DeviceProperties,
+        gpu: DeviceProperties,
         /// What training may take.
         room: Room,
         /// How many train together.
@@ -121,7 +121,7 @@ impl Target {
         Ok(match device {
             Device::Cpu => Target::Cpu { free_bytes },
             Device::Cuda(cuda) => Target::Gpu {
-                card: cuda.properties(),
+                gpu: cuda.properties(),
                 room: Room {
                     gpu_bytes: cuda.available_bytes()?,
                     host_bytes: HostMemory::now().lockable_bytes(),
@@ -309,11 +309,11 @@ pub fn plan(name: String, training: &Training, target: Target) -> Result<StagePl
                 )
             });
         }
-        Target::Gpu { card, room, .. } => {
+        Target::Gpu { gpu, room, .. } => {
             plan.available_bytes = room.gpu_bytes as u64;
             plan.host_available_bytes =
                 (room.host_bytes != UNKNOWN).then_some(room.host_bytes as u64);
-            match tightest(training, card, room) {
+            match tightest(training, gpu, room) {
                 Ok(memory) => {
                     plan.peak_bytes = memory.peak_bytes() as u64;
                     plan.choices.rows = memory.rows;
@@ -346,10 +346,10 @@ pub fn plan(name: String, training: &Training, target: Target) -> Result<StagePl
 ///
 /// # Errors
 /// As [`MemoryPlan::new`], for any of them.
-fn tightest(training: &Training, card: DeviceProperties, room: Room) -> Result<MemoryPlan> {
-    let mut tightest = MemoryPlan::new(training, card, room)?;
+fn tightest(training: &Training, gpu: DeviceProperties, room: Room) -> Result<MemoryPlan> {
+    let mut tightest = MemoryPlan::new(training, gpu, room)?;
     for rank in 1..training.n_ranks {
-        let plan = MemoryPlan::new(&Training { rank, ..*training }, card, room)?;
+        let plan = MemoryPlan::new(&Training { rank, ..*training }, gpu, room)?;
         let order = |plan: &MemoryPlan| (std::cmp::Reverse(plan.rows), plan.peak_bytes());
         if order(&plan) > order(&tightest) {
             tightest = plan;
@@ -383,13 +383,13 @@ mod tests {
             n_ranks: 1,
         };
         let limit = |gpu_bytes, host_bytes| {
-            let card = DeviceProperties::with_memory(32 * GIB);
+            let gpu = DeviceProperties::with_memory(32 * GIB);
             let room = Room {
                 gpu_bytes,
                 host_bytes,
             };
             let target = Target::Gpu {
-                card,
+                gpu,
                 room,
                 n_ranks: 1,
             };
@@ -404,9 +404,9 @@ mod tests {
         assert_eq!(host.available_bytes, GIB as u64);
         assert!(host.needed_bytes > host.available_bytes);
         assert!(limit(30 * GIB, host.needed_bytes as usize).0);
-        let (fits, gpu) = limit(4 * GIB, UNKNOWN);
-        assert!(!fits && gpu.what == "memory");
-        assert_eq!(gpu.available_bytes, 4 * GIB as u64);
-        assert!(gpu.needed_bytes > gpu.available_bytes);
+        let (fits, own) = limit(4 * GIB, UNKNOWN);
+        assert!(!fits && own.what == "memory");
+        assert_eq!(own.available_bytes, 4 * GIB as u64);
+        assert!(own.needed_bytes > own.available_bytes);
     }
 }

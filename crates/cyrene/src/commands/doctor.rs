@@ -56,7 +56,7 @@ pub fn run(args: &Doctor, ui: &Ui) -> Result<()> {
             machine.memory_bytes = cuda.total_bytes() as u64;
             machine.memory_free_bytes = cuda.free_bytes()? as u64;
             Target::Gpu {
-                card: cuda.properties(),
+                gpu: cuda.properties(),
                 room: Room {
                     gpu_bytes: cuda.available_bytes()?,
                     host_bytes,
@@ -68,11 +68,11 @@ pub fn run(args: &Doctor, ui: &Ui) -> Result<()> {
             free_bytes: machine.memory_free_bytes,
         },
         (Device::Cpu, Some(bytes)) => {
-            let card = DeviceProperties::with_memory(bytes);
+            let gpu = DeviceProperties::with_memory(bytes);
             Target::Gpu {
-                card,
+                gpu,
                 room: Room {
-                    gpu_bytes: card.buffer_bytes(),
+                    gpu_bytes: gpu.buffer_bytes(),
                     host_bytes,
                 },
                 n_ranks,

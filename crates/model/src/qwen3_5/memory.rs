@@ -69,7 +69,7 @@ impl TrainPass<'_> {
     }
 
     /// Bytes of the scratch of ops: the largest one's, since all share one block.
-    pub fn scratch_bytes(&self, card: DeviceProperties) -> usize {
+    pub fn scratch_bytes(&self, gpu: DeviceProperties) -> usize {
         let c = self.config;
         let (t, dtype) = (self.n_tokens, self.dtype);
         let (h, v) = (c.linear_num_value_heads, c.linear_value_head_dim);
@@ -80,18 +80,18 @@ impl TrainPass<'_> {
         let adapters = self.lora.map_or(0, |lora| {
             let specs = adapters::specs(c, lora).into_iter();
             let sides = specs.map(|spec| [t, spec.numel() / lora.rank, lora.rank]);
-            let bytes = sides.map(|dims| low_rank::backward_scratch_bytes(card, dims, dtype));
+            let bytes = sides.map(|dims| low_rank::backward_scratch_bytes(gpu, dims, dtype));
             bytes.max().unwrap_or(0)
         });
         let ops = [
-            linear_cross_entropy::scratch_bytes(card, head, dtype, DType::F32),
-            attention::backward_scratch_bytes(card, heads, self.longest),
+            linear_cross_entropy::scratch_bytes(gpu, head, dtype, DType::F32),
+            attention::backward_scratch_bytes(gpu, heads, self.longest),
             gated_delta_rule::scratch_bytes([t, h, g, k, v], dtype),
-            delta_inputs::backward_scratch_bytes(card, [t, h, g, k, v]),
-            delta_gate::backward_scratch_bytes(card, [t, h]),
-            gated_rms_norm::backward_scratch_bytes(card, t * h, v),
-            rms_norm::backward_scratch_bytes(card, t, c.hidden_size),
-            rms_norm::backward_scratch_bytes(card, t * c.num_attention_heads, c.head_dim),
+            delta_inputs::backward_scratch_bytes(gpu, [t, h, g, k, v]),
+            delta_gate::backward_scratch_bytes(gpu, [t, h]),
+            gated_rms_norm::backward_scratch_bytes(gpu, t * h, v),
+            rms_norm::backward_scratch_bytes(gpu, t, c.hidden_size),
+            rms_norm::backward_scratch_bytes(gpu, t * c.num_attention_heads, c.head_dim),
             adapters,
             grad_norm::scratch_bytes(self.trained().iter().map(TensorSpec::numel)),
         ];
