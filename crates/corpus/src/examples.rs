@@ -49,16 +49,12 @@ pub struct Encoding<'a> {
 /// A row in token ids, with where it belongs.
 #[derive(Debug, Clone)]
 pub struct SourceExample {
-    /// Ids and labels.
+    /// Ids and labels, with the language where the file's name or the data set says one.
     pub encoded: Example,
-    /// UTF-8 bytes behind the trained targets; 0 for rows that came as ids.
-    pub bytes: usize,
     /// What the model is to say, as text; empty for rows that came as ids.
     pub text: String,
     /// The messages, for rows that have them.
     pub messages: Vec<Message>,
-    /// Language code, where the file's name or the data set says one.
-    pub language: Option<String>,
     /// Scene that the row comes from, where a manifest says so.
     pub scene: Option<String>,
     /// Side of the split in this language; `Train` without a split.
@@ -70,10 +66,8 @@ impl SourceExample {
     fn new(encoded: Example) -> Self {
         SourceExample {
             encoded,
-            bytes: 0,
             text: String::new(),
             messages: Vec::new(),
-            language: None,
             scene: None,
             side: Side::Train,
         }
@@ -159,7 +153,7 @@ fn of_text(
     let mut examples = encode(plain, encoding).map_err(bad)?;
     let language = file.language().map(|language| language.code().to_owned());
     for example in &mut examples {
-        example.language = language.clone();
+        example.encoded.origin.language = language.clone();
     }
     Ok((examples, remarks))
 }
@@ -188,9 +182,9 @@ fn encode(
         ),
         PlainRow::Text(text) => {
             let tokenizer = tokenizer_of(encoding)?;
-            let encoded = labels::pt(tokenizer, &text).map_err(|error| error.to_string())?;
+            let mut encoded = labels::pt(tokenizer, &text).map_err(|error| error.to_string())?;
+            encoded.origin.bytes = labels::text_bytes(tokenizer, &encoded);
             Ok(vec![SourceExample {
-                bytes: labels::text_bytes(tokenizer, &encoded),
                 text,
                 ..SourceExample::new(encoded)
             }])
@@ -241,12 +235,12 @@ fn conversation(
             labels::sft(tokenizer, &conversation, encoding.loss_scale)
         }
     };
-    let encoded = encoded.map_err(|error| error.to_string())?;
+    let mut encoded = encoded.map_err(|error| error.to_string())?;
     if let Some(row_tokens) = encoding.row_tokens {
         pack::check_room(&encoded, row_tokens).map_err(|error| error.to_string())?;
     }
+    encoded.origin.bytes = labels::text_bytes(tokenizer, &encoded);
     Ok(SourceExample {
-        bytes: labels::text_bytes(tokenizer, &encoded),
         text: joined(&|role| role == Role::Assistant),
         messages,
         ..SourceExample::new(encoded)
@@ -302,13 +296,13 @@ pub fn was_built(path: &Path) -> Result<bool> {
 }
 
 fn of_built(row: BuiltRow, path: &Path, encoding: Encoding<'_>) -> Result<SourceExample> {
-    let example = conversation(row.messages, encoding).map_err(|problem| Error::BuiltRow {
+    let mut example = conversation(row.messages, encoding).map_err(|problem| Error::BuiltRow {
         path: path.to_owned(),
         scene: row.scene.clone(),
         problem,
     })?;
+    example.encoded.origin.language = row.language.map(|language| language.code().to_owned());
     Ok(SourceExample {
-        language: row.language.map(|language| language.code().to_owned()),
         scene: Some(row.scene),
         side: row.side,
         ..example

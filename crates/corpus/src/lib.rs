@@ -52,7 +52,7 @@ pub use counted::{Counting, Tokenizers, build_counting, build_timing_counts};
 pub use error::{Error, Result};
 pub use language::{ByLanguage, Language};
 pub use manifest::Manifest;
-pub use mixture::{MixedExample, MixedExamples, Mixture};
+pub use mixture::{MixedExamples, Mixture};
 pub use request::{BuildRequest, Progress, SplitRequest};
 pub use row_notes::RowNotes;
 pub use row_problems::{BadRow, BadRows};

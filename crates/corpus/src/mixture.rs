@@ -32,21 +32,12 @@ pub struct Mixture<'a> {
 /// Rows of a mixture in ids, by side.
 #[derive(Debug, Default)]
 pub struct MixedExamples {
-    /// To train on.
-    pub train: Vec<MixedExample>,
+    /// To train on; the origin of each names its source by its place in [`Mixture::sources`].
+    pub train: Vec<SourceExample>,
     /// `val` first, then the other sides that have rows; of each as many as [`Mixture::validation_tokens`] lets through.
-    pub held_out: BTreeMap<Side, Vec<MixedExample>>,
+    pub held_out: BTreeMap<Side, Vec<SourceExample>>,
     /// What is worth saying about rows that were read all the same.
     pub notes: RowNotes,
-}
-
-/// A row in ids, and which source it comes from.
-#[derive(Debug, Clone)]
-pub struct MixedExample {
-    /// The row.
-    pub example: SourceExample,
-    /// Place of its source in [`Mixture::sources`].
-    pub source_idx: u32,
 }
 
 impl Mixture<'_> {
@@ -104,20 +95,15 @@ impl Mixture<'_> {
             if paths.insert(source.path) {
                 mixed.notes.append(found.notes);
             }
-            for example in found.examples {
+            for mut example in found.examples {
+                example.encoded.origin.source_idx = source_idx as u32;
                 let side = self.side(&example, split);
                 let ids = &example.encoded.input_ids;
                 // A source named twice to weigh more is held out once.
                 if side.is_held_out() && !seen.insert(ids.clone()) {
                     continue;
                 }
-                mixed.add(
-                    side,
-                    MixedExample {
-                        example,
-                        source_idx: source_idx as u32,
-                    },
-                );
+                mixed.add(side, example);
             }
         }
         bad.into_result()?;
@@ -130,7 +116,7 @@ impl Mixture<'_> {
         }
         for examples in mixed.held_out.values_mut() {
             let all = std::mem::take(examples);
-            let length = |held: &MixedExample| held.example.encoded.input_ids.len();
+            let length = |held: &SourceExample| held.encoded.input_ids.len();
             *examples = sampled(all, length, self.validation_tokens, self.seed);
         }
         Ok(mixed)
@@ -147,7 +133,7 @@ impl Mixture<'_> {
 }
 
 impl MixedExamples {
-    fn add(&mut self, side: Side, example: MixedExample) {
+    fn add(&mut self, side: Side, example: SourceExample) {
         match side {
             // Only what is explicitly for training in its language.
             Side::Train => self.train.push(example),
@@ -297,10 +283,13 @@ mod tests {
         let mixed = mixture
             .examples(split.as_ref(), encoding(Some(&tokenizer)))
             .unwrap();
-        let texts = |examples: &[MixedExample]| -> Vec<(String, u32)> {
-            let text = |one: &MixedExample| {
-                let ids = &one.example.encoded.input_ids;
-                (tokenizer.decode(ids, true).unwrap(), one.source_idx)
+        let texts = |examples: &[SourceExample]| -> Vec<(String, u32)> {
+            let text = |one: &SourceExample| {
+                let ids = &one.encoded.input_ids;
+                (
+                    tokenizer.decode(ids, true).unwrap(),
+                    one.encoded.origin.source_idx,
+                )
             };
             examples.iter().map(text).collect()
         };
@@ -354,7 +343,7 @@ mod tests {
                 ..mixture(folder.path(), &sources)
             };
             let mixed = mixture.examples(None, encoding(None)).unwrap();
-            let first = |one: &MixedExample| one.example.encoded.input_ids[0];
+            let first = |one: &SourceExample| one.encoded.input_ids[0];
             let val: Vec<u32> = mixed.held_out[&Side::Val].iter().map(first).collect();
             let train: Vec<u32> = mixed.train.iter().map(first).collect();
             assert!(val.iter().all(|row| !train.contains(row)));

@@ -502,7 +502,11 @@ fn language_is_the_name_of_the_file_whatever_its_ending() {
     let row = json!({ "messages": [user("Say hi."), assistant("Hi.")] }).to_string();
     let language = |name: &str, bytes: &[u8]| {
         let path = rows.put(name, bytes);
-        rows.read(&path).unwrap().examples[0].language.clone()
+        rows.read(&path).unwrap().examples[0]
+            .encoded
+            .origin
+            .language
+            .clone()
     };
     let packed = gzip(row.as_bytes());
     let row = row.as_bytes();

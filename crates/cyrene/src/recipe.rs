@@ -11,10 +11,9 @@ use corpus::{Mixture, WeightedSource};
 use model::Config;
 use serde::{Deserialize, Serialize};
 use text::labels::LossScale;
+use text::pack::Packing;
 use toml::{Table, Value};
-use train::job::{
-    BatchConfig, DataConfig, LoraTuner, OptimizerConfig, Packing, RunConfig, TunerConfig,
-};
+use train::job::{BatchConfig, DataConfig, LoraTuner, OptimizerConfig, RunConfig, TunerConfig};
 use train::needs::PlannedRun;
 use train::recipe_table::Key;
 

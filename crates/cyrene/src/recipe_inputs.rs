@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
-use corpus::examples::Encoding;
-use corpus::{MixedExample, MixedExamples, Split};
+use corpus::examples::{Encoding, SourceExample};
+use corpus::{MixedExamples, Split};
 use model::Config;
-use text::Tokenizer;
+use text::{Example, Tokenizer};
 use train::job::ResultKind;
-use train::{DataConfig, Document, Job, ValidationSet};
+use train::{DataConfig, Job, ValidationSet};
 
 use crate::recipe::Recipe;
 use crate::ui::{Misuse, misused, of_rows};
@@ -59,11 +59,13 @@ impl Inputs {
 
 /// What a recipe and its rows say of a job: nowhere to write to yet, nobody who stops it.
 pub fn job(recipe: &Recipe, examples: MixedExamples, tokenizer: Option<Arc<Tokenizer>>) -> Job {
-    let documents = |examples: Vec<MixedExample>| examples.into_iter().map(document).collect();
+    let encoded = |examples: Vec<SourceExample>| -> Vec<Example> {
+        examples.into_iter().map(|one| one.encoded).collect()
+    };
     let validation = examples.held_out.into_iter();
     let validation = validation.map(|(side, examples)| ValidationSet {
         name: side.name().to_owned(),
-        documents: documents(examples),
+        examples: encoded(examples),
     });
     let sources = recipe.data.sources.iter();
     Job {
@@ -76,7 +78,7 @@ pub fn job(recipe: &Recipe, examples: MixedExamples, tokenizer: Option<Arc<Token
         optimizer: recipe.optimizer.clone(),
         batch: recipe.batch.clone(),
         run: recipe.run.clone(),
-        train: documents(examples.train),
+        train: encoded(examples.train),
         source_weights: sources.map(|source| source.weight).collect(),
         validation: validation.collect(),
         tokenizer,
@@ -87,15 +89,6 @@ pub fn job(recipe: &Recipe, examples: MixedExamples, tokenizer: Option<Arc<Token
         rows_at_once: None,
         force: false,
         stop: Arc::default(),
-    }
-}
-
-fn document(mixed: MixedExample) -> Document {
-    Document {
-        encoded: mixed.example.encoded,
-        source: mixed.source_idx,
-        language: mixed.example.language,
-        bytes: mixed.example.bytes,
     }
 }
 

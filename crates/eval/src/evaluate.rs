@@ -74,7 +74,7 @@ pub fn evaluate(
         let encoding = encoding(evaluation, kind, model.config().vocab_size);
         let mut rows = examples::source(&path, Some(&split), encoding)?.examples;
         rows.retain(|row| {
-            let code = row.language.as_deref();
+            let code = row.encoded.origin.language.as_deref();
             let mut wanted = evaluation.languages.iter();
             evaluation.languages.is_empty() || wanted.any(|language| Some(language.code()) == code)
         });

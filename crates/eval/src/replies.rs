@@ -32,7 +32,7 @@ pub(crate) fn held_out_prompts(rows: &[SourceExample], n: usize, seed: u64) -> V
     let mut taken: BTreeMap<String, usize> = Default::default();
     let mut prompts = Vec::new();
     for row in rows {
-        let language = row.language.clone().unwrap_or_default();
+        let language = row.encoded.origin.language.clone().unwrap_or_default();
         let Some(at) = row
             .messages
             .iter()

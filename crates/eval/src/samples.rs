@@ -24,7 +24,7 @@ pub(crate) fn samples(
     // 1. by language the train side, and the part of it that was trained on
     let mut side: BTreeMap<String, (Vec<&SourceExample>, Vec<&SourceExample>)> = BTreeMap::new();
     for row in rows.iter().filter(|row| row.side == Side::Train) {
-        let language = row.language.clone().unwrap_or_default();
+        let language = row.encoded.origin.language.clone().unwrap_or_default();
         let (all, known) = side.entry(language).or_default();
         all.push(row);
         if trained.is_some_and(|trained| trained.contains(&row.encoded.input_ids)) {
@@ -34,7 +34,7 @@ pub(crate) fn samples(
     // 2. what can be drawn, shuffled by seed
     let val = || rows.iter().filter(|row| row.side == Side::Val);
     let wanted: BTreeSet<&str> = val()
-        .map(|row| row.language.as_deref().unwrap_or_default())
+        .map(|row| row.encoded.origin.language.as_deref().unwrap_or_default())
         .collect();
     let mut not_recorded = Vec::new();
     let mut candidates = Vec::new();
@@ -48,7 +48,7 @@ pub(crate) fn samples(
     }
     candidates.sort_by_cached_key(|row| {
         let scene = row.scene.as_deref().unwrap_or("");
-        files::sha256(format!("{seed} {scene} {:?}", row.language).as_bytes())
+        files::sha256(format!("{seed} {scene} {:?}", row.encoded.origin.language).as_bytes())
     });
     // 3. one for each held-out row
     let probe = matched(val().map(kind), candidates.iter().copied().map(kind));
@@ -63,7 +63,7 @@ pub(crate) fn samples(
 /// What a row's probe is matched by.
 fn kind(row: &SourceExample) -> Kind<'_> {
     Kind {
-        language: row.language.as_deref(),
+        language: row.encoded.origin.language.as_deref(),
         targets: row.encoded.n_targets(),
     }
 }
@@ -73,10 +73,10 @@ pub fn sample(row: &SourceExample) -> Option<Sample> {
     let is_on_a_side = row.side == Side::Train || row.side.is_held_out();
     is_on_a_side.then(|| Sample {
         scene: row.scene.clone().unwrap_or_default(),
-        language: row.language.clone().unwrap_or_default(),
+        language: row.encoded.origin.language.clone().unwrap_or_default(),
         side: row.side,
         encoded: row.encoded.clone(),
-        bytes: row.bytes,
+        bytes: row.encoded.origin.bytes,
         text: row.text.clone(),
     })
 }
@@ -87,12 +87,13 @@ mod tests {
     use text::Example;
 
     fn row(id: u32, language: &str, side: Side) -> SourceExample {
+        let mut encoded = Example::document(vec![id; 4], vec![id as i32; 4]);
+        encoded.origin.language = Some(language.to_owned());
+        encoded.origin.bytes = 4;
         SourceExample {
-            encoded: Example::document(vec![id; 4], vec![id as i32; 4]),
-            language: Some(language.to_owned()),
+            encoded,
             scene: Some(format!("s{id}")),
             side,
-            bytes: 4,
             text: String::new(),
             messages: Vec::new(),
         }

@@ -2,7 +2,7 @@
 
 use model::{Batch, Model, Saved};
 use text::Tokenizer;
-use text::pack::{self, Strategy};
+use text::pack::{self, Packing};
 
 use crate::{Result, Sample};
 
@@ -31,7 +31,7 @@ pub fn samples(
     let pieces = pack::pieces(tokenizer, examples, row_tokens)?;
     let mut scores = vec![Score::default(); samples.len()];
     let mut saved = Saved::forward_only(model.config());
-    for row in pack::rows(&pieces, row_tokens, Strategy::Sequential)? {
+    for row in pack::rows(&pieces, row_tokens, Packing::Sequential)? {
         let nll_t = model.nll(
             &mut saved,
             &Batch {

@@ -1,6 +1,7 @@
 //! Counter-based random numbers: a value depends on (seed, stream, index) only, never on the order of calls or on the device.
 
-const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+/// What SplitMix64 adds for each number: 2^64 over the golden ratio.
+pub const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// Sixty-four well-mixed bits: two rounds of the SplitMix64 finalizer (Steele, Lea & Flood, 2014) over seed, stream and index.
 #[inline(always)]
@@ -32,8 +33,9 @@ pub(crate) fn bits_of(key: u64, index: u64) -> u64 {
     mix(key.wrapping_add(GOLDEN.wrapping_mul(index.wrapping_add(1))))
 }
 
+/// The finalizer of SplitMix64.
 #[inline(always)]
-fn mix(mut z: u64) -> u64 {
+pub fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     z ^ (z >> 31)

@@ -12,6 +12,19 @@ pub struct Example {
     pub labels: Vec<i32>,
     /// The rounds of a conversation, in order, which it is cut between; a document has none.
     pub rounds: Vec<Round>,
+    /// What is known of it beside its ids; a part of an example that was cut has lost it.
+    pub origin: Origin,
+}
+
+/// Where an example comes from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// Language code, where it is known.
+    pub language: Option<String>,
+    /// UTF-8 bytes of the text behind the targets, for bits per byte; 0 where they are not known, as of rows that came as ids.
+    pub bytes: usize,
+    /// Place of its source among those that are trained on.
+    pub source_idx: u32,
 }
 
 /// A question and its answer, which go up to the next round or the end.
@@ -30,6 +43,7 @@ impl Example {
             input_ids,
             labels,
             rounds: Vec::new(),
+            origin: Origin::default(),
         }
     }
 

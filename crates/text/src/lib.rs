@@ -30,7 +30,7 @@ pub use chat_encoder::{ChatEncoder, PromptOptions};
 pub use chat_template::{ChatTemplate, RenderOptions};
 pub use conversation::{Conversation, Message, Role, TurnJoin};
 pub use error::{Error, MessageProblem, Result};
-pub use example::{Example, IGNORE, Round};
+pub use example::{Example, IGNORE, Origin, Round};
 pub use persona::{Persona, PersonaProfile, ProfileValues};
 pub use stream::StreamDecoder;
 pub use tokenizer::{ADDED_TOKENS, SamplingMask, Tokenizer, WordPattern};

@@ -9,12 +9,12 @@ use crate::tokenizer::Tokenizer;
 /// Tokens that a later piece of a split document repeats from the one before it, without loss, so that its first new token is predicted too.
 pub const CONTEXT_TOKENS: usize = 1;
 
-/// Pieces looked at together by [`Strategy::BinPack`]; ms-swift's packing window.
+/// Pieces looked at together by [`Packing::BinPack`]; ms-swift's packing window.
 const WINDOW: usize = 1000;
 
 /// What one training row holds: T tokens of one or more documents.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Row {
+pub struct PackedRow {
     /// [T]
     pub tokens_t: Vec<u32>,
     /// [T] the id that position t must predict, -1 where none; never one of the next document.
@@ -36,8 +36,8 @@ pub struct Piece {
 
 /// How pieces are put into rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Strategy {
+#[serde(rename_all = "lowercase")]
+pub enum Packing {
     /// Longest first, each into the emptiest row, in windows of 1000 pieces, the last row of a window staying open for the next.
     /// Source: ms-swift 4.6.0 over `binpacking.to_constant_volume`.
     #[default]
@@ -201,7 +201,7 @@ fn cut_rounds(
 ///
 /// # Errors
 /// [`Error::PieceTooLong`] for a piece that no row can hold.
-pub fn rows(pieces: &[Piece], row_tokens: usize, strategy: Strategy) -> Result<Vec<Row>> {
+pub fn rows(pieces: &[Piece], row_tokens: usize, packing: Packing) -> Result<Vec<PackedRow>> {
     let kept: Vec<usize> = (0..pieces.len())
         .filter(|&i| !pieces[i].example.input_ids.is_empty())
         .collect();
@@ -209,16 +209,16 @@ pub fn rows(pieces: &[Piece], row_tokens: usize, strategy: Strategy) -> Result<V
         .iter()
         .map(|&i| pieces[i].example.input_ids.len())
         .collect();
-    let bins = bins(&lengths, row_tokens, strategy)?;
+    let bins = bins(&lengths, row_tokens, packing)?;
     let row_of = |bin: &Vec<usize>| row(bin.iter().map(|&i| &pieces[kept[i]]));
     Ok(bins.iter().map(row_of).collect())
 }
 
 /// Lays pieces end to end, shifting labels to targets.
-pub fn row<'a>(pieces: impl IntoIterator<Item = &'a Piece>) -> Row {
-    let mut row = Row {
+pub fn row<'a>(pieces: impl IntoIterator<Item = &'a Piece>) -> PackedRow {
+    let mut row = PackedRow {
         cu_seqlens: vec![0],
-        ..Row::default()
+        ..PackedRow::default()
     };
     for piece in pieces {
         let Example {
@@ -238,16 +238,16 @@ pub fn row<'a>(pieces: impl IntoIterator<Item = &'a Piece>) -> Row {
 ///
 /// # Errors
 /// [`Error::PieceTooLong`] for a length above `capacity`.
-pub fn bins(lengths: &[usize], capacity: usize, strategy: Strategy) -> Result<Vec<Vec<usize>>> {
+pub fn bins(lengths: &[usize], capacity: usize, packing: Packing) -> Result<Vec<Vec<usize>>> {
     if let Some(&length) = lengths.iter().find(|&&l| l > capacity) {
         return Err(Error::PieceTooLong {
             length,
             row_tokens: capacity,
         });
     }
-    Ok(match strategy {
-        Strategy::Sequential => next_fit(lengths, capacity),
-        Strategy::BinPack => {
+    Ok(match packing {
+        Packing::Sequential => next_fit(lengths, capacity),
+        Packing::BinPack => {
             let indices: Vec<usize> = (0..lengths.len()).collect();
             let mut bins: Vec<Vec<usize>> = Vec::new();
             for window in indices.chunks(WINDOW) {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use common::{fixture, ids, labels, tiny};
 use serde_json::Value;
 use text::labels::{LossScale, pt, sft};
-use text::pack::{CONTEXT_TOKENS, Piece, Strategy, bins, check_room, pieces, row, rows, split};
+use text::pack::{CONTEXT_TOKENS, Packing, Piece, bins, check_room, pieces, row, rows, split};
 use text::{Conversation, Error, Example, IGNORE, Message, Tokenizer};
 
 fn recorded() -> Value {
@@ -24,12 +24,12 @@ fn lengths_fall_into_the_recorded_bins() {
     for case in cases {
         let lengths: Vec<usize> = serde_json::from_value(case["lengths"].clone()).unwrap();
         let expect: Vec<Vec<usize>> = serde_json::from_value(case["packs"].clone()).unwrap();
-        let strategy = match case["strategy"].as_str().unwrap() {
-            "binpack" => Strategy::BinPack,
-            _ => Strategy::Sequential,
+        let packing = match case["packing"].as_str().unwrap() {
+            "binpack" => Packing::BinPack,
+            _ => Packing::Sequential,
         };
         let capacity = case["packing_length"].as_u64().unwrap() as usize;
-        assert_eq!(bins(&lengths, capacity, strategy).unwrap(), expect);
+        assert_eq!(bins(&lengths, capacity, packing).unwrap(), expect);
     }
 }
 
@@ -71,14 +71,14 @@ fn last_bin_of_a_window_stays_open() {
     // 1000 pieces of 6 fill a row each; the last row must take the piece of 4 that only the next window brings.
     let mut lengths = vec![6; 1000];
     lengths.push(4);
-    let bins = bins(&lengths, 10, Strategy::BinPack).unwrap();
+    let bins = bins(&lengths, 10, Packing::BinPack).unwrap();
     assert_eq!(bins.len(), 1000);
     assert_eq!(bins[999], [999, 1000]);
 }
 
 #[test]
 fn too_long_piece_is_refused() {
-    let error = bins(&[3, 11], 10, Strategy::BinPack).unwrap_err();
+    let error = bins(&[3, 11], 10, Packing::BinPack).unwrap_err();
     assert!(matches!(
         error,
         Error::PieceTooLong {
@@ -216,9 +216,9 @@ fn rows_hold_every_piece_once_and_keep_documents_apart() {
         .map(|n| pt(&tokenizer, &STORY.repeat(n)).unwrap())
         .collect();
     let row_tokens = 200;
-    for strategy in [Strategy::BinPack, Strategy::Sequential] {
+    for packing in [Packing::BinPack, Packing::Sequential] {
         let pieces = pieces(Some(&tokenizer), &documents, row_tokens).unwrap();
-        let rows = rows(&pieces, row_tokens, strategy).unwrap();
+        let rows = rows(&pieces, row_tokens, packing).unwrap();
         let n_targets: usize = rows
             .iter()
             .map(|r| r.targets_t.iter().filter(|&&t| t >= 0).count())
@@ -250,7 +250,7 @@ fn packing_is_repeatable() {
         .collect();
     let make = || {
         let pieces = pieces(Some(&tokenizer), &documents, 150).unwrap();
-        rows(&pieces, 150, Strategy::BinPack).unwrap()
+        rows(&pieces, 150, Packing::BinPack).unwrap()
     };
     assert_eq!(make(), make());
 }

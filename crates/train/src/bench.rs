@@ -2,8 +2,10 @@
 
 use std::time::Instant;
 
+use kernel::random;
 use model::{Config, LayerType};
-use text::pack::Row;
+use text::Example;
+use text::pack::{self, PackedRow, Piece};
 
 use crate::error::Result;
 use crate::memory::StepRows;
@@ -90,7 +92,7 @@ impl RandomSteps {
         self.rows.rows * self.rows.accumulate
     }
 
-    fn micro_batches(&self, step: usize) -> Vec<Row> {
+    fn micro_batches(&self, step: usize) -> Vec<PackedRow> {
         let n_rows = self.n_rows();
         let batch = |first: usize| {
             let n_tokens = self.micro_rows.min(n_rows - first) * self.rows.row_tokens;
@@ -99,36 +101,21 @@ impl RandomSteps {
         (0..n_rows).step_by(self.micro_rows).map(batch).collect()
     }
 
-    fn random_row(&self, n_tokens: usize, seed: u64) -> Row {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5eed;
-        let tokens_t: Vec<u32> = (0..n_tokens)
-            .map(|_| {
-                state = state
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1_442_695_040_888_963_407);
-                ((state >> 33) as usize % self.vocab_size) as u32
+    fn random_row(&self, n_tokens: usize, seed: u64) -> PackedRow {
+        let id = |t: u64| (random::bits(seed, 0, t) % self.vocab_size as u64) as u32;
+        let tokens_t: Vec<u32> = (0..n_tokens as u64).map(id).collect();
+        let documents = tokens_t.chunks(self.document_tokens).enumerate();
+        let pieces: Vec<Piece> = documents
+            .map(|(example_idx, ids)| Piece {
+                example_idx,
+                example: Example::document(ids.to_vec(), ids.iter().map(|id| *id as i32).collect()),
             })
             .collect();
-        let mut cu_seqlens: Vec<u32> = (0..n_tokens)
-            .step_by(self.document_tokens)
-            .map(|t| t as u32)
-            .collect();
-        cu_seqlens.push(n_tokens as u32);
-        let mut targets_t: Vec<i32> = tokens_t.iter().skip(1).map(|id| *id as i32).collect();
-        targets_t.push(-1);
-        for end in &cu_seqlens[1..] {
-            targets_t[*end as usize - 1] = -1;
-        }
-        Row {
-            tokens_t,
-            targets_t,
-            examples: (0..cu_seqlens.len() - 1).collect(),
-            cu_seqlens,
-        }
+        pack::row(&pieces)
     }
 }
 
-fn n_targets(rows: &[Row]) -> u64 {
+fn n_targets(rows: &[PackedRow]) -> u64 {
     let targets = rows.iter().flat_map(|row| &row.targets_t);
     targets.filter(|target| **target >= 0).count() as u64
 }

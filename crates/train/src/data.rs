@@ -5,11 +5,11 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use text::pack::{self, Piece, Row, Strategy};
+use text::pack::{self, PackedRow, Packing, Piece};
 use text::{Example, Tokenizer};
 
 use crate::error::{Error, Result};
-use crate::job::{DataConfig, Document, Job, Packing};
+use crate::job::{DataConfig, Job};
 use crate::seed::{Purpose, Rng, derive};
 
 /// Documents cut to row length. A piece without a target is left out: it could teach nothing.
@@ -20,9 +20,9 @@ pub struct Pieces {
     of_document: Vec<Range<usize>>,
 }
 
-/// What one packed row will hold: piece indices, and their tokens together.
+/// What one packed row will hold: the pieces that share it, and their tokens together.
 #[derive(Debug, Clone, PartialEq)]
-pub struct RowPlan {
+pub struct Bin {
     /// Indices of its pieces.
     pub pieces: Vec<usize>,
     /// Tokens of all of them.
@@ -36,7 +36,7 @@ impl Pieces {
     /// A token id beyond the vocabulary, ids and labels that differ in number, or a conversation that no row has room for; `split` names the
     /// data in the text.
     pub fn new(
-        documents: &[Document],
+        documents: &[Example],
         split: &'static str,
         row_tokens: usize,
         tokenizer: Option<&Tokenizer>,
@@ -47,13 +47,11 @@ impl Pieces {
         for (document_idx, document) in documents.iter().enumerate() {
             check_ids(document, split, document_idx, vocab_size)?;
             let parts =
-                pack::split(tokenizer, &document.encoded, row_tokens).map_err(|reason| {
-                    Error::Cut {
-                        split,
-                        document: document_idx,
-                        source_idx: document.source,
-                        reason,
-                    }
+                pack::split(tokenizer, document, row_tokens).map_err(|reason| Error::Cut {
+                    split,
+                    document: document_idx,
+                    source_idx: document.origin.source_idx,
+                    reason,
                 })?;
             let first = pieces.len();
             pieces.extend(
@@ -85,17 +83,13 @@ impl Pieces {
     ///
     /// # Errors
     /// A piece longer than a row.
-    pub fn pack(&self, piece_indices: &[usize], data: &DataConfig) -> Result<Vec<RowPlan>> {
+    pub fn pack(&self, piece_indices: &[usize], data: &DataConfig) -> Result<Vec<Bin>> {
         let lengths: Vec<usize> = piece_indices
             .iter()
             .map(|piece_idx| self.pieces[*piece_idx].example.input_ids.len())
             .collect();
-        let strategy = match data.packing {
-            Packing::Binpack => Strategy::BinPack,
-            Packing::Sequential => Strategy::Sequential,
-        };
-        let rows = pack::bins(&lengths, data.row_tokens, strategy)?;
-        let row = |places: Vec<usize>| RowPlan {
+        let rows = pack::bins(&lengths, data.row_tokens, data.packing)?;
+        let row = |places: Vec<usize>| Bin {
             n_tokens: places.iter().map(|place| lengths[*place] as u64).sum(),
             pieces: places.iter().map(|place| piece_indices[*place]).collect(),
         };
@@ -103,23 +97,23 @@ impl Pieces {
     }
 
     /// Lays rows end to end as one: what the model sees at once.
-    pub fn micro_batch(&self, rows: &[RowPlan]) -> Row {
+    pub fn micro_batch(&self, rows: &[Bin]) -> PackedRow {
         pack::row(self.in_rows(rows))
     }
 
     /// Documents that these rows are made of, each as often as it has pieces in them.
-    pub fn documents<'a>(&'a self, rows: &'a [RowPlan]) -> impl Iterator<Item = usize> + 'a {
+    pub fn documents<'a>(&'a self, rows: &'a [Bin]) -> impl Iterator<Item = usize> + 'a {
         self.in_rows(rows).map(|piece| piece.example_idx)
     }
 
     /// Positions that carry loss in these rows.
-    fn n_targets(&self, rows: &[RowPlan]) -> u64 {
+    fn n_targets(&self, rows: &[Bin]) -> u64 {
         self.in_rows(rows)
             .map(|piece| piece.example.n_targets())
             .sum()
     }
 
-    fn in_rows<'a>(&'a self, rows: &'a [RowPlan]) -> impl Iterator<Item = &'a Piece> {
+    fn in_rows<'a>(&'a self, rows: &'a [Bin]) -> impl Iterator<Item = &'a Piece> {
         rows.iter()
             .flat_map(|row| &row.pieces)
             .map(|piece_idx| &self.pieces[*piece_idx])
@@ -127,7 +121,7 @@ impl Pieces {
 }
 
 /// A packed row as the model takes it.
-pub fn as_batch(row: &Row) -> model::Batch<'_> {
+pub fn as_batch(row: &PackedRow) -> model::Batch<'_> {
     model::Batch {
         tokens_t: &row.tokens_t,
         targets_t: &row.targets_t,
@@ -139,7 +133,7 @@ pub fn as_batch(row: &Row) -> model::Batch<'_> {
 #[derive(Debug)]
 pub struct Plan {
     pieces: Pieces,
-    epochs: Vec<Vec<RowPlan>>,
+    epochs: Vec<Vec<Bin>>,
     steps: Vec<Step>,
     /// Rows of a micro-batch: as the job says, or fewer where the memory plan of a rank's GPU has it so. The same on all ranks.
     pub rows_per_batch: usize,
@@ -280,7 +274,7 @@ impl Plan {
     }
 
     /// The micro-batches of a step, made one at a time.
-    pub fn micro_batches(&self, step: &Step) -> impl Iterator<Item = Row> {
+    pub fn micro_batches(&self, step: &Step) -> impl Iterator<Item = PackedRow> {
         self.epochs[step.epoch_idx][step.rows.clone()]
             .chunks(self.rows_per_batch)
             .map(|rows| self.pieces.micro_batch(rows))
@@ -326,7 +320,7 @@ impl Plan {
         &self.pieces
     }
 
-    fn add_epoch(&mut self, rows: Vec<RowPlan>, rows_per_step: usize) {
+    fn add_epoch(&mut self, rows: Vec<Bin>, rows_per_step: usize) {
         for first in (0..rows.len()).step_by(rows_per_step) {
             let range = first..rows.len().min(first + rows_per_step);
             self.steps.push(Step {
@@ -342,11 +336,11 @@ impl Plan {
     fn account_for(&self, job: &Job) -> Account {
         let first_epoch = &self.epochs[0];
         let row_tokens = job.data.row_tokens;
-        let too_long = |document: &&Document| document.encoded.input_ids.len() > row_tokens;
+        let too_long = |document: &&Example| document.input_ids.len() > row_tokens;
         let (mut conversations, mut conversation_pieces, mut rounds_split) = (0, 0, 0);
         let pieces = job.train.iter().zip(&self.pieces.of_document);
         for (document, pieces) in pieces.filter(|(document, _)| too_long(document)) {
-            let example = &document.encoded;
+            let example = document;
             if !example.rounds.is_empty() {
                 conversations += 1;
                 conversation_pieces += pieces.len() as u64;
@@ -358,7 +352,7 @@ impl Plan {
             documents_without_label: job
                 .train
                 .iter()
-                .filter(|document| document.encoded.n_targets() == 0)
+                .filter(|document| document.n_targets() == 0)
                 .count() as u64,
             documents_split: job.train.iter().filter(too_long).count() as u64 - conversations,
             conversations_split: conversations,
@@ -376,10 +370,10 @@ impl Plan {
 }
 
 /// The rows of one epoch: documents by weight, shuffled across all repeats, packed, and shuffled again where packing sorts them.
-fn epoch_rows(job: &Job, pieces: &Pieces, epoch_idx: u64) -> Result<Vec<RowPlan>> {
+fn epoch_rows(job: &Job, pieces: &Pieces, epoch_idx: u64) -> Result<Vec<Bin>> {
     let documents = epoch_documents(job, epoch_idx);
     let mut rows = pieces.pack(&pieces.of(&documents), &job.data)?;
-    if job.data.packing == Packing::Binpack {
+    if job.data.packing == Packing::BinPack {
         Rng::new(derive(job.seed, Purpose::Rows, epoch_idx, 0)).shuffle(&mut rows);
     }
     Ok(rows)
@@ -390,7 +384,7 @@ fn epoch_documents(job: &Job, epoch_idx: u64) -> Vec<usize> {
     let mut by_source: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
     for (document_idx, document) in job.train.iter().enumerate() {
         by_source
-            .entry(document.source)
+            .entry(document.origin.source_idx)
             .or_default()
             .push(document_idx);
     }
@@ -410,19 +404,19 @@ fn epoch_documents(job: &Job, epoch_idx: u64) -> Vec<usize> {
 }
 
 fn check_ids(
-    document: &Document,
+    document: &Example,
     split: &'static str,
     document_idx: usize,
     vocab_size: usize,
 ) -> Result<()> {
     let Example {
         input_ids, labels, ..
-    } = &document.encoded;
+    } = document;
     if input_ids.len() != labels.len() {
         return Err(Error::LabelCount {
             split,
             document: document_idx,
-            source_idx: document.source,
+            source_idx: document.origin.source_idx,
             ids: input_ids.len(),
             labels: labels.len(),
         });
@@ -432,7 +426,7 @@ fn check_ids(
         Some(position) => Err(Error::TokenBeyondVocabulary {
             split,
             document: document_idx,
-            source_idx: document.source,
+            source_idx: document.origin.source_idx,
             position,
             id: input_ids[position],
             vocab_size,
@@ -440,8 +434,8 @@ fn check_ids(
     }
 }
 
-fn labels_of<'d>(documents: impl Iterator<Item = &'d Document>) -> u64 {
-    documents.map(|document| document.encoded.n_targets()).sum()
+fn labels_of<'d>(documents: impl Iterator<Item = &'d Example>) -> u64 {
+    documents.map(|document| document.n_targets()).sum()
 }
 
 #[cfg(test)]

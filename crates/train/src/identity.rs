@@ -5,8 +5,9 @@
 use kernel::DType;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
+use text::Example;
 
-use crate::job::{Document, Job};
+use crate::job::Job;
 
 /// The identity of a job: recipe keys by their names in the recipe, the type that its numbers are kept in, and digests of base and data.
 pub fn of(job: &Job, dtype: DType) -> Map<String, Value> {
@@ -38,7 +39,7 @@ pub fn of(job: &Job, dtype: DType) -> Map<String, Value> {
 fn split_at_rounds(job: &Job) -> bool {
     let mut documents = job.train.iter().chain(job.held_out());
     documents.any(|document| {
-        let example = &document.encoded;
+        let example = document;
         !example.rounds.is_empty() && example.input_ids.len() > job.data.row_tokens
     })
 }
@@ -82,18 +83,18 @@ fn flatten(out: &mut Map<String, Value>, prefix: &str, value: Value) {
 }
 
 /// Start of the SHA-256 of everything about documents that training sees.
-fn digest<'d>(documents: impl IntoIterator<Item = &'d Document>) -> String {
+fn digest<'d>(documents: impl IntoIterator<Item = &'d Example>) -> String {
     let mut hash = Sha256::new();
     for document in documents {
-        let language = document.language.as_deref().unwrap_or_default();
-        hash.update(document.source.to_le_bytes());
+        let language = document.origin.language.as_deref().unwrap_or_default();
+        hash.update(document.origin.source_idx.to_le_bytes());
         hash.update((language.len() as u64).to_le_bytes());
         hash.update(language.as_bytes());
-        hash.update((document.encoded.input_ids.len() as u64).to_le_bytes());
-        for id in &document.encoded.input_ids {
+        hash.update((document.input_ids.len() as u64).to_le_bytes());
+        for id in &document.input_ids {
             hash.update(id.to_le_bytes());
         }
-        for label in &document.encoded.labels {
+        for label in &document.labels {
             hash.update(label.to_le_bytes());
         }
     }

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 
 use model::LoraConfig;
 use serde::{Deserialize, Serialize};
+use text::pack::Packing;
 use text::{Example, Tokenizer};
 
 use crate::error::{Error, Result};
@@ -19,18 +20,8 @@ recipe_table! {
         /// tokens of a packed row; longer documents are split at sentence ends, longer conversations between rounds; nothing is cut off
         row_tokens: usize = 5120;
         /// binpack: fullest rows; sequential: in order
-        packing: Packing = Packing::Binpack => with_default "\"binpack\"";
+        packing: Packing = Packing::BinPack => with_default "\"binpack\"";
     }
-}
-
-/// How documents share a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Packing {
-    /// The fullest rows.
-    Binpack,
-    /// In order; a new row where the next document does not fit.
-    Sequential,
 }
 
 /// `[tuner]`: which weights are trained. Default `kind = "full"`.
@@ -181,26 +172,13 @@ pub enum ResultKind {
     Best,
 }
 
-/// One document of training or held-out data, already in token ids.
-#[derive(Debug, Clone)]
-pub struct Document {
-    /// Ids and labels (unshifted, -100 = no loss).
-    pub encoded: Example,
-    /// Index into [`Job::source_weights`].
-    pub source: u32,
-    /// Language code, for the held-out loss by language and the probe's mix.
-    pub language: Option<String>,
-    /// UTF-8 bytes of the text behind the trained targets, for bits per byte; 0 where unknown.
-    pub bytes: usize,
-}
-
-/// Held-out documents that are measured together.
+/// Held-out examples that are measured together.
 #[derive(Debug, Clone)]
 pub struct ValidationSet {
     /// Name in `metrics.jsonl` (`split`): `val`, `val-strict`, `probe-x`.
     pub name: String,
     /// What is measured.
-    pub documents: Vec<Document>,
+    pub examples: Vec<Example>,
 }
 
 /// Everything one run needs besides the model.
@@ -217,12 +195,12 @@ pub struct Job {
     pub batch: BatchConfig,
     /// `[run]`.
     pub run: RunConfig,
-    /// Documents to learn from.
-    pub train: Vec<Document>,
-    /// Passes of each source in one epoch, indexed by [`Document::source`]; a source beyond the end has weight 1.
+    /// What is learned from.
+    pub train: Vec<Example>,
+    /// Passes of each source in one epoch, indexed by [`text::Origin::source_idx`]; a source beyond the end has weight 1.
     /// A weight of 2.25 means two whole passes and a seeded quarter of the documents, drawn anew each epoch.
     pub source_weights: Vec<f64>,
-    /// Held-out documents by side of the split; none: no validation. The first set is compared with training documents
+    /// Held-out examples by side of the split; none: no validation. The first set is compared with training examples
     /// of the same kind and decides which weights are best.
     pub validation: Vec<ValidationSet>,
     /// Shows where sentences end, so that long documents are cut there; None: they are cut where a row is full.
@@ -308,9 +286,9 @@ impl Job {
         }
     }
 
-    /// All held-out documents, set after set.
-    pub fn held_out(&self) -> impl Iterator<Item = &Document> {
-        self.validation.iter().flat_map(|set| &set.documents)
+    /// All held-out examples, set after set.
+    pub fn held_out(&self) -> impl Iterator<Item = &Example> {
+        self.validation.iter().flat_map(|set| &set.examples)
     }
 
     /// Weight of a source; 1 where the job names none.

@@ -29,8 +29,7 @@ pub mod validate;
 pub use checkpoint::{Best, SetAside};
 pub use error::{Error, Result, lighter};
 pub use job::{
-    BatchConfig, DataConfig, Document, Job, OptimizerConfig, Packing, RunConfig, TunerConfig,
-    ValidationSet,
+    BatchConfig, DataConfig, Job, OptimizerConfig, RunConfig, TunerConfig, ValidationSet,
 };
 pub use progress::{Progress, Silent, Start, StepReport};
 pub use run::{Summary, run, run_among};

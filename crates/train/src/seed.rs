@@ -1,5 +1,7 @@
 //! Seeded choices that need no state: every stream of numbers is named by what it is for, so a resumed run asks again and gets the same.
 
+use kernel::random::{GOLDEN, mix};
+
 /// What a stream of random numbers is for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Purpose {
@@ -47,14 +49,6 @@ impl Rng {
             items.swap(last, pick as usize);
         }
     }
-}
-
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
-
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ z >> 31
 }
 
 #[cfg(test)]

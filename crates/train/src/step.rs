@@ -2,7 +2,7 @@
 
 use kernel::Device;
 use model::{Gradients, Model, Saved};
-use text::pack::Row;
+use text::pack::PackedRow;
 
 use crate::data::as_batch;
 use crate::error::{Error, Result};
@@ -105,7 +105,7 @@ impl Trainer {
     /// [`Error::Rank`] if a rank is gone.
     pub fn step(
         &mut self,
-        micro_batches: impl Iterator<Item = Row>,
+        micro_batches: impl Iterator<Item = PackedRow>,
         n_targets: u64,
         lr: f64,
     ) -> Result<StepOutcome> {

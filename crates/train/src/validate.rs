@@ -7,14 +7,15 @@ use std::collections::BTreeMap;
 
 use model::{Model, Saved};
 
-use crate::data::{Pieces, Plan, RowPlan, as_batch};
+use crate::data::{Bin, Pieces, Plan, as_batch};
 use crate::error::Result;
-use crate::job::{Document, Job, ValidationSet};
+use crate::job::{Job, ValidationSet};
 use crate::metrics::{AlertLine, ValidationLine};
 use crate::ranks::Ranks;
 use crate::seed::{Purpose, Rng, derive};
 use kernel::ops::linear_cross_entropy::NO_TARGET;
-use text::pack::Row;
+use text::Example;
+use text::pack::PackedRow;
 use text::probe::{Kind, matched};
 
 /// held-out loss / probe loss − 1 above which a person is warned.
@@ -34,9 +35,9 @@ struct Set {
     /// Place in [`Job::validation`].
     set_idx: usize,
     held_out: Pieces,
-    held_out_rows: Vec<RowPlan>,
+    held_out_rows: Vec<Bin>,
     /// Empty for all sets but the first: one probe is enough, and each costs as much as its set.
-    probe_rows: Vec<RowPlan>,
+    probe_rows: Vec<Bin>,
 }
 
 /// Sums of one language.
@@ -55,19 +56,19 @@ impl Validator {
         let mut sets: Vec<Set> = Vec::new();
         for (set_idx, set) in job.validation.iter().enumerate() {
             let held_out = Pieces::new(
-                &set.documents,
+                &set.examples,
                 "held-out",
                 job.data.row_tokens,
                 job.tokenizer.as_deref(),
                 vocab_size,
             )?;
-            let all: Vec<usize> = (0..set.documents.len()).collect();
+            let all: Vec<usize> = (0..set.examples.len()).collect();
             let held_out_rows = held_out.pack(&held_out.of(&all), &job.data)?;
             if held_out_rows.is_empty() {
                 continue;
             }
             let probe_rows = if sets.is_empty() {
-                let probe = probe_documents(job, plan, &set.documents);
+                let probe = probe_documents(job, plan, &set.examples);
                 plan.pieces().pack(&plan.pieces().of(&probe), &job.data)?
             } else {
                 Vec::new()
@@ -106,7 +107,7 @@ impl Validator {
         let mut all = Vec::new();
         for set in &self.sets {
             let of_set = &job.validation[set.set_idx];
-            let held_out = pass.sums(&set.held_out, &set.held_out_rows, &of_set.documents)?;
+            let held_out = pass.sums(&set.held_out, &set.held_out_rows, &of_set.examples)?;
             let Some(held_out) = held_out else {
                 return Ok(None);
             };
@@ -144,16 +145,16 @@ impl Pass<'_> {
     fn sums(
         &mut self,
         pieces: &Pieces,
-        rows: &[RowPlan],
-        documents: &[Document],
+        rows: &[Bin],
+        documents: &[Example],
     ) -> Result<Option<BTreeMap<Option<String>, Sums>>> {
         // All ranks know all languages, so that their sums can be added.
         let mut sums = BTreeMap::<Option<String>, Sums>::new();
         for document in pieces.documents(rows) {
-            sums.entry(documents[document].language.clone())
+            sums.entry(documents[document].origin.language.clone())
                 .or_default();
         }
-        let batches: Vec<&[RowPlan]> = rows.chunks(self.plan.rows_per_batch).collect();
+        let batches: Vec<&[Bin]> = rows.chunks(self.plan.rows_per_batch).collect();
         for turn in batches.chunks(self.ranks.n_ranks()) {
             if let Some(rows) = turn.get(self.ranks.rank()) {
                 let batch = pieces.micro_batch(rows);
@@ -185,14 +186,14 @@ impl Pass<'_> {
 /// Adds the losses of a batch to the sums of its documents' languages.
 fn add_up(
     sums: &mut BTreeMap<Option<String>, Sums>,
-    batch: &Row,
+    batch: &PackedRow,
     nll_t: &[f32],
-    documents: &[Document],
+    documents: &[Example],
 ) {
     for (piece, document) in batch.cu_seqlens.windows(2).zip(&batch.examples) {
         let range = piece[0] as usize..piece[1] as usize;
         let sum = sums
-            .entry(documents[*document].language.clone())
+            .entry(documents[*document].origin.language.clone())
             .or_default();
         sum.nll += nll_t[range.clone()]
             .iter()
@@ -225,7 +226,7 @@ fn lines(
     held_out: &BTreeMap<Option<String>, Sums>,
     probe: &BTreeMap<Option<String>, Sums>,
 ) -> Vec<ValidationLine> {
-    let documents = &set.documents;
+    let documents = &set.examples;
     let total = |sums: &BTreeMap<_, Sums>| {
         sums.values().fold(Sums::default(), |a, b| Sums {
             nll: a.nll + b.nll,
@@ -243,7 +244,7 @@ fn lines(
         if let Some(name) = language {
             let of_language = documents
                 .iter()
-                .filter(|document| document.language == *language);
+                .filter(|document| document.origin.language == *language);
             let probe = probe.get(language).copied().unwrap_or_default();
             lines.push(line(
                 step,
@@ -278,15 +279,15 @@ fn line(
 }
 
 /// Bytes behind the targets of these documents; None if one of them does not know.
-fn bytes_of<'a>(documents: impl Iterator<Item = &'a Document>) -> Option<u64> {
-    let trained = documents.filter(|document| document.encoded.n_targets() > 0);
+fn bytes_of<'a>(documents: impl Iterator<Item = &'a Example>) -> Option<u64> {
+    let trained = documents.filter(|document| document.n_targets() > 0);
     trained
-        .map(|document| (document.bytes > 0).then_some(document.bytes as u64))
+        .map(|document| (document.origin.bytes > 0).then_some(document.origin.bytes as u64))
         .sum()
 }
 
 /// Training documents that match the held-out ones, ties broken by seed. Only documents that the run trains on.
-fn probe_documents(job: &Job, plan: &Plan, held_out: &[Document]) -> Vec<usize> {
+fn probe_documents(job: &Job, plan: &Plan, held_out: &[Example]) -> Vec<usize> {
     let is_trained = plan.is_trained(plan.total_steps());
     let mut order: Vec<usize> = (0..job.train.len())
         .filter(|document| is_trained[*document])
@@ -297,9 +298,9 @@ fn probe_documents(job: &Job, plan: &Plan, held_out: &[Document]) -> Vec<usize> 
     probe.into_iter().map(|place| order[place]).collect()
 }
 
-fn kind(document: &Document) -> Kind<'_> {
+fn kind(document: &Example) -> Kind<'_> {
     Kind {
-        language: document.language.as_deref(),
-        targets: document.encoded.n_targets(),
+        language: document.origin.language.as_deref(),
+        targets: document.n_targets(),
     }
 }

@@ -6,11 +6,13 @@ mod common;
 use std::path::Path;
 
 use common::{VOCAB, document, job, labelled};
+use text::Example;
+use text::pack::Packing;
 use train::data::Plan;
-use train::{Error, Job, Packing};
+use train::{Error, Job};
 
 /// A job on these documents, one row a step.
-fn job_on(documents: Vec<train::Document>) -> Job {
+fn job_on(documents: Vec<Example>) -> Job {
     let mut job = job(Path::new("unused"));
     job.train = documents;
     job.batch.accumulate = 1;
@@ -50,7 +52,7 @@ fn tokens(plan: &Plan) -> Vec<u32> {
 fn whole_weights_repeat_a_source() {
     let mut job = job_on((0..6).map(|i| document(i, 10, "en")).collect());
     for (document, source) in job.train.iter_mut().zip([0, 0, 1, 1, 2, 3]) {
-        document.source = source;
+        document.origin.source_idx = source;
     }
     // The fourth source has no weight of its own: 1.
     job.source_weights = vec![3.0, 1.0, 0.0];
@@ -82,11 +84,11 @@ fn splitting_keeps_every_label() {
     ]);
     // A few labels without loss, so that counts could go wrong.
     for position in [7, 23, 24, 50] {
-        job.train[0].encoded.labels[position] = -100;
+        job.train[0].labels[position] = -100;
     }
     let plan = plan(&job);
     let account = plan.account();
-    let labels: u64 = job.train.iter().map(|d| d.encoded.n_targets()).sum();
+    let labels: u64 = job.train.iter().map(|d| d.n_targets()).sum();
     assert_eq!(account.labels, labels);
     assert_eq!(account.trained_labels_per_epoch, labels);
     assert_eq!(account.documents_split, 2);
@@ -100,7 +102,7 @@ fn splitting_keeps_every_label() {
 #[test]
 fn split_documents_predict_what_they_would_whole() {
     let job = job_on(vec![document(1, 60, "en")]);
-    let ids = &job.train[0].encoded.input_ids;
+    let ids = &job.train[0].input_ids;
     let mut expect: Vec<(u32, u32)> = ids.windows(2).map(|pair| (pair[0], pair[1])).collect();
     let plan = plan(&job);
     let mut got: Vec<(u32, u32)> = (0..plan.total_steps())
@@ -123,8 +125,8 @@ fn is_trained(job: &Job) -> Vec<bool> {
 fn trained_documents_are_those_of_which_the_steps_saw_every_label() {
     // Each a row of its own.
     let mut job = job_on((0..6).map(|i| document(i, 20, "en")).collect());
-    job.train[1].encoded.labels.fill(-100);
-    job.train[2].source = 1;
+    job.train[1].labels.fill(-100);
+    job.train[2].origin.source_idx = 1;
     job.source_weights = vec![1.0, 0.0];
     assert_eq!(is_trained(&job), [true, false, false, true, true, true]);
     // What comes behind the last step is not trained on.
@@ -174,7 +176,7 @@ fn steps_override_epochs() {
 
 #[test]
 fn order_follows_the_seed_alone() {
-    for packing in [Packing::Binpack, Packing::Sequential] {
+    for packing in [Packing::BinPack, Packing::Sequential] {
         let mut job = job_on(
             (0..30)
                 .map(|i| document(i, 5 + i as usize % 9, "en"))
@@ -195,7 +197,7 @@ fn order_follows_the_seed_alone() {
 fn repeats_come_in_other_orders_spread_over_the_epoch() {
     let mut job = job_on((0..40).map(|i| document(i, 20, "en")).collect());
     job.source_weights = vec![3.0];
-    for packing in [Packing::Binpack, Packing::Sequential] {
+    for packing in [Packing::BinPack, Packing::Sequential] {
         job.data.packing = packing;
         let seen: Vec<usize> = {
             let plan = plan(&job);
@@ -224,7 +226,7 @@ fn repeats_come_in_other_orders_spread_over_the_epoch() {
 #[test]
 fn documents_without_a_label_are_left_out_and_counted() {
     let mut job = job_on((0..3).map(|i| document(i, 10, "en")).collect());
-    job.train[1].encoded.labels.fill(-100);
+    job.train[1].labels.fill(-100);
     let plan = plan(&job);
     assert_eq!(times_seen(&job, &plan, 0), [1, 0, 1]);
     assert_eq!(plan.account().documents_without_label, 1);
@@ -234,16 +236,14 @@ fn documents_without_a_label_are_left_out_and_counted() {
 #[test]
 fn a_label_on_the_first_token_trains_nothing() {
     let mut job = job_on(vec![labelled(vec![1, 2, 3], "en")]);
-    job.train[0].encoded.labels = vec![1, -100, 3];
+    job.train[0].labels = vec![1, -100, 3];
     assert_eq!(plan(&job).account().trained_labels, 1);
 }
 
 #[test]
 fn no_trainable_token_is_an_error() {
     let mut job = job_on(vec![document(1, 10, "en"), document(2, 10, "en")]);
-    job.train
-        .iter_mut()
-        .for_each(|d| d.encoded.labels.fill(-100));
+    job.train.iter_mut().for_each(|d| d.labels.fill(-100));
     let error = Plan::new(&job, VOCAB).unwrap_err();
     assert!(
         matches!(error, Error::NoTrainableToken { documents: 2 }),
@@ -254,7 +254,7 @@ fn no_trainable_token_is_an_error() {
 #[test]
 fn a_token_beyond_the_vocabulary_is_named() {
     let mut job = job_on(vec![document(1, 10, "en"), document(2, 10, "en")]);
-    job.train[1].encoded.input_ids[4] = 96;
+    job.train[1].input_ids[4] = 96;
     let error = Plan::new(&job, VOCAB).unwrap_err().to_string();
     for part in [
         "document 1",
@@ -270,7 +270,7 @@ fn a_token_beyond_the_vocabulary_is_named() {
 #[test]
 fn unequal_ids_and_labels_are_named() {
     let mut job = job_on(vec![document(1, 10, "en")]);
-    job.train[0].encoded.labels.pop();
+    job.train[0].labels.pop();
     let error = Plan::new(&job, VOCAB).unwrap_err().to_string();
     assert!(error.contains("10 ids and 9 labels"), "{error}");
 }

@@ -11,9 +11,10 @@ use common::{
 };
 use kernel::{DType, Device};
 use model::{Model, Saved};
+use text::Example;
 use train::job::{LoraTuner, ResultKind};
 use train::metrics::{AlertLine, ValidationLine};
-use train::{Document, Error, Silent, TunerConfig, ValidationSet};
+use train::{Error, Silent, TunerConfig, ValidationSet};
 
 fn lora() -> TunerConfig {
     TunerConfig::Lora(LoraTuner {
@@ -32,9 +33,9 @@ fn validation_lines(job: &train::Job) -> Vec<ValidationLine> {
 }
 
 /// Nats a target of each document on its own.
-fn nll_of(model: &Model, document: &Document) -> f64 {
-    let ids = &document.encoded.input_ids;
-    let mut targets_t: Vec<i32> = document.encoded.labels[1..].to_vec();
+fn nll_of(model: &Model, document: &Example) -> f64 {
+    let ids = &document.input_ids;
+    let mut targets_t: Vec<i32> = document.labels[1..].to_vec();
     targets_t.push(-1);
     targets_t
         .iter_mut()
@@ -116,7 +117,7 @@ fn loss_of_a_step_is_a_mean_over_all_micro_batches() {
     let mut job = job(dir.path());
     job.batch.accumulate = 100;
     // Documents with few and with many labels, so that a mean of means would show.
-    job.train[0].encoded.labels[..8].fill(-100);
+    job.train[0].labels[..8].fill(-100);
     job.run.epochs = 1;
     job.validation.clear();
     let model = tiny_model();
@@ -170,19 +171,20 @@ fn held_out_loss_is_measured_by_language() {
     let model = tiny_model();
     for line in &lines[..3] {
         assert_eq!(line.step, 0);
-        let of_language = |documents: &'_ [Document]| -> Vec<Document> {
+        let of_language = |documents: &'_ [Example]| -> Vec<Example> {
             let kept = documents.iter().filter(|document| {
-                line.language == "all" || document.language.as_deref() == Some(&line.language)
+                line.language == "all"
+                    || document.origin.language.as_deref() == Some(&line.language)
             });
             kept.cloned().collect()
         };
-        let documents = of_language(&job.validation[0].documents);
+        let documents = of_language(&job.validation[0].examples);
         let nll: f64 = documents
             .iter()
             .map(|document| nll_of(&model, document))
             .sum();
-        let targets: usize = documents.iter().map(|d| d.encoded.labels.len() - 1).sum();
-        let bytes: usize = documents.iter().map(|document| document.bytes).sum();
+        let targets: usize = documents.iter().map(|d| d.labels.len() - 1).sum();
+        let bytes: usize = documents.iter().map(|document| document.origin.bytes).sum();
         assert!((line.loss / (nll / targets as f64) - 1.0).abs() < 1e-5);
         let bits = nll / std::f64::consts::LN_2 / bytes as f64;
         assert!((line.bits_per_byte.unwrap() / bits - 1.0).abs() < 1e-5);
@@ -203,9 +205,9 @@ fn probe_is_matched_to_the_held_out_documents() {
         .zip(0..)
         .map(|((n_tokens, language), seed)| document(seed, n_tokens, language))
         .collect();
-    job.train[1].source = 1;
+    job.train[1].origin.source_idx = 1;
     job.source_weights = vec![1.0, 0.0];
-    job.validation[0].documents = vec![document(70, 20, "en"), document(71, 11, "en")];
+    job.validation[0].examples = vec![document(70, 20, "en"), document(71, 11, "en")];
     job.run.epochs = 1;
     let model = tiny_model();
     let nll: f64 = job.train[3..]
@@ -231,7 +233,7 @@ fn every_side_is_measured_apart_and_the_first_decides() {
     for (name, documents) in [("val-strict", strict), ("probe-x", Vec::new())] {
         job.validation.push(ValidationSet {
             name: name.to_string(),
-            documents,
+            examples: documents,
         });
     }
     let (_, summary) = run_silently(&job);
@@ -263,7 +265,7 @@ fn every_side_is_measured_apart_and_the_first_decides() {
 fn unknown_bytes_leave_bits_per_byte_open() {
     let dir = tempfile::tempdir().unwrap();
     let mut job = job(dir.path());
-    job.validation[0].documents[0].bytes = 0;
+    job.validation[0].examples[0].origin.bytes = 0;
     job.run.steps = Some(1);
     run_silently(&job);
     let lines = validation_lines(&job);
@@ -500,7 +502,7 @@ fn another_recipe_is_refused_and_named() {
     job.run.steps = Some(3);
     run_silently(&job);
     job.optimizer.lr = 5e-3;
-    job.train[0].encoded.input_ids[1] ^= 1;
+    job.train[0].input_ids[1] ^= 1;
     job.run.keep_last = 5;
     let error = train::run(tiny_model(), &job, &mut Silent).unwrap_err();
     let Error::RecipeChanged { differences, .. } = &error else {
@@ -544,7 +546,7 @@ fn held_out_ids_are_checked_too() {
     let dir = tempfile::tempdir().unwrap();
     let mut job = job(dir.path());
     job.validation[0]
-        .documents
+        .examples
         .push(labelled(vec![1, VOCAB as u32 + 3], "en"));
     let error = train::run(tiny_model(), &job, &mut Silent)
         .unwrap_err()

@@ -155,9 +155,9 @@ fn recipe_plan(path: &Path, target: Target, flops: Option<f64>) -> Result<StageP
         .examples
         .train
         .iter()
-        .map(|mixed| {
-            let source = &recipe.data.sources[mixed.source_idx as usize];
-            mixed.example.encoded.input_ids.len() as f64 * source.weight
+        .map(|one| {
+            let source = &recipe.data.sources[one.encoded.origin.source_idx as usize];
+            one.encoded.input_ids.len() as f64 * source.weight
         })
         .sum();
     let name = path

@@ -237,7 +237,7 @@ pub fn train(
         .zip(&summary.is_trained)
         .filter(|(_, is_trained)| **is_trained)
     {
-        rows.insert(&document.encoded.input_ids);
+        rows.insert(&document.input_ids);
     }
     load::copy_companions(&base, &summary.result, Some(&rows))?;
     if persona != Persona::default() {

@@ -221,7 +221,7 @@ fn bootstrap(samples: &[Sample], scores: &[Score], keep: &impl Fn(&Sample) -> bo
     (gaps[DRAWS * 25 / 1000], gaps[DRAWS * 975 / 1000 - 1])
 }
 
-/// SplitMix64: a seed, a stream; enough for a bootstrap.
+/// SplitMix64: a seed, a stream; enough for a bootstrap. That of `kernel::random` is no different, but metrics know no kernel.
 pub(super) struct SplitMix(pub u64);
 
 impl SplitMix {

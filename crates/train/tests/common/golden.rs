@@ -8,7 +8,7 @@ use kernel::{DType, Device};
 use model::{Model, Saved};
 use safetensors::SafeTensors;
 use serde_json::Value;
-use text::pack::Row;
+use text::pack::PackedRow;
 use train::data::as_batch;
 use train::memory::StepRows;
 use train::schedule::Schedule;
@@ -82,7 +82,7 @@ impl Tensors {
     }
 
     /// The packed row recorded under `prefix`: a document begins where the position is 0.
-    pub fn row(&self, prefix: &str) -> Row {
+    pub fn row(&self, prefix: &str) -> PackedRow {
         let tokens_t: Vec<u32> = self
             .i64s(&format!("{prefix}.input_ids"))
             .into_iter()
@@ -100,7 +100,7 @@ impl Tensors {
             Some(label) if positions[t + 1] != 0 => (*label).max(-1) as i32,
             _ => -1,
         };
-        Row {
+        PackedRow {
             targets_t: (0..tokens_t.len()).map(target).collect(),
             examples: (0..cu_seqlens.len() - 1).collect(),
             tokens_t,
@@ -115,12 +115,12 @@ pub fn load(reference: &Path, name: &str) -> Model {
     model.to_device(Device::for_tests()).unwrap()
 }
 
-pub fn n_targets(row: &Row) -> u64 {
+pub fn n_targets(row: &PackedRow) -> u64 {
     row.targets_t.iter().filter(|target| **target >= 0).count() as u64
 }
 
 /// Mean loss of one row.
-pub fn loss(model: &Model, row: &Row) -> f64 {
+pub fn loss(model: &Model, row: &PackedRow) -> f64 {
     let nll_t = model.nll(&mut Saved::default(), &as_batch(row)).unwrap();
     nll_t.iter().map(|nll| f64::from(*nll)).sum::<f64>() / n_targets(row) as f64
 }

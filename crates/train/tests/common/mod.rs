@@ -13,8 +13,8 @@ use train::job::LoraTuner;
 use train::job::{SaveDType, ScheduleKind};
 use train::metrics::TrainLine;
 use train::{
-    BatchConfig, DataConfig, Document, Job, OptimizerConfig, Packing, RunConfig, Silent, Summary,
-    TunerConfig, ValidationSet,
+    BatchConfig, DataConfig, Job, OptimizerConfig, RunConfig, Silent, Summary, TunerConfig,
+    ValidationSet,
 };
 
 pub const VOCAB: usize = 96;
@@ -59,7 +59,7 @@ pub fn tiny_model() -> Model {
 }
 
 /// A document whose ids follow from `seed`; all but the first carry loss.
-pub fn document(seed: u64, n_tokens: usize, language: &str) -> Document {
+pub fn document(seed: u64, n_tokens: usize, language: &str) -> Example {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let input_ids: Vec<u32> = (0..n_tokens)
         .map(|_| {
@@ -73,17 +73,16 @@ pub fn document(seed: u64, n_tokens: usize, language: &str) -> Document {
 }
 
 /// The ids, all but the first with loss, three bytes a token.
-pub fn labelled(input_ids: Vec<u32>, language: &str) -> Document {
+pub fn labelled(input_ids: Vec<u32>, language: &str) -> Example {
     let mut labels: Vec<i32> = input_ids.iter().map(|id| *id as i32).collect();
     if let Some(first) = labels.first_mut() {
         *first = -100;
     }
-    Document {
-        bytes: 3 * input_ids.len().saturating_sub(1),
-        encoded: Example::document(input_ids, labels),
-        source: 0,
-        language: Some(language.to_string()),
-    }
+    let bytes = 3 * input_ids.len().saturating_sub(1);
+    let mut example = Example::document(input_ids, labels);
+    example.origin.bytes = bytes;
+    example.origin.language = Some(language.to_string());
+    example
 }
 
 /// Twelve training documents and four held-out ones in two languages; two epochs of five steps.
@@ -100,7 +99,7 @@ pub fn job(out_dir: &Path) -> Job {
         seed: 7,
         data: DataConfig {
             row_tokens: 24,
-            packing: Packing::Binpack,
+            packing: text::pack::Packing::BinPack,
         },
         tuner: TunerConfig::Full {},
         optimizer: OptimizerConfig {
@@ -125,7 +124,7 @@ pub fn job(out_dir: &Path) -> Job {
         source_weights: Vec::new(),
         validation: vec![ValidationSet {
             name: "val".to_string(),
-            documents: documents(900, 4),
+            examples: documents(900, 4),
         }],
         tokenizer: None,
         out_dir: out_dir.to_path_buf(),

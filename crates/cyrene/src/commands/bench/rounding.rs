@@ -10,7 +10,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use corpus::MixedExample;
+use corpus::examples::SourceExample;
 use corpus::split::Side;
 use eval::metric::difference::{self, Difference};
 use eval::metric::loss_gap::Loss;
@@ -214,10 +214,10 @@ fn spelled(difference: &Difference) -> String {
 }
 
 /// Held-out rows as metrics take them; a row that comes from no scene is one of its own.
-fn samples(held_out: &[MixedExample]) -> Vec<Sample> {
+fn samples(held_out: &[SourceExample]) -> Vec<Sample> {
     let samples = held_out.iter().enumerate().filter_map(|(at, held)| {
-        let mut sample = sample(&held.example)?;
-        if held.example.scene.is_none() {
+        let mut sample = sample(held)?;
+        if held.scene.is_none() {
             sample.scene = format!("row {at}");
         }
         Some(sample).filter(|sample| sample.encoded.n_targets() > 0)

@@ -114,7 +114,7 @@ fn json(one: &SampledExample, spans: &[Span]) -> serde_json::Value {
     serde_json::json!({
         "file": one.path,
         "row": one.row_number,
-        "language": one.example.language,
+        "language": one.example.encoded.origin.language,
         "scene": one.example.scene,
         "side": one.side,
         "tokens": one.example.encoded.input_ids.len(),
@@ -139,7 +139,7 @@ fn place(one: &SampledExample) -> String {
 /// `en, scene harbour/2, side train, 60 tokens, 12 trained`.
 fn facts(one: &SampledExample) -> String {
     let mut known = Vec::new();
-    known.extend(one.example.language.clone());
+    known.extend(one.example.encoded.origin.language.clone());
     known.extend(
         one.example
             .scene
