@@ -312,6 +312,28 @@ fn apply(table: &mut Table, change: &str) -> Result<()> {
     Ok(())
 }
 
+/// The line, from 1, on which a key or a table stands in a recipe's text; none for what `--set` brings.
+fn line_of(path: &str, source: &str) -> Option<usize> {
+    let mut table = String::new();
+    for (at, line) in source.lines().enumerate() {
+        let line = line.trim();
+        if let Some(name) = line
+            .strip_prefix('[')
+            .and_then(|rest| rest.split(']').next())
+        {
+            table = format!("{}.", name.trim());
+            if path == name.trim() {
+                return Some(at + 1);
+            }
+        }
+        let key = line.split('=').next().unwrap_or_default().trim();
+        if format!("{table}{key}") == path {
+            return Some(at + 1);
+        }
+    }
+    None
+}
+
 fn refuse_unknown(table: &Table, source: &str, name: &str) -> Result<()> {
     let known: Vec<&str> = keys().map(|key| key.path).collect();
     let tables: Vec<&str> = known
@@ -322,11 +344,12 @@ fn refuse_unknown(table: &Table, source: &str, name: &str) -> Result<()> {
         if known.contains(&path.as_str()) {
             return Ok(());
         }
-        let last = path.rsplit('.').next().unwrap_or(&path);
-        let line = source
-            .lines()
-            .position(|line| line.trim_start().trim_start_matches('[').starts_with(last));
-        let place = line.map_or(String::new(), |at| format!(":{}", at + 1));
+        if tables.contains(&path.as_str()) {
+            misuse!(
+                "`{path}` in {name} is a table: write [{path}] and its keys below (`cyrene recipe` lists every key)"
+            );
+        }
+        let place = line_of(&path, source).map_or(String::new(), |line| format!(":{line}"));
         let near = text::near::nearest(&path, known.iter().chain(&tables).copied()).unwrap_or("");
         misuse!(
             "unknown key `{path}` in {name}{place}; did you mean `{near}`? (`cyrene recipe` lists every key)"
@@ -393,6 +416,25 @@ pub fn explain(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_unknown_key_is_named_on_its_own_line() {
+        let refusal = |text: &str, set: &[String]| {
+            let text = format!("stage = \"cpt\"\nbase = \"x\"\n{text}");
+            let error = Recipe::parse(&text, "r.toml", set).unwrap_err();
+            error.to_string()
+        };
+        let said = refusal("[batch]\nrows = 3\n[tuner]\nrows = 1\n", &[]);
+        assert!(said.contains("`tuner.rows` in r.toml:6;"), "{said}");
+        // What the command line brings is on no line.
+        let said = refusal("[batch]\nrows = 3\n", &["batch.row=2".to_owned()]);
+        assert!(
+            said.contains("`batch.row` in r.toml;") && said.contains("`batch.rows`"),
+            "{said}"
+        );
+        let said = refusal("optimizer = 3\n", &[]);
+        assert!(said.contains("is a table: write [optimizer]"), "{said}");
+    }
 
     #[test]
     fn recipe_leads_to_the_same_places_from_another_folder() {

@@ -114,6 +114,13 @@ pub fn sha256_of_model(folder: &Path) -> files::Result<String> {
     })
 }
 
+/// Whether a base that is no folder can be a Hub id: what begins with a folder that is there names a place on the disk, not a repository.
+pub fn may_be_of_the_hub(base: &str, folder: &Path) -> bool {
+    let first = Path::new(base).components().next();
+    let in_a_folder = first.is_some_and(|first| folder.join(first).is_dir());
+    hub::is_hub_id(base) && !in_a_folder
+}
+
 /// The folder of a recipe's base: a path relative to the recipe, or a Hub id that was fetched.
 ///
 /// # Errors
@@ -123,10 +130,7 @@ pub fn base_folder(base: &str, folder: &Path) -> Result<PathBuf> {
     if path.is_dir() {
         return Ok(path);
     }
-    // What begins with a folder that is there names a place on the disk, not a repository.
-    let first = Path::new(base).components().next();
-    let in_a_folder = first.is_some_and(|first| folder.join(first).is_dir());
-    if !hub::is_hub_id(base) || in_a_folder {
+    if !may_be_of_the_hub(base, folder) {
         misuse!(
             "base `{base}` is no folder ({} does not exist); give a model's folder, relative to the recipe, or a Hub id such as Qwen/Qwen3.5-4B-Base",
             path.display()

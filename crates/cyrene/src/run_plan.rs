@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::Result;
 use corpus::Language;
@@ -17,7 +16,8 @@ use train::needs::{StagePlan, Target};
 
 use crate::machine::Machine;
 use crate::recipe::Recipe;
-use crate::ui::{clock, size};
+use crate::stage::STAGE_MARK;
+use crate::ui::{clock_of, size};
 
 /// What is known before the run.
 pub struct Ahead<'a> {
@@ -33,6 +33,8 @@ pub struct Ahead<'a> {
     pub cpt: &'a Recipe,
     /// The second one.
     pub sft: &'a Recipe,
+    /// Folder of the run: what its stages have written already needs no more room.
+    pub run_dir: &'a Path,
 }
 
 /// The needs of all stages.
@@ -40,13 +42,15 @@ pub struct Ahead<'a> {
 pub struct RunPlan {
     /// In their order.
     pub stages: Vec<Needs>,
-    /// What the run's folder grows by.
+    /// What the run's folder will hold.
     pub disk_bytes: u64,
+    /// What it has yet to grow by.
+    pub disk_missing_bytes: u64,
     /// Bytes from the network.
     pub download_bytes: u64,
     /// Seconds, about.
     pub eta_s: f64,
-    /// Whether the disk has room for it; true where that is not known.
+    /// Whether the disk has room for what is missing; true where that is not known.
     pub fits_disk: bool,
 }
 
@@ -103,12 +107,16 @@ impl RunPlan {
             stage("export", 0, weights * 2 / 3, 0.0),
         ];
         let sum = |of: fn(&Needs) -> u64| stages.iter().map(of).sum();
-        let disk_bytes = sum(|stage| stage.disk_bytes);
+        let missing = stages.iter().map(|stage| stage.missing(ahead.run_dir));
+        let disk_missing_bytes = missing.sum();
         Ok(RunPlan {
-            disk_bytes,
+            disk_bytes: sum(|stage| stage.disk_bytes),
+            disk_missing_bytes,
             download_bytes: sum(|stage| stage.download_bytes),
             eta_s: stages.iter().map(|stage| stage.eta_s).sum(),
-            fits_disk: machine.disk_free_bytes.is_none_or(|free| disk_bytes < free),
+            fits_disk: machine
+                .disk_free_bytes
+                .is_none_or(|free| disk_missing_bytes < free),
             stages,
         })
     }
@@ -116,9 +124,13 @@ impl RunPlan {
     /// A line a stage, and one for all.
     pub fn describe(&self) -> String {
         let mut lines: Vec<String> = self.stages.iter().map(Needs::describe).collect();
+        let there = match self.disk_missing_bytes == self.disk_bytes {
+            true => String::new(),
+            false => format!(" ({} of it still to come)", size(self.disk_missing_bytes)),
+        };
         let room = match self.fits_disk {
-            true => "",
-            false => ", MORE THAN THE DISK HAS FREE",
+            true => there,
+            false => format!("{there}, MORE THAN THE DISK HAS FREE"),
         };
         lines.push(format!(
             "in all: about {} of disk{room}, {} to download, {} without the download (estimated; training says exactly)",
@@ -133,8 +145,8 @@ impl RunPlan {
     pub fn refusal(&self, machine: &Machine, device: Device) -> Option<String> {
         if !self.fits_disk {
             return Some(format!(
-                "the run needs about {} of disk, and {} are free; make room, or name another place with --runs",
-                size(self.disk_bytes),
+                "the run needs about {} more of disk, and {} are free; make room, or name another place with --runs",
+                size(self.disk_missing_bytes),
                 size(machine.disk_free_bytes.unwrap_or_default())
             ));
         }
@@ -146,6 +158,11 @@ impl RunPlan {
                 return None;
             }
             let limit = plan.limit();
+            // A key of a stage's recipe is set by its stage's name here.
+            let remedy = remedy.replace(
+                "tuner.kind = \"lora\"",
+                &format!("--set {}.tuner.kind=lora", stage.name),
+            );
             Some(format!(
                 "stage {} needs {} of {} and has {}: {remedy}",
                 stage.name,
@@ -158,6 +175,15 @@ impl RunPlan {
 }
 
 impl Needs {
+    /// What its folder in `run_dir` does not hold yet: nothing where the stage is done.
+    fn missing(&self, run_dir: &Path) -> u64 {
+        let folder = run_dir.join(self.name);
+        match folder.join(STAGE_MARK).is_file() {
+            true => 0,
+            false => self.disk_bytes.saturating_sub(files::tree_bytes(&folder)),
+        }
+    }
+
     fn describe(&self) -> String {
         let mut parts = Vec::new();
         if let Some(plan) = &self.training {
@@ -183,10 +209,7 @@ impl Needs {
 }
 
 fn spoken(seconds: f64) -> String {
-    match Duration::try_from_secs_f64(seconds) {
-        Ok(time) => format!("about {}", clock(time)),
-        Err(_) => "no end".to_owned(),
-    }
+    format!("about {}", clock_of(seconds))
 }
 
 fn training(
@@ -207,8 +230,8 @@ fn training(
     let run = recipe.planned(ahead.config);
     let plan = run.plan(name, epoch_tokens, target, Some(flops))?;
     let merged = match recipe.tuner.lora() {
-        Some(_) if name == "sft" => ahead.config.checkpoint_bytes(),
-        _ => 0,
+        Some(_) => ahead.config.checkpoint_bytes(),
+        None => 0,
     };
     Ok(Needs {
         name,
@@ -242,6 +265,15 @@ mod tests {
     use model::sizes;
 
     fn plan(bytes_of_text: u64, free: Option<u64>) -> (RunPlan, Machine) {
+        plan_in(Path::new("no/such/run"), bytes_of_text, free, "full")
+    }
+
+    fn plan_in(
+        run_dir: &Path,
+        bytes_of_text: u64,
+        free: Option<u64>,
+        tuner: &str,
+    ) -> (RunPlan, Machine) {
         let config = Config::from_json(&sizes::config("4b").unwrap()).unwrap();
         let survey = Survey {
             n_scenes: 1,
@@ -251,7 +283,7 @@ mod tests {
         };
         let recipe = |stage: &str| {
             let text = format!(
-                "stage = \"{stage}\"\nbase = \"x\"\n[data]\nsources = [{{ path = \"pt\", weight = 2 }}, {{ path = \"pt/en.jsonl\" }}]\n"
+                "stage = \"{stage}\"\nbase = \"x\"\n[data]\nsources = [{{ path = \"pt\", weight = 2 }}, {{ path = \"pt/en.jsonl\" }}]\n[tuner]\nkind = \"{tuner}\"\n"
             );
             Recipe::parse(&text, "test", &[]).unwrap()
         };
@@ -264,6 +296,7 @@ mod tests {
             bytes_per_token: 4.0,
             cpt: &recipe("cpt"),
             sft: &recipe("sft"),
+            run_dir,
         };
         let target = Target::Cpu {
             free_bytes: 1 << 33,
@@ -293,6 +326,38 @@ mod tests {
     }
 
     #[test]
+    fn what_a_killed_run_has_written_needs_no_more_room() {
+        let run = tempfile::tempdir().unwrap();
+        let (fresh, _) = plan_in(run.path(), 4_000, None, "full");
+        assert_eq!(fresh.disk_missing_bytes, fresh.disk_bytes);
+        // Half of a stage lies there, deep in a folder; another one is done, and smaller than was reckoned.
+        let checkpoint = run.path().join("fetch/model/checkpoints");
+        std::fs::create_dir_all(&checkpoint).unwrap();
+        std::fs::write(checkpoint.join("a"), [0; 1000]).unwrap();
+        files::write(&run.path().join("export").join(STAGE_MARK), b"{}").unwrap();
+        let export = fresh.stages.iter().find(|stage| stage.name == "export");
+        let left = fresh.disk_bytes - 1000 - export.unwrap().disk_bytes;
+        let (resumed, machine) = plan_in(run.path(), 4_000, Some(left + 1), "full");
+        assert_eq!(resumed.disk_missing_bytes, left);
+        assert!(resumed.fits_disk && resumed.describe().contains("still to come"));
+        assert!(!plan_in(run.path(), 4_000, Some(left), "full").0.fits_disk);
+        drop(machine);
+    }
+
+    #[test]
+    fn an_adapter_is_counted_with_the_model_that_it_is_merged_into() {
+        let (plan, _) = plan_in(Path::new("no/such/run"), 4_000, None, "lora");
+        for name in ["cpt", "sft"] {
+            let stage = plan.stages.iter().find(|stage| stage.name == name).unwrap();
+            assert!(
+                stage.disk_bytes > 8_000_000_000,
+                "{name}: {}",
+                stage.disk_bytes
+            );
+        }
+    }
+
+    #[test]
     fn what_cannot_fit_is_refused_before_the_download() {
         let (full, machine) = plan(4_000, Some(1 << 30));
         let refusal = full.refusal(&machine, Device::Cpu).unwrap();
@@ -301,7 +366,7 @@ mod tests {
         machine.memory_bytes = 1 << 33;
         let refusal = roomy.refusal(&machine, Device::Cpu).unwrap();
         assert!(
-            refusal.contains("stage cpt") && refusal.contains("tuner.kind"),
+            refusal.contains("stage cpt") && refusal.contains("--set cpt.tuner.kind=lora"),
             "{refusal}"
         );
         machine.memory_bytes = 1 << 50;

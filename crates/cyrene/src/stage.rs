@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+/// The file that a finished stage's folder has.
+pub const STAGE_MARK: &str = "stage.json";
+
 /// One stage of a run.
 pub struct Stage {
     /// Of the stage and its folder.
@@ -62,7 +65,7 @@ impl Stage {
     }
 
     fn make_room(&self) -> Result<()> {
-        let mark = self.dir.join("stage.json");
+        let mark = self.dir.join(STAGE_MARK);
         if !self.is_replacing {
             files::remove_folder(&self.dir)?;
         } else if mark.exists() {
@@ -78,7 +81,7 @@ impl Stage {
     /// The mark cannot be written.
     pub fn finish(&self) -> Result<()> {
         files::write(
-            &self.dir.join("stage.json"),
+            &self.dir.join(STAGE_MARK),
             &serde_json::to_vec_pretty(&self.record())?,
         )?;
         Ok(())
@@ -89,7 +92,7 @@ impl Stage {
     }
 
     fn recorded_key(&self) -> Option<String> {
-        read_key(&self.dir.join("stage.json"))
+        read_key(&self.dir.join(STAGE_MARK))
     }
 }
 

@@ -229,6 +229,11 @@ pub fn clock(time: Duration) -> String {
     }
 }
 
+/// Seconds as a clock shows them; `no end` for what no clock can show: negative, infinite or no number.
+pub fn clock_of(seconds: f64) -> String {
+    Duration::try_from_secs_f64(seconds).map_or_else(|_| "no end".to_owned(), clock)
+}
+
 /// `1.4 GiB`, `320 MiB`, `12 KiB`: the unit of `--memory`, everywhere.
 pub fn size(bytes: u64) -> String {
     const KIB: f64 = 1024.0;

@@ -168,7 +168,8 @@ pub fn remove_folder(folder: &Path) -> Result<()> {
     sync_folder(parent(folder))
 }
 
-/// Gives the files of `from`, without its folders, a second name in `to`; what has its name there already stays.
+/// Gives the files of `from`, without its folders, a second name in `to`; what has its name there already stays. A file that is a link to
+/// one, as in a cache of the Hub, counts as the file.
 ///
 /// # Errors
 /// A folder that cannot be read or made, a file that can be neither linked nor copied.
@@ -176,9 +177,9 @@ pub fn link_files(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to).during("make", to)?;
     for name in names(from)? {
         let (file, place) = (from.join(&name), to.join(&name));
-        let kind = fs::symlink_metadata(&file).during("read", &file)?;
-        if kind.is_file() && !place.exists() {
-            link(&file, &place)?;
+        let is_file = fs::metadata(&file).is_ok_and(|meta| meta.is_file());
+        if is_file && !place.exists() {
+            link(&fs::canonicalize(&file).during("find", &file)?, &place)?;
         }
     }
     Ok(())
@@ -198,6 +199,22 @@ pub fn folder_bytes(folder: &Path) -> Result<u64> {
         }
     }
     Ok(bytes)
+}
+
+/// Bytes of all regular files below a folder, as far as it can be read; 0 where there is none.
+pub fn tree_bytes(folder: &Path) -> u64 {
+    let mut bytes = 0;
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            match entry.metadata() {
+                Ok(meta) if meta.is_dir() => folders.push(entry.path()),
+                Ok(meta) if meta.is_file() => bytes += meta.len(),
+                _ => {}
+            }
+        }
+    }
+    bytes
 }
 
 /// The folder that is meant: links followed, `.` by its name.

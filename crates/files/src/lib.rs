@@ -14,7 +14,7 @@ mod sync;
 
 pub use error::{Error, Result};
 pub use file::{NewFile, copy, write};
-pub use folder::{NewFolder, folder_bytes, link_files, move_folder, remove_folder};
+pub use folder::{NewFolder, folder_bytes, link_files, move_folder, remove_folder, tree_bytes};
 pub use hash::{digest_file, hex, sha256, sha256_of};
 pub use relative::relative;
 pub use slot::clear_leftovers;

@@ -66,7 +66,17 @@ pub fn run(args: &Chat, ui: &Ui) -> Result<()> {
         }
         let reply = eval::speak::reply(&engine, request, Some(tokenizer), |piece| {
             if ui.json() { Ok(()) } else { ui.text(piece) }
-        })?;
+        });
+        let reply = match reply {
+            Err(error) if is_full(&error) => {
+                talk.take_back();
+                ui.note(format_args!(
+                    "{error:#}\nyour last words were taken back; say it shorter, /undo takes more back, /new begins again"
+                ));
+                continue;
+            }
+            reply => reply?,
+        };
         ui.result(&reply, String::new)?;
         if !ui.json() {
             ui.line("")?;
@@ -78,6 +88,17 @@ pub fn run(args: &Chat, ui: &Ui) -> Result<()> {
             .push(Message::assistant(reply.text.unwrap_or_default()));
     }
     Ok(())
+}
+
+/// Whether the conversation has grown beyond what the model can read.
+fn is_full(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain();
+    causes.any(|cause| {
+        matches!(
+            cause.downcast_ref(),
+            Some(engine::Error::PromptTooLong { .. })
+        )
+    })
 }
 
 /// The note and the greeting, and to a person that there is a /help.
@@ -136,12 +157,9 @@ impl Talk {
                 self.messages.truncate(self.n_start);
                 Heard::Greet
             }
-            "/undo" => match self.last_said() {
-                Some(at) => {
-                    self.messages.truncate(at);
-                    Heard::Nothing
-                }
-                None => Heard::Say("there is nothing to take back".to_owned()),
+            "/undo" => match self.take_back() {
+                true => Heard::Nothing,
+                false => Heard::Say("there is nothing to take back".to_owned()),
             },
             "/again" => match self.last_said() {
                 Some(at) => {
@@ -160,6 +178,12 @@ impl Talk {
                 Heard::Answer
             }
         }
+    }
+
+    /// Removes the user's last words and what followed; false where there are none.
+    fn take_back(&mut self) -> bool {
+        let at = self.last_said();
+        at.map(|at| self.messages.truncate(at)).is_some()
     }
 
     /// Place of the user's last words.

@@ -16,7 +16,7 @@ use crate::cli::Doctor;
 use crate::machine::Machine;
 use crate::recipe::Recipe;
 use crate::recipe_inputs::{self, Inputs};
-use crate::ui::{Ui, clock, misused, size};
+use crate::ui::{Ui, clock_of, misused, size};
 use crate::{env, load, misuse};
 
 #[derive(Debug, Serialize)]
@@ -129,8 +129,7 @@ fn describe(plan: &StagePlan) -> String {
         .tokens
         .map_or(String::new(), |tokens| format!("; {tokens} tokens"));
     let eta = plan.eta_s.map_or(String::new(), |seconds| {
-        let duration = std::time::Duration::from_secs_f64(seconds);
-        format!(", about {}", clock(duration))
+        format!(", about {}", clock_of(seconds))
     });
     let each = match plan.choices.ranks {
         1 => String::new(),
@@ -147,6 +146,7 @@ fn describe(plan: &StagePlan) -> String {
 /// What a recipe needs, from its base's configuration and its data.
 fn recipe_plan(path: &Path, target: Target, flops: Option<f64>) -> Result<StagePlan> {
     let recipe = Recipe::load(path, &[])?;
+    recipe_inputs::check(&recipe)?;
     let folder = path.parent().unwrap_or(Path::new(""));
     let base = recipe_inputs::base_folder(&recipe.base, folder)?;
     let inputs = Inputs::open(&recipe, folder, base)?;

@@ -169,7 +169,7 @@ impl Run {
         load::character(&character_path)?;
         if let Some(base) = &args.base
             && !Path::new(base).is_dir()
-            && !hub::is_hub_id(base)
+            && !recipe_inputs::may_be_of_the_hub(base, Path::new(""))
         {
             misuse!(
                 "--base {base} is no folder, and no Hub id either; expected a model's folder, or owner/name such as Qwen/Qwen3.5-4B-Base"
@@ -308,6 +308,7 @@ impl Run {
             bytes_per_token: if self.from_seed { 3.0 } else { 4.2 },
             cpt: &cpt,
             sft: &sft,
+            run_dir: &self.dir,
         };
         let target = Target::here(self.device, machine.memory_free_bytes)?;
         RunPlan::new(&ahead, machine, target, timing::matmul_flops(self.device)?)
@@ -321,6 +322,10 @@ impl Run {
             false => self.base.clone().or_else(released),
         };
         let inputs = match &base {
+            // A base on this disk may be trained anew in its place.
+            Some(base) if Path::new(base).is_dir() => {
+                json!({ "base": base, "sha256": recipe_inputs::sha256_of_model(Path::new(base))? })
+            }
             Some(base) => json!({ "base": base }),
             None => {
                 json!({ "size": self.size, "story": corpus::story_sha256(&self.story)?, "character": files::sha256_of(&self.character_path)?, "seed": SEED })
@@ -383,8 +388,7 @@ impl Run {
         self.point_to_corpus(&mut recipe, "pt/everything");
         let inputs = json!({ "recipe": recipe });
         self.stage(4, "cpt", inputs, |run, dir| {
-            let trained = run.train(&recipe, dir)?;
-            Ok(serde_json::to_value(&trained)?)
+            Ok(serde_json::to_value(run.train_and_merge(&recipe, dir)?)?)
         })
     }
 
@@ -394,12 +398,7 @@ impl Run {
         self.point_to_corpus(&mut recipe, "sft/cyrene");
         let inputs = json!({ "recipe": recipe });
         self.stage(5, "sft", inputs, |run, dir| {
-            let trained = run.train(&recipe, dir)?;
-            let merged = dir.join("model");
-            if trained.summary.result != merged {
-                merge::merge(&dir.join(&recipe.base), &trained.summary.result, &merged)?;
-            }
-            Ok(serde_json::to_value(&trained)?)
+            Ok(serde_json::to_value(run.train_and_merge(&recipe, dir)?)?)
         })
     }
 
@@ -495,6 +494,16 @@ impl Run {
             }
         }
         Recipe::parse(text, name, &set)
+    }
+
+    /// Trains, and merges the adapter where one was trained: the next stage starts from `model`.
+    fn train_and_merge(&self, recipe: &Recipe, dir: &Path) -> Result<train::Trained> {
+        let trained = self.train(recipe, dir)?;
+        let merged = dir.join("model");
+        if trained.summary.result != merged {
+            merge::merge(&dir.join(&recipe.base), &trained.summary.result, &merged)?;
+        }
+        Ok(trained)
     }
 
     /// Trains by this one process, in the stage's folder.

@@ -32,15 +32,10 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
             .with_context(|| format!("finding {}", character.display()))?;
         recipe.character = Some(path);
     }
-    let name = args
-        .recipe
-        .file_stem()
-        .and_then(|stem| stem.to_str())
-        .unwrap_or("run");
     let out = args
         .out
         .clone()
-        .unwrap_or_else(|| Path::new("runs").join(name));
+        .unwrap_or_else(|| Path::new("runs").join(run_name(&args.recipe)));
     let folder = args.recipe.parent().unwrap_or(Path::new(""));
     let (ranks, device) = match misused(launch::from_env(&env::get))? {
         None => {
@@ -64,6 +59,16 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     match ranks.is_first() {
         true => ui.result(&trained, || describe(&trained.summary)),
         false => Ok(()),
+    }
+}
+
+/// Name of a recipe's run where none is given: the recipe's, or for one that a run saved in its folder, the folder's and `-again`.
+fn run_name(recipe: &Path) -> String {
+    let text = |name: &std::ffi::OsStr| name.to_string_lossy().into_owned();
+    let folder = || recipe.parent()?.file_name().map(text);
+    match recipe.file_stem().map(text) {
+        Some(stem) if stem == "recipe" => folder().map_or(stem, |folder| format!("{folder}-again")),
+        stem => stem.unwrap_or_else(|| "run".to_owned()),
     }
 }
 
@@ -412,7 +417,7 @@ fn describe(summary: &Summary) -> String {
     format!(
         "{} steps in {}, last loss {loss:.4}{held_out}: {}",
         summary.steps,
-        crate::ui::clock(Duration::from_secs_f64(summary.seconds)),
+        crate::ui::clock_of(summary.seconds),
         summary.result.display()
     )
 }
@@ -420,6 +425,17 @@ fn describe(summary: &Summary) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_saved_recipe_gives_its_run_a_name_of_its_own() {
+        for (recipe, name) in [
+            ("recipes/cpt.toml", "cpt"),
+            ("runs/bo/recipe.toml", "bo-again"),
+            ("recipe.toml", "recipe"),
+        ] {
+            assert_eq!(run_name(Path::new(recipe)), name);
+        }
+    }
 
     #[test]
     fn what_is_said_of_idle_ranks_follows_from_the_real_micro_batches() {

@@ -1,5 +1,7 @@
 //! `cyrene corpus import`: stories and character cards of other forms into files of ours.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::Result;
 use corpus::Language;
 use corpus::import::{Form, ImportRequest, ImportedCharacter, ImportedStory, Note, Outcome};
@@ -118,7 +120,10 @@ fn write(args: &CorpusImport, ending: &str, what: &str, bytes: &[u8]) -> Result<
             out.with_extension(ending).display()
         );
     }
-    if args.paths.contains(out) {
+    // By any spelling.
+    let real = |path: &Path| std::fs::canonicalize(path).ok();
+    let is_out = |path: &PathBuf| path == out || (out.exists() && real(path) == real(out));
+    if args.paths.iter().any(is_out) {
         misuse!(
             "--out {} is what is imported; name another file",
             out.display()
