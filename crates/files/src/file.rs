@@ -3,7 +3,6 @@
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crate::error::{During, Result};
@@ -40,26 +39,13 @@ pub fn copy(from: &Path, to: &Path) -> Result<()> {
 #[derive(Debug)]
 pub struct NewFile {
     target: PathBuf,
-    slot: Option<Slot>,
-    writer: Option<BufWriter<Shared>>,
+    /// The name that is written under.
+    slot: Slot,
+    writer: Option<BufWriter<File>>,
     /// Brings a closed file to the disk while the next ones are made.
     syncing: Option<JoinHandle<io::Result<()>>>,
     /// Whether it has its final name.
     is_published: bool,
-}
-
-/// The slot's file, written without giving up the slot.
-#[derive(Debug)]
-struct Shared(Arc<File>);
-
-impl Write for Shared {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        (&*self.0).write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        (&*self.0).flush()
-    }
 }
 
 impl NewFile {
@@ -71,12 +57,11 @@ impl NewFile {
         let folder = parent(target);
         fs::create_dir_all(folder).during("make", folder)?;
         let slot = Slot::take(|number| unfinished_file(target, number))?;
-        slot.file.set_len(0).during("write", &slot.path)?;
-        let shared = Shared(Arc::clone(&slot.file));
+        let file = File::create(&slot.path).during("write", &slot.path)?;
         Ok(NewFile {
             target: target.to_owned(),
-            writer: Some(BufWriter::with_capacity(1 << 18, shared)),
-            slot: Some(slot),
+            writer: Some(BufWriter::with_capacity(1 << 18, file)),
+            slot,
             syncing: None,
             is_published: false,
         })
@@ -102,7 +87,7 @@ impl NewFile {
         let Some(writer) = self.writer.take() else {
             return Ok(());
         };
-        let Shared(file) = writer
+        let file = writer
             .into_inner()
             .map_err(io::IntoInnerError::into_error)
             .during("write", self.path())?;
@@ -150,7 +135,7 @@ impl NewFile {
 
     /// Where the bytes are now.
     pub fn path(&self) -> &Path {
-        self.slot.as_ref().map_or(&self.target, |slot| &slot.path)
+        &self.slot.path
     }
 }
 
@@ -162,11 +147,8 @@ impl Drop for NewFile {
             // What is still in memory is of no use.
             drop(writer.into_parts());
         }
-        if let Some(Slot { path, file }) = self.slot.take()
-            && !self.is_published
-        {
-            let _ = fs::remove_file(path);
-            drop(file);
+        if !self.is_published {
+            let _ = fs::remove_file(&self.slot.path);
         }
     }
 }
@@ -230,6 +212,17 @@ mod tests {
         .unwrap();
         write(&path, b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(names(dir.path()), ["a.json"]);
+    }
+
+    #[test]
+    fn a_file_that_is_being_written_can_be_read_by_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut file = NewFile::create(&dir.path().join("a.json")).unwrap();
+        file.write(b"half").unwrap();
+        file.settle().unwrap();
+        assert_eq!(fs::read(file.path()).unwrap(), b"half");
+        file.publish().unwrap();
         assert_eq!(names(dir.path()), ["a.json"]);
     }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{During, Result};
 use crate::file;
-use crate::slot::{Slot, lock_of, unfinished_folder};
+use crate::slot::{Slot, aside, unfinished_folder};
 use crate::sync::{parent, sync_folder, sync_tree};
 
 /// A folder on its way: `.<name>.tmp` beside its final name; removed if it never arrives, and by the next one of its name if this
@@ -16,9 +16,8 @@ use crate::sync::{parent, sync_folder, sync_tree};
 #[derive(Debug)]
 pub struct NewFolder {
     target: PathBuf,
-    path: PathBuf,
-    /// Held while the folder is built; the lock's file lies beside it.
-    slot: Option<Slot>,
+    /// The name that it is built under.
+    slot: Slot,
 }
 
 impl NewFolder {
@@ -30,27 +29,22 @@ impl NewFolder {
         let target = place(target)?;
         let around = parent(&target);
         fs::create_dir_all(around).during("make", around)?;
-        let slot = Slot::take(|number| lock_of(&unfinished_folder(&target, number)))?;
-        // The name of the lock is that of the folder with an ending.
-        let path = slot.path.with_extension("");
-        let new = NewFolder {
-            path,
-            slot: Some(slot),
-            target,
-        };
+        let slot = Slot::take(|number| unfinished_folder(&target, number))?;
+        let new = NewFolder { slot, target };
         if !new.target.exists() {
             new.bring_back_the_old()?;
         }
-        if new.path.exists() {
-            fs::remove_dir_all(&new.path).during("remove", &new.path)?;
+        let path = new.path();
+        if path.exists() {
+            fs::remove_dir_all(path).during("remove", path)?;
         }
-        fs::create_dir(&new.path).during("make", &new.path)?;
+        fs::create_dir(path).during("make", path)?;
         Ok(new)
     }
 
     /// Where its files are to be written.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.slot.path
     }
 
     /// Brings everything to the disk and swaps the folder for the one that has its name, which is then removed with all that is in it.
@@ -65,76 +59,64 @@ impl NewFolder {
     ///
     /// # Errors
     /// As [`NewFolder::replace`].
-    pub fn replace_keeping(mut self, keep: impl Fn(&str) -> bool) -> Result<()> {
+    pub fn replace_keeping(self, keep: impl Fn(&str) -> bool) -> Result<()> {
         let is_new = !self.target.exists();
         if !is_new {
-            let mine = names(&self.path)?;
+            let mine = names(self.path())?;
             for name in names(&self.target)?.difference(&mine) {
                 if keep(&name.to_string_lossy()) {
-                    link(&self.target.join(name), &self.path.join(name))?;
+                    link(&self.target.join(name), &self.path().join(name))?;
                 }
             }
         }
-        sync_tree(&self.path)?;
+        sync_tree(self.path())?;
         match is_new {
-            true => fs::rename(&self.path, &self.target).during("make", &self.target)?,
+            true => fs::rename(self.path(), &self.target).during("make", &self.target)?,
             false => self.swap()?,
         }
-        sync_folder(parent(&self.target))?;
-        // From here on the new one stands. What is left has the name of the unfinished.
-        self.release();
-        Ok(())
+        // The new one stands. What is left has the name of the unfinished and goes with it.
+        sync_folder(parent(&self.target))
     }
 
-    /// Exchanges the two names at one instant where the system can.
+    /// Exchanges the two names, at one instant where the system can.
     fn swap(&self) -> Result<()> {
-        match exchange(&self.path, &self.target) {
-            Ok(()) => return Ok(()),
-            // The file system cannot.
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
-            Err(error) => return Err(error).during("replace", &self.target),
+        match exchange(self.path(), &self.target) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => self.swap_by_renames(),
+            exchanged => exchanged.during("replace", &self.target),
         }
-        // For an instant nobody has the name; a process killed in it leaves the old folder to `bring_back_the_old`.
-        let aside = self.aside();
+    }
+
+    /// For an instant nobody has the name; a process killed in it leaves the old folder to [`NewFolder::bring_back_the_old`].
+    fn swap_by_renames(&self) -> Result<()> {
+        let aside = aside(&self.target);
+        // Whoever left it was killed when the folder that now has the name stood already.
+        if aside.exists() {
+            fs::remove_dir_all(&aside).during("remove", &aside)?;
+        }
+        // 1. the old folder goes aside  2. the new one gets the name
         fs::rename(&self.target, &aside).during("replace", &self.target)?;
-        if let Err(error) = fs::rename(&self.path, &self.target) {
+        if let Err(error) = fs::rename(self.path(), &self.target) {
             fs::rename(&aside, &self.target).during("bring back", &self.target)?;
             return Err(error).during("replace", &self.target);
         }
-        fs::rename(&aside, &self.path).during("remove", &aside)
+        // 3. the old one becomes what is left; where that fails it goes with the next swap or with `clear_leftovers`
+        let _ = fs::rename(&aside, self.path());
+        Ok(())
     }
 
     fn bring_back_the_old(&self) -> Result<()> {
-        let aside = self.aside();
+        let aside = aside(&self.target);
         match aside.exists() {
             true => fs::rename(&aside, &self.target).during("bring back", &self.target),
             false => Ok(()),
-        }
-    }
-
-    /// Where the old folder waits while the new one gets its name.
-    fn aside(&self) -> PathBuf {
-        let mut name = OsString::from(".");
-        name.push(self.target.file_name().unwrap_or_default());
-        name.push(".old");
-        self.target.with_file_name(name)
-    }
-
-    /// Removes what has the unfinished name, and then the lock.
-    fn release(&mut self) {
-        if let Some(Slot { path, file }) = self.slot.take() {
-            // A failure costs room on the disk until the next folder of this name.
-            if fs::remove_dir_all(&self.path).is_ok() || !self.path.exists() {
-                let _ = fs::remove_file(path);
-            }
-            drop(file);
         }
     }
 }
 
 impl Drop for NewFolder {
     fn drop(&mut self) {
-        self.release();
+        // A failure costs room on the disk until the next folder of this name.
+        let _ = fs::remove_dir_all(self.path());
     }
 }
 
@@ -153,18 +135,16 @@ pub fn move_folder(from: &Path, to: &Path) -> Result<()> {
 /// # Errors
 /// Something in it cannot be removed; it has lost its name then, and [`crate::clear_leftovers`] removes the rest.
 pub fn remove_folder(folder: &Path) -> Result<()> {
-    let slot = Slot::take(|number| lock_of(&unfinished_folder(folder, number)))?;
-    let mut doomed = NewFolder {
-        path: slot.path.with_extension(""),
+    let doomed = NewFolder {
+        slot: Slot::take(|number| unfinished_folder(folder, number))?,
         target: folder.to_owned(),
-        slot: Some(slot),
     };
-    if doomed.path.exists() {
-        fs::remove_dir_all(&doomed.path).during("remove", &doomed.path)?;
+    let path = doomed.path();
+    if path.exists() {
+        fs::remove_dir_all(path).during("remove", path)?;
     }
-    fs::rename(folder, &doomed.path).during("remove", folder)?;
-    fs::remove_dir_all(&doomed.path).during("remove", &doomed.path)?;
-    doomed.release();
+    fs::rename(folder, path).during("remove", folder)?;
+    fs::remove_dir_all(path).during("remove", path)?;
     sync_folder(parent(folder))
 }
 
@@ -386,17 +366,44 @@ mod tests {
         });
     }
 
+    /// What a process leaves that was killed before the first of the three renames, and behind each of them.
     #[test]
-    fn swap_by_two_renames_gives_the_same_folder() {
+    fn swap_by_renames_goes_on_from_wherever_another_was_killed() {
+        let kills: [&[&str]; 4] = [
+            &["model/a", ".model.tmp/b"],
+            &[".model.old/a", ".model.tmp/b"],
+            &["model/b", ".model.old/a"],
+            &["model/b", ".model.tmp/a"],
+        ];
+        for left in kills {
+            let dir = tempfile::tempdir().unwrap();
+            for name in left {
+                write(&dir.path().join(name), b"whole").unwrap();
+            }
+            fs::write(dir.path().join(".model.tmp.lock"), "").unwrap();
+            let folder = dir.path().join("model");
+            for name in ["c", "d"] {
+                let new = NewFolder::create(&folder).unwrap();
+                assert_eq!(listed(&folder).len(), 1, "{left:?}");
+                fs::write(new.path().join(name), "new").unwrap();
+                new.swap_by_renames().unwrap();
+                drop(new);
+                assert_eq!(listed(&folder), [name], "{left:?}");
+                assert_eq!(listed(dir.path()), ["model"], "{left:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn new_folder_that_cannot_get_the_name_leaves_the_old_one() {
         let dir = tempfile::tempdir().unwrap();
         let folder = old(dir.path(), &["a"]);
         let new = NewFolder::create(&folder).unwrap();
-        fs::write(new.path().join("b"), "new").unwrap();
-        fs::rename(&new.target, new.aside()).unwrap();
-        new.bring_back_the_old().unwrap();
+        fs::remove_dir(new.path()).unwrap();
+        new.swap_by_renames().unwrap_err();
+        drop(new);
         assert_eq!(listed(&folder), ["a"]);
-        new.replace().unwrap();
-        assert_eq!(listed(&folder), ["b"]);
+        assert_eq!(listed(dir.path()), ["model"]);
     }
 
     #[test]
@@ -433,14 +440,19 @@ mod tests {
         write(&path(".step-1.tmp/half"), b"half").unwrap();
         fs::write(path(".step-3.2.tmp.lock"), "").unwrap();
         fs::write(path("last.tmp"), "half").unwrap();
+        fs::write(path("last.2.tmp.lock"), "").unwrap();
         fs::write(path("mine.tmp"), "not of this program").unwrap();
+        // The first has a successor, the second is the only one of its name.
+        write(&path(".step-4.old/a"), b"old").unwrap();
+        write(&path("step-4/a"), b"new").unwrap();
+        write(&path(".step-5.old/a"), b"old").unwrap();
         clear_leftovers(dir.path(), |name| {
             name.starts_with("step-") || name == "last"
         })
         .unwrap();
         assert!(living.path().is_dir());
         drop(living);
-        assert_eq!(listed(dir.path()), ["mine.tmp"]);
+        assert_eq!(listed(dir.path()), [".step-5.old", "mine.tmp", "step-4"]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! SHA-256 of bytes, files and folders, and hex.
+//! SHA-256 of bytes and files, and hex.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
@@ -22,14 +22,12 @@ pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// SHA-256 of a file's bytes, or of a folder's files by name and bytes, in name order; in hex.
+/// SHA-256 of a file's bytes, in hex.
 ///
 /// # Errors
-/// Names the path that cannot be read.
+/// Names the file that cannot be read.
 pub fn sha256_of(path: &Path) -> Result<String> {
-    let mut hash = Sha256::new();
-    add(&mut hash, path)?;
-    Ok(hex(&hash.finalize()))
+    digest_file(Sha256::new(), path)
 }
 
 /// Any hash of a file's bytes, after what `hash` was given before; in hex.
@@ -37,32 +35,12 @@ pub fn sha256_of(path: &Path) -> Result<String> {
 /// # Errors
 /// Names the file that cannot be read.
 pub fn digest_file<D: Digest>(mut hash: D, path: &Path) -> Result<String> {
-    add_file(&mut hash, path)?;
-    Ok(hex(&hash.finalize()))
-}
-
-fn add(hash: &mut Sha256, path: &Path) -> Result<()> {
-    if !path.is_dir() {
-        return add_file(hash, path);
-    }
-    let entries = fs::read_dir(path).during("read", path)?;
-    let entries: io::Result<Vec<_>> = entries.map(|entry| Ok(entry?.path())).collect();
-    let mut entries = entries.during("read", path)?;
-    entries.sort();
-    for entry in entries {
-        hash.update(entry.file_name().unwrap_or_default().as_encoded_bytes());
-        add(hash, &entry)?;
-    }
-    Ok(())
-}
-
-fn add_file<D: Digest>(hash: &mut D, path: &Path) -> Result<()> {
     let mut file = File::open(path).during("read", path)?;
     let mut buffer = vec![0; 1 << 20];
     loop {
         let n = file.read(&mut buffer).during("read", path)?;
         if n == 0 {
-            return Ok(());
+            return Ok(hex(&hash.finalize()));
         }
         hash.update(&buffer[..n]);
     }
@@ -70,6 +48,8 @@ fn add_file<D: Digest>(hash: &mut D, path: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     /// SHA-256 of "abc", FIPS 180-4.
@@ -92,15 +72,6 @@ mod tests {
         fs::write(&path, "c").unwrap();
         let hash = Sha256::new().chain_update("ab");
         assert_eq!(digest_file(hash, &path).unwrap(), ABC);
-    }
-
-    #[test]
-    fn hash_of_a_folder_sees_names_and_bytes() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("a"), "1").unwrap();
-        let first = sha256_of(dir.path()).unwrap();
-        fs::rename(dir.path().join("a"), dir.path().join("b")).unwrap();
-        assert_ne!(first, sha256_of(dir.path()).unwrap());
     }
 
     #[test]

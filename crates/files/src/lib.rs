@@ -1,7 +1,7 @@
 //! Files and folders that are old or new at every instant, however the program ends; copies, SHA-256 and hex.
 //!
 //! What is written lies beside its place until it is whole and on the disk; one rename then puts it there. What a killed process left
-//! beside it is free to be taken again, which a lock tells, and goes with the next write of the same name or with [`clear_leftovers`].
+//! beside it is free to be taken again, which a lock's file beside it tells, and goes with the next write of the same name or with [`clear_leftovers`].
 
 mod error;
 mod file;
