@@ -110,8 +110,8 @@ fn marked(conversation: &Conversation) -> Conversation {
     let mut conversation = conversation.clone();
     mark(&mut conversation.system);
     for turn in &mut conversation.turns {
-        turn.thoughts.iter_mut().for_each(&mark);
-        turn.parts.iter_mut().for_each(|part| mark(&mut part.text));
+        let parts = turn.thoughts.iter_mut().chain(&mut turn.parts);
+        parts.for_each(|part| mark(&mut part.text));
     }
     conversation
 }

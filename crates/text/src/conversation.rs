@@ -14,6 +14,7 @@ use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, MessageProblem, Result};
+use crate::json::{holds_nothing, kind, says_nothing};
 
 /// Who says a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -78,10 +79,10 @@ const REFUSED: [&str; 9] = [
     "objects",
 ];
 
-/// Keys that select which answers are trained.
-const SELECTING: [&str; 3] = ["loss", "train", "weight"];
-
 impl Message {
+    /// Keys that select which answers are trained.
+    pub const SELECTING: [&'static str; 3] = ["loss", "train", "weight"];
+
     /// A message that is trained if it is an answer.
     pub fn new(role: Role, content: impl Into<String>) -> Self {
         Message {
@@ -110,7 +111,7 @@ impl Message {
     /// Keys that are read, refused, or known to change nothing; whoever reports unknown keys leaves these out.
     pub fn known_keys() -> impl Iterator<Item = &'static str> {
         let read = ["role", "content", "reasoning_content", "name"];
-        read.into_iter().chain(SELECTING).chain(REFUSED)
+        read.into_iter().chain(Self::SELECTING).chain(REFUSED)
     }
 
     /// Reads messages as they stand in JSON: rows, files and requests alike.
@@ -146,7 +147,12 @@ impl Message {
                 return Err(fail("role", MessageProblem::Role { got }));
             }
         };
-        if let Some(field) = REFUSED.iter().find(|f| says_something(fields.get(**f))) {
+        let says = |field: &&&str| {
+            fields
+                .get(**field)
+                .is_some_and(|value| !holds_nothing(value))
+        };
+        if let Some(field) = REFUSED.iter().find(says) {
             return Err(fail(field, MessageProblem::Unsupported));
         }
         let content = match fields.get("content") {
@@ -170,27 +176,6 @@ impl Message {
             reasoning,
             is_trained: is_trained.unwrap_or(true),
         })
-    }
-}
-
-/// Whether a key that nothing here can honour is there for more than form's sake.
-fn says_something(value: Option<&Value>) -> bool {
-    match value {
-        None | Some(Value::Null) => false,
-        Some(Value::Array(list)) => !list.is_empty(),
-        Some(_) => true,
-    }
-}
-
-/// A JSON value's kind, in words.
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "true or false",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a text",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
     }
 }
 
@@ -242,9 +227,10 @@ fn selected(
     role: Role,
 ) -> std::result::Result<Option<bool>, (&'static str, MessageProblem)> {
     let mut chosen = None;
-    for field in SELECTING {
+    for field in Message::SELECTING {
         let said = match fields.get(field) {
-            None | Some(Value::Null) => continue,
+            None => continue,
+            Some(nothing) if says_nothing(nothing) => continue,
             Some(Value::Bool(said)) => *said,
             Some(Value::Number(n)) if n.as_f64() == Some(0.0) => false,
             Some(Value::Number(n)) if n.as_f64() == Some(1.0) => true,
@@ -288,8 +274,9 @@ pub struct Conversation {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Turn {
     pub is_answer: bool,
-    /// What an answer thinks before it speaks; None without a think block.
-    pub thoughts: Option<String>,
+    /// What an answer thinks before it speaks, one part a message that does, each with what joins it to the next; none without a think
+    /// block, an empty one for an empty block.
+    pub thoughts: Vec<Part>,
     /// What is said, one part a message, each with what joins it to the next; one empty part where nothing is said.
     pub parts: Vec<Part>,
     /// Whether the last part was a system message.
@@ -306,8 +293,17 @@ pub(crate) struct Part {
 impl Turn {
     /// Everything that is said.
     pub fn text(&self) -> String {
-        self.parts.iter().map(|part| part.text.as_str()).collect()
+        text_of_parts(&self.parts)
     }
+
+    /// Everything that is thought.
+    pub fn thoughts_text(&self) -> String {
+        text_of_parts(&self.thoughts)
+    }
+}
+
+fn text_of_parts(parts: &[Part]) -> String {
+    parts.iter().map(|part| part.text.as_str()).collect()
 }
 
 impl Conversation {
@@ -348,7 +344,7 @@ impl Conversation {
     pub(crate) fn with_a_turn(&self) -> Self {
         let mut conversation = self.clone();
         if conversation.turns.is_empty() {
-            conversation.turn(false).add("", false, "");
+            add(&mut conversation.turn(false).parts, "", false, "");
         }
         conversation
     }
@@ -362,9 +358,7 @@ impl Conversation {
         messages.extend(self.turns.iter().map(|turn| {
             Message {
                 // Always there: a template that found none would look for marks in what is said.
-                reasoning: turn
-                    .is_answer
-                    .then(|| turn.thoughts.clone().unwrap_or_default()),
+                reasoning: turn.is_answer.then(|| turn.thoughts_text()),
                 is_trained: turn.parts.iter().all(|part| part.is_trained),
                 ..Message::new(
                     if turn.is_answer {
@@ -407,14 +401,14 @@ impl Conversation {
             (false, TurnJoin::LineFeed) => "\n",
             (false, TurnJoin::Nothing) => "",
         };
-        if turn.add(text, is_trained, join) {
+        if add(&mut turn.parts, text, is_trained, join) {
             turn.ends_in_note = is_note;
         }
     }
 
     fn answer(&mut self, content: &str, message: &Message, join: TurnJoin) {
         if self.turns.is_empty() {
-            self.turn(false).add("", false, "");
+            add(&mut self.turn(false).parts, "", false, "");
         }
         let (thoughts, said) = match &message.reasoning {
             Some(thoughts) => (Some(strip(thoughts)), content),
@@ -425,16 +419,9 @@ impl Conversation {
             TurnJoin::Nothing => "",
         };
         let turn = self.turn(true);
-        turn.add(said, message.is_trained, join);
-        match (&mut turn.thoughts, thoughts) {
-            (_, None) => {}
-            (Some(known), Some(more)) => {
-                if !known.is_empty() && !more.is_empty() {
-                    known.push_str(join);
-                }
-                known.push_str(more);
-            }
-            (none, Some(thoughts)) => *none = Some(thoughts.to_owned()),
+        add(&mut turn.parts, said, message.is_trained, join);
+        if let Some(thoughts) = thoughts {
+            add(&mut turn.thoughts, thoughts, message.is_trained, join);
         }
     }
 
@@ -443,7 +430,7 @@ impl Conversation {
         if self.turns.last().map(|turn| turn.is_answer) != Some(is_answer) {
             self.turns.push(Turn {
                 is_answer,
-                thoughts: None,
+                thoughts: Vec::new(),
                 parts: Vec::new(),
                 ends_in_note: false,
             });
@@ -453,21 +440,19 @@ impl Conversation {
     }
 }
 
-impl Turn {
-    /// Adds a part behind `join`; one without text adds nothing to parts that are there. Whether something was added.
-    fn add(&mut self, text: &str, is_trained: bool, join: &str) -> bool {
-        let has_said = self.parts.last().is_some_and(|part| !part.text.is_empty());
-        match self.parts.last_mut() {
-            Some(_) if text.is_empty() => return false,
-            Some(last) if has_said => last.text.push_str(join),
-            _ => self.parts.clear(),
-        }
-        self.parts.push(Part {
-            text: text.to_owned(),
-            is_trained,
-        });
-        true
+/// Adds a part behind `join`; one without text adds nothing to parts that are there. Whether something was added.
+fn add(parts: &mut Vec<Part>, text: &str, is_trained: bool, join: &str) -> bool {
+    let has_said = parts.last().is_some_and(|part| !part.text.is_empty());
+    match parts.last_mut() {
+        Some(_) if text.is_empty() => return false,
+        Some(last) if has_said => last.text.push_str(join),
+        _ => parts.clear(),
     }
+    parts.push(Part {
+        text: text.to_owned(),
+        is_trained,
+    });
+    true
 }
 
 /// The thoughts in `<think>..</think>` at the start of an answer, stripped, and the rest.

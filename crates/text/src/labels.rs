@@ -247,17 +247,8 @@ fn push_answer(segments: &mut Segments, answer: &Turn, is_last: bool, options: &
         segments.push(&format!("{said}{TURN_END}\n"), false);
         return;
     }
-    let is_trained = |part: Option<&Part>| part.is_some_and(|part| part.is_trained);
     // 1. the think block, then what is said
-    let thoughts = match &answer.thoughts {
-        None if options.empty_think_prefix => Some(""),
-        thoughts => thoughts.as_deref(),
-    };
-    if let Some(thoughts) = thoughts {
-        let is_masked = thoughts.is_empty() && options.loss_scale != LossScale::Default;
-        let block = format!("<think>\n{thoughts}\n</think>\n\n");
-        segments.push(&block, is_trained(answer.parts.first()) && !is_masked);
-    }
+    push_thoughts(segments, answer, options);
     segments.mark();
     for part in &answer.parts {
         segments.push(&part.text, part.is_trained);
@@ -267,4 +258,25 @@ fn push_answer(segments: &mut Segments, answer: &Turn, is_last: bool, options: &
         let is_trained = is_trained(answer.parts.last()) || is_last;
         segments.push(&format!("{TURN_END}\n"), is_trained);
     }
+}
+
+/// A think block: thoughts carry loss as the message that they came with does, the marks as the thoughts beside them.
+fn push_thoughts(segments: &mut Segments, answer: &Turn, options: &SftOptions) {
+    let thoughts = &answer.thoughts;
+    if thoughts.is_empty() && !options.empty_think_prefix {
+        return;
+    }
+    // A block that nobody wrote is the first message's.
+    let first = is_trained(thoughts.first().or(answer.parts.first()));
+    let last = is_trained(thoughts.last().or(answer.parts.first()));
+    let is_masked = answer.thoughts_text().is_empty() && options.loss_scale != LossScale::Default;
+    segments.push("<think>\n", first && !is_masked);
+    for part in thoughts {
+        segments.push(&part.text, part.is_trained && !is_masked);
+    }
+    segments.push("\n</think>\n\n", last && !is_masked);
+}
+
+fn is_trained(part: Option<&Part>) -> bool {
+    part.is_some_and(|part| part.is_trained)
 }

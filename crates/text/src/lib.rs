@@ -13,6 +13,7 @@ mod example;
 #[doc(hidden)]
 pub mod fuzz;
 mod hash;
+pub mod json;
 pub mod labels;
 pub mod near;
 pub mod pack;

@@ -130,6 +130,7 @@ fn absent_null_and_empty_contents_are_no_text() {
     for answer in [
         json!({"role": "assistant"}),
         json!({"role": "assistant", "content": null, "audio": null, "tool_calls": []}),
+        json!({"role": "assistant", "tool_calls": "", "function_call": {}, "images": "[]", "weight": ""}),
         of("assistant", ""),
         json!({"role": "assistant", "content": []}),
     ] {

@@ -201,3 +201,42 @@ fn part_of_a_turn_is_trained_alone() {
         assert_eq!(tokenizer.encode(&text).unwrap(), encoded.input_ids);
     }
 }
+
+/// As above, of what is thought before it is said: the marks go with the thoughts beside them.
+#[test]
+fn thoughts_carry_loss_with_the_message_that_they_came_with() {
+    let tokenizer = tiny();
+    let said = |text: &str, is_trained: bool| Message {
+        is_trained,
+        ..Message::assistant(text)
+    };
+    let thought = |thoughts: &str, is_trained: bool| Message {
+        reasoning: Some(thoughts.to_owned()),
+        ..said("B", is_trained)
+    };
+    for (answers, expect) in [
+        (
+            [said("A", true), said("<think>no</think>B", false)],
+            "A\n<|im_end|>\n",
+        ),
+        (
+            [said("A", false), said("<think>why</think>B", true)],
+            "<think>\nwhy\n</think>\n\nB<|im_end|>\n",
+        ),
+        (
+            [thought("no", false), thought("why", true)],
+            "why\n</think>\n\nB<|im_end|>\n",
+        ),
+        (
+            [thought("why", true), thought("no", false)],
+            "<think>\nwhy\nB\n<|im_end|>\n",
+        ),
+    ] {
+        let messages = [Message::user("Hi")].into_iter().chain(answers);
+        let conversation = Conversation::new(messages);
+        let encoded = sft(&tokenizer, &conversation, LossScale::default()).unwrap();
+        assert_eq!(trained(&tokenizer, &encoded), expect);
+        let text = tokenizer.decode(&encoded.input_ids, false).unwrap();
+        assert_eq!(tokenizer.encode(&text).unwrap(), encoded.input_ids);
+    }
+}
