@@ -10,7 +10,7 @@ use std::path::Path;
 use serde::de::value::MapAccessDeserializer;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-use crate::conversation::{Message, Role};
+use crate::conversation::{Message, Role, strip};
 use crate::error::{Error, Result};
 
 /// A character as a model's folder carries it. Every map goes by language code (`en`, `chs`, ..).
@@ -138,9 +138,13 @@ impl Persona {
         english(&self.note)
     }
 
-    /// Puts the system prompt in front of messages that bring no system message.
+    /// Puts the system prompt in front of messages that begin with no system message, or with one without text. A later one, such as a note
+    /// that a front end puts behind the history, is part of what the user says (docs/conversation.md).
     pub fn lead(&self, messages: &mut Vec<Message>) {
-        let brings_one = messages.iter().any(|message| message.role == Role::System);
+        let mut opening = messages
+            .iter()
+            .take_while(|message| message.role == Role::System);
+        let brings_one = opening.any(|message| !strip(&message.content).is_empty());
         if let (false, Some(system)) = (brings_one, self.system_prompt()) {
             messages.insert(0, Message::system(system));
         }
@@ -231,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn system_prompt_leads_only_where_the_messages_bring_none() {
+    fn system_prompt_leads_only_where_the_messages_begin_with_none() {
         let bo = persona(r#"{"system": {"chs": "波", "en": "Bo"}}"#).unwrap();
         let mut messages = vec![Message::user("hello")];
         bo.lead(&mut messages);
@@ -240,6 +244,11 @@ mod tests {
         let mut kept = own.clone();
         bo.lead(&mut kept);
         assert_eq!(kept, own);
+        let note = Message::system("Stay in character.");
+        let mut late = vec![Message::system(" "), Message::user("hello"), note];
+        bo.lead(&mut late);
+        assert_eq!(late[0], Message::system("Bo"));
+        assert_eq!(late.len(), 4);
         let mut without = vec![Message::user("hello")];
         Persona::default().lead(&mut without);
         assert_eq!(without, [Message::user("hello")]);
