@@ -40,17 +40,22 @@ impl ChatTemplate {
     /// The template of a checkpoint folder: `chat_template.jinja`, else the one in `tokenizer_config.json`.
     ///
     /// # Errors
-    /// [`Error::NoChatTemplate`] if neither is there, [`Error::Template`] if it does not parse.
+    /// [`Error::NoChatTemplate`] if neither is there, [`Error::ReadTemplate`], [`Error::NamedTemplates`] or [`Error::Template`] if it cannot
+    /// be read, chosen or parsed.
     pub fn load(dir: &Path) -> Result<Self> {
         let path = dir.join("chat_template.jinja");
         if path.is_file() {
             let source = fs::read_to_string(&path);
-            return Self::from_source(&source.map_err(|source| Error::Read { path, source })?);
+            let source = source.map_err(|source| Error::ReadTemplate { path, source });
+            return Self::from_source(&source?);
         }
-        if let Some(config) = read_config(&dir.join("tokenizer_config.json"))?
-            && let Some(source) = config.get("chat_template").and_then(|v| v.as_str())
+        let path = dir.join("tokenizer_config.json");
+        if let Some(config) = read_config(&path)?
+            && let Some(named) = config.get("chat_template")
+            && !named.is_null()
         {
-            return Self::from_source(source);
+            let source = source_of(named).ok_or_else(|| Error::NamedTemplates { path });
+            return Self::from_source(source?);
         }
         Err(Error::NoChatTemplate {
             path: dir.to_path_buf(),
@@ -101,7 +106,7 @@ impl ChatTemplate {
     /// Makes it the template of a folder: `chat_template.jinja`, and in `tokenizer_config.json` where that names one.
     ///
     /// # Errors
-    /// [`Error::Write`] with the path; [`Error::Read`] or [`Error::Json`] for a `tokenizer_config.json` that cannot be read.
+    /// [`Error::Write`] with the path; [`Error::ReadTemplate`] or [`Error::Json`] for a `tokenizer_config.json` that cannot be read.
     pub fn save(&self, dir: &Path) -> Result<()> {
         let path = dir.join("tokenizer_config.json");
         if let Some(mut config) = read_config(&path)?
@@ -169,12 +174,21 @@ impl ChatTemplate {
     }
 }
 
+/// The template of a configuration: a text, or of a list of named ones the one named `default`, as transformers picks it.
+fn source_of(named: &serde_json::Value) -> Option<&str> {
+    if let Some(list) = named.as_array() {
+        let default = list.iter().find(|one| one["name"] == "default");
+        return default?.get("template")?.as_str();
+    }
+    named.as_str()
+}
+
 /// A `tokenizer_config.json`, if it is there.
 fn read_config(path: &Path) -> Result<Option<serde_json::Value>> {
     if !path.is_file() {
         return Ok(None);
     }
-    let text = fs::read_to_string(path).map_err(|source| Error::Read {
+    let text = fs::read_to_string(path).map_err(|source| Error::ReadTemplate {
         path: path.to_owned(),
         source,
     })?;

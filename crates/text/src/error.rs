@@ -150,6 +150,24 @@ pub enum Error {
         /// The folder that was looked through.
         path: PathBuf,
     },
+    /// A template's file that cannot be read.
+    #[error(
+        "cannot read {path}: {source}; mend the file, or take it away for the built-in chat template"
+    )]
+    ReadTemplate {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Several templates, and nobody knows which is meant.
+    #[error(
+        "{path}: `chat_template` is neither a template nor a list of named ones with one named `default`; write the one that is meant into chat_template.jinja beside it"
+    )]
+    NamedTemplates {
+        /// The file.
+        path: PathBuf,
+    },
     /// A template that refuses the messages in words of its own.
     #[error("the chat template refuses the conversation: {message}")]
     TemplateRaised {

@@ -301,3 +301,43 @@ fn template_of_the_config_is_found() {
     let text = template.render(&conversation, &RenderOptions::default());
     assert_eq!(text.unwrap(), "1");
 }
+
+/// The template that a folder with this value of `chat_template` has.
+fn of_config(value: &Value) -> text::Result<ChatTemplate> {
+    let dir = tempfile::tempdir().unwrap();
+    let config = json!({ "chat_template": value }).to_string();
+    std::fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
+    ChatTemplate::load(dir.path())
+}
+
+#[test]
+fn default_of_named_templates_is_found_and_other_shapes_are_refused() {
+    let tools = json!({ "name": "tool_use", "template": "tools" });
+    let default = json!({ "name": "default", "template": "{{ messages | length }}" });
+    let found = of_config(&json!([tools, default])).unwrap();
+    assert_eq!(found.source(), "{{ messages | length }}");
+    let none = of_config(&json!(null)).unwrap_err();
+    assert!(matches!(none, Error::NoChatTemplate { .. }), "{none}");
+    for wrong in [
+        json!([tools]),
+        json!([]),
+        json!(["default"]),
+        json!([{ "name": "default", "template": 3 }]),
+        json!({ "default": "x" }),
+        json!(7),
+    ] {
+        let error = of_config(&wrong).unwrap_err().to_string();
+        assert!(
+            error.contains("tokenizer_config.json: `chat_template`"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn template_that_cannot_be_read_is_named_as_one() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("chat_template.jinja"), b"\xff").unwrap();
+    let error = ChatTemplate::load(dir.path()).unwrap_err();
+    assert!(matches!(error, Error::ReadTemplate { .. }), "{error}");
+}
