@@ -10,6 +10,11 @@ const CODES: [&str; 13] = [
     "chs", "cht", "de", "en", "es", "fr", "id", "jp", "kr", "pt", "ru", "th", "vi",
 ];
 
+/// Scripts that may stand behind a code; the last two are Windows' old names (`zh-CHS`).
+const SCRIPTS: [&str; 9] = [
+    "hans", "hant", "latn", "cyrl", "jpan", "kore", "thai", "chs", "cht",
+];
+
 /// A language code of the data sets; the order of the variants is the order of every listing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -85,21 +90,29 @@ impl Language {
     }
 
     /// The language that people name: its code, or the codes that are common elsewhere, in any case: `zh` (`zh-CN`, `zh-Hans`),
-    /// `zh-TW` (`zh-HK`, `zh-Hant`), `ja`, `ko`, and any of them with a region behind it (`en-US`, `pt_BR`).
+    /// `zh-TW` (`zh-HK`, `zh-Hant`), `ja`, `ko`, and any of them with a script and a region behind it (`en-US`, `pt_BR`, `zh-Hans-HK`).
+    /// With anything else behind it (`en_comment`) it names no language.
     pub fn from_name(name: &str) -> Option<Language> {
         if let Some(language) = Language::from_code(name) {
             return Some(language);
         }
         let name = name.trim().to_ascii_lowercase().replace('_', "-");
-        let mut parts = name.split('-');
-        let language = match parts.next()? {
-            "zh" if parts.any(|part| ["hant", "tw", "hk", "mo"].contains(&part)) => Language::Cht,
-            "zh" => Language::Chs,
-            "ja" => Language::Jp,
-            "ko" => Language::Kr,
-            code => Language::from_code(code)?,
-        };
-        Some(language)
+        let mut parts = name.split('-').peekable();
+        let code = parts.next()?;
+        let script = parts.next_if(|part| SCRIPTS.contains(part));
+        let region = parts.next_if(|part| is_region(part));
+        if parts.next().is_some() {
+            return None;
+        }
+        Some(match (code, script, region) {
+            ("zh", Some("hant" | "cht"), _) | ("zh", None, Some("tw" | "hk" | "mo")) => {
+                Language::Cht
+            }
+            ("zh", ..) => Language::Chs,
+            ("ja", ..) => Language::Jp,
+            ("ko", ..) => Language::Kr,
+            (code, ..) => Language::from_code(code)?,
+        })
     }
 
     /// Reads a list of languages as a command line has it, each once, in the order of every listing.
@@ -124,6 +137,12 @@ impl Language {
     pub fn is_fullwidth(self) -> bool {
         matches!(self, Language::Chs | Language::Cht)
     }
+}
+
+/// Whether this is how codes name regions: `us`, `419`.
+fn is_region(part: &str) -> bool {
+    let is_letters = part.len() == 2 && part.bytes().all(|b| b.is_ascii_alphabetic());
+    is_letters || part.len() == 3 && part.bytes().all(|b| b.is_ascii_digit())
 }
 
 impl std::fmt::Display for Language {
@@ -224,7 +243,7 @@ mod tests {
 
     #[test]
     fn codes_that_are_common_elsewhere_are_taken() {
-        use Language::{Chs, Cht, De, En, Jp, Kr, Pt};
+        use Language::{Chs, Cht, De, En, Es, Jp, Kr, Pt};
         for (name, expect) in [
             ("zh", Some(Chs)),
             ("zh-CN", Some(Chs)),
@@ -234,6 +253,9 @@ mod tests {
             ("zh_HK", Some(Cht)),
             ("zh-Hant", Some(Cht)),
             ("zh-Hant-MO", Some(Cht)),
+            ("zh-Hans-HK", Some(Chs)),
+            ("zh_Hans_MO", Some(Chs)),
+            ("zh-CHT", Some(Cht)),
             ("ja", Some(Jp)),
             ("ja-JP", Some(Jp)),
             ("ko", Some(Kr)),
@@ -242,6 +264,12 @@ mod tests {
             (" de ", Some(De)),
             ("pt_BR", Some(Pt)),
             ("chs", Some(Chs)),
+            ("es-419", Some(Es)),
+            ("en_comment", None),
+            ("ja_voice", None),
+            ("de_note", None),
+            ("en-US-old", None),
+            ("zh-", None),
             ("klingon", None),
             ("z", None),
             ("", None),

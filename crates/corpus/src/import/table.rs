@@ -44,13 +44,13 @@ struct Row {
 /// The scenes of a table: rows of one scene stand together.
 ///
 /// # Errors
-/// A quote that is never closed; a header without a column of texts.
+/// A quote that is never closed; a header without a column of texts, or with two of one language.
 pub(crate) fn read(text: &str, language: Language) -> Result<Imported, Fault> {
     let rows = rows(text, separator(text))?;
     let Some(header) = rows.first() else {
         return Ok(Gatherer::new(language).finish());
     };
-    let (columns, has_header) = match Columns::of(&header.cells) {
+    let (columns, has_header) = match Columns::of(header)? {
         Some(columns) => (columns, true),
         None => (
             Columns::bare(&rows).ok_or_else(|| no_columns(header))?,
@@ -161,8 +161,9 @@ struct Columns {
 
 impl Columns {
     /// The columns that a header names; `None` where it names no text.
-    fn of(header: &[String]) -> Option<Columns> {
+    fn of(header: &Row) -> Result<Option<Columns>, Fault> {
         let names: Vec<String> = header
+            .cells
             .iter()
             .map(|name| name.trim().to_lowercase())
             .collect();
@@ -180,7 +181,23 @@ impl Columns {
         } else {
             languages
         };
-        (text.is_some() || languages.iter().any(|(at, _)| names[*at] != "id")).then_some(Columns {
+        if text.is_none() && languages.iter().all(|(at, _)| names[*at] == "id") {
+            return Ok(None);
+        }
+        for (nth, (at, language)) in languages.iter().enumerate() {
+            let mut before = languages[..nth].iter();
+            if let Some((first, _)) = before.find(|(_, other)| other == language) {
+                return Err(Fault::new(
+                    header.line,
+                    format!(
+                        "the columns `{}` and `{}` are both `{language}`; give one of them another name",
+                        header.cells[*first].trim(),
+                        header.cells[*at].trim()
+                    ),
+                ));
+            }
+        }
+        Ok(Some(Columns {
             text,
             languages,
             speaker: find(&SPEAKER),
@@ -188,7 +205,7 @@ impl Columns {
             kind: find(&KIND),
             scene: find(&SCENE),
             scenario: find(&SCENARIO),
-        })
+        }))
     }
 
     /// Speaker and text, where every row has these two cells.
@@ -333,6 +350,18 @@ mod tests {
         assert_eq!(lines[0].text.get(Language::Jp), Some("いない。"));
         assert_eq!(lines[1].text.get(Language::En), None);
         assert_eq!(lines[1].speaker_name.get(Language::Jp), Some("Bo"));
+    }
+
+    #[test]
+    fn column_that_only_begins_with_a_code_is_no_translation() {
+        check(
+            "speaker,en,en_comment,ja_voice\nBo,Gone.,sadly,7.ogg\n",
+            "== 1\n<bo Bo> Gone.\n! 2 cells of columns that a story has no place for, first at line 2\n",
+        );
+        check(
+            "speaker,zh-CN,zh-SG\nBo,船,船\n",
+            "1: the columns `zh-CN` and `zh-SG` are both `chs`; give one of them another name",
+        );
     }
 
     #[test]
