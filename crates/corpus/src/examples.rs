@@ -143,12 +143,7 @@ fn of_text(
     encoding: Encoding<'_>,
 ) -> std::result::Result<RowExamples, BadRow> {
     let value = file.parse(row)?;
-    let bad = |problem: String| BadRow {
-        path: file.path().to_owned(),
-        line: row.line,
-        column: None,
-        problem: shorten(&problem, MOST_SAID),
-    };
+    let bad = |problem: String| file.bad(row, shorten(&problem, MOST_SAID));
     let (plain, remarks) = row_form::read(value, encoding.stage).map_err(bad)?;
     let mut examples = encode(plain, encoding).map_err(bad)?;
     let language = file.language().map(|language| language.code().to_owned());
@@ -169,10 +164,13 @@ fn encode(
                 if let Some(n_ids) = encoding.vocab_size {
                     check_ids(&part, n_ids)?;
                 }
-                Ok(SourceExample::new(Example::document(
-                    part.input_ids,
-                    part.labels,
-                )))
+                let IdsPart {
+                    input_ids,
+                    mut labels,
+                } = part;
+                // Nothing stands before the first token that it could be predicted from.
+                labels[0] = IGNORE;
+                Ok(SourceExample::new(Example::document(input_ids, labels)))
             };
             parts.into_iter().map(example).collect()
         }

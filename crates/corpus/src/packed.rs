@@ -1,6 +1,8 @@
 //! Rows of ids: labels checked, padding taken off, and documents that somebody packed into one row parted at their borders,
 //! so that none sees another.
 
+use std::ops::Range;
+
 use serde_json::{Map, Value};
 use text::IGNORE;
 
@@ -10,22 +12,6 @@ pub(crate) struct IdsPart {
     pub input_ids: Vec<u32>,
     pub labels: Vec<i32>,
 }
-
-/// Keys that are read here.
-pub(crate) const KEYS: [&str; 12] = [
-    "input_ids",
-    "labels",
-    "attention_mask",
-    "position_ids",
-    "seq_idx",
-    "cu_seqlens",
-    "cu_seq_lens",
-    "cu_seq_lens_q",
-    "cu_seq_lens_k",
-    "seq_lengths",
-    "seq_lens",
-    "sequence_lengths",
-];
 
 /// Keys that name a document for every token.
 const DOCUMENTS: [&str; 3] = ["seq_idx", "sequence_ids", "document_ids"];
@@ -39,6 +25,16 @@ const BORDERS: [&str; 4] = [
 /// Keys that list the lengths of the documents.
 const LENGTHS: [&str; 3] = ["seq_lengths", "seq_lens", "sequence_lengths"];
 
+/// Keys that are read here.
+pub(crate) fn keys() -> impl Iterator<Item = &'static str> {
+    let own = ["input_ids", "labels", "attention_mask", "position_ids"];
+    let borders = DOCUMENTS.into_iter().chain(BORDERS).chain(LENGTHS);
+    own.into_iter().chain(borders)
+}
+
+/// Where documents begin, by a key that tells it.
+type Told = (&'static str, Vec<usize>);
+
 /// Takes the keys of ids out of a row and gives its documents.
 ///
 /// # Errors
@@ -46,48 +42,77 @@ const LENGTHS: [&str; 3] = ["seq_lengths", "seq_lens", "sequence_lengths"];
 pub(crate) fn parts(fields: &mut Map<String, Value>) -> Result<Vec<IdsPart>, String> {
     let input_ids = ids(fields)?;
     let labels = labels(fields, input_ids.len())?;
-    let n = input_ids.len();
     let mask = match fields.remove("attention_mask") {
-        None => vec![1; n],
-        Some(mask) => numbers_of(mask, "attention_mask", n)?,
+        None => vec![1; input_ids.len()],
+        Some(mask) => numbers_of(mask, "attention_mask", input_ids.len())?,
     };
-    // 1. padding at either end; a mask of several numbers says whose every token is
-    let start = mask.iter().position(|m| *m != 0).unwrap_or(n);
-    let end = mask
-        .iter()
-        .rposition(|m| *m != 0)
-        .map_or(start, |last| last + 1);
-    if let Some(at) = (start..end).find(|at| mask[*at] == 0) {
+    // 1. without padding at either end  2. parted at the borders that any key tells  3. which must agree where tokens are
+    let seen = seen(&mask, &labels)?;
+    let told = told(fields, &mask, &seen)?;
+    let starts = agreed(told, &seen)?;
+    Ok(starts
+        .windows(2)
+        .map(|range| IdsPart {
+            input_ids: input_ids[range[0]..range[1]].to_vec(),
+            labels: labels[range[0]..range[1]].to_vec(),
+        })
+        .collect())
+}
+
+/// The tokens that are no padding.
+fn seen(mask: &[i64], labels: &[i32]) -> Result<Range<usize>, String> {
+    let is_seen = |m: &i64| *m != 0;
+    let (Some(start), Some(last)) = (
+        mask.iter().position(is_seen),
+        mask.iter().rposition(is_seen),
+    ) else {
+        return Err(
+            "`attention_mask` is 0 everywhere, so that no token is seen; take the row out"
+                .to_owned(),
+        );
+    };
+    let seen = start..last + 1;
+    if let Some(at) = seen.clone().find(|at| mask[*at] == 0) {
         return Err(format!(
             "`attention_mask` is 0 at position {at}, between tokens that are seen; such rows are not trained here: take those tokens out of `input_ids` and `labels`"
         ));
     }
-    let is_padding = |at: &usize| *at < start || *at >= end;
-    if let Some(at) = (0..n).filter(is_padding).find(|at| labels[*at] != IGNORE) {
+    let mut padding = (0..mask.len()).filter(|at| !seen.contains(at));
+    if let Some(at) = padding.find(|at| labels[*at] != IGNORE) {
         return Err(format!(
             "the label at position {at} is {}, but `attention_mask` is 0 there; padding has labels of {IGNORE}",
             labels[at]
         ));
     }
-    // 2. borders, by every key that tells them
-    let mut told: Vec<(String, Vec<usize>)> = Vec::new();
-    if mask[start..end].iter().any(|m| *m != 1) {
-        let starts = changes(&mask, start, end, "attention_mask")?;
-        told.push(("attention_mask".to_owned(), starts));
+    Ok(seen)
+}
+
+/// Where documents begin, by every key that tells it; a mask of several numbers says whose every token is.
+fn told(
+    fields: &mut Map<String, Value>,
+    mask: &[i64],
+    seen: &Range<usize>,
+) -> Result<Vec<Told>, String> {
+    let n = mask.len();
+    let mut told: Vec<Told> = Vec::new();
+    if mask[seen.clone()].iter().any(|m| *m != 1) {
+        let key = "attention_mask";
+        told.push((key, changes(mask, seen.start, seen.end, key)?));
     }
     if let Some(value) = fields.remove("position_ids") {
         let positions = numbers_of(value, "position_ids", n)?;
-        told.push(("position_ids".to_owned(), restarts(&positions, start, end)?));
+        let starts = restarts(&positions, seen.start, seen.end)?;
+        told.push(("position_ids", starts));
     }
     for key in DOCUMENTS {
         if let Some(value) = fields.remove(key) {
             let documents = numbers_of(value, key, n)?;
-            told.push((key.to_owned(), changes(&documents, start, end, key)?));
+            told.push((key, changes(&documents, seen.start, seen.end, key)?));
         }
     }
     for key in BORDERS {
         if let Some(value) = fields.remove(key) {
-            told.push((key.to_owned(), borders(&numbers(value, key)?, n, key)?));
+            told.push((key, borders(&numbers(value, key)?, n, key)?));
         }
     }
     for key in LENGTHS {
@@ -98,35 +123,40 @@ pub(crate) fn parts(fields: &mut Map<String, Value>) -> Result<Vec<IdsPart>, Str
                 *sum = sum.saturating_add(*length);
                 Some(*sum)
             }));
-            told.push((key.to_owned(), borders(&sums, n, key)?));
+            told.push((key, borders(&sums, n, key)?));
         }
     }
-    // 3. they must agree where tokens are
-    let inside = |starts: &[usize]| -> Vec<usize> {
-        let inner = starts.iter().copied().filter(|at| *at > start && *at < end);
-        [start].into_iter().chain(inner).chain([end]).collect()
+    Ok(told)
+}
+
+/// The borders that all keys tell, with both ends of what is seen.
+fn agreed(told: Vec<Told>, seen: &Range<usize>) -> Result<Vec<usize>, String> {
+    let inside = |starts: Vec<usize>| -> Vec<usize> {
+        let is_inside = |at: &usize| *at > seen.start && *at < seen.end;
+        let inner = starts.into_iter().filter(is_inside);
+        [seen.start]
+            .into_iter()
+            .chain(inner)
+            .chain([seen.end])
+            .collect()
     };
-    let mut told = told.into_iter().map(|(key, starts)| (key, inside(&starts)));
-    let first = told.next();
-    let starts = first
-        .as_ref()
-        .map_or_else(|| vec![start, end], |(_, starts)| starts.clone());
-    if let (Some((key, _)), Some((other, _))) = (&first, told.find(|(_, other)| *other != starts)) {
-        return Err(format!(
+    let mut told = told.into_iter().map(|(key, starts)| (key, inside(starts)));
+    let Some((key, starts)) = told.next() else {
+        return Ok(vec![seen.start, seen.end]);
+    };
+    match told.find(|(_, others)| *others != starts) {
+        None => Ok(starts),
+        Some((other, _)) => Err(format!(
             "`{key}` and `{other}` part the row at different places; take the wrong one away"
-        ));
+        )),
     }
-    Ok(starts
-        .windows(2)
-        .map(|range| IdsPart {
-            input_ids: input_ids[range[0]..range[1]].to_vec(),
-            labels: labels[range[0]..range[1]].to_vec(),
-        })
-        .collect())
 }
 
 fn ids(fields: &mut Map<String, Value>) -> Result<Vec<u32>, String> {
     let ids = numbers(fields.remove("input_ids").unwrap_or_default(), "input_ids")?;
+    if ids.is_empty() {
+        return Err("`input_ids` holds no token; take the row out".to_owned());
+    }
     let ids = ids.into_iter().enumerate().map(|(at, id)| {
         u32::try_from(id)
             .ok()

@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use crate::error::{Error, Result, without_position};
 use crate::foreign;
 use crate::language::Language;
+use crate::row_form;
 use crate::row_problems::{BadRow, BadRows};
 
 /// Endings of files of rows; each may stand before `.gz`.
@@ -134,15 +135,45 @@ impl RowFile {
     /// # Errors
     /// What is wrong with it, where it stands.
     pub fn parse<T: DeserializeOwned>(&self, row: RowText<'_>) -> std::result::Result<T, BadRow> {
-        serde_json::from_str(row.json).map_err(|error| BadRow {
-            path: self.path.clone(),
-            line: row.line + error.line().max(1) - 1,
-            column: Some(error.column().max(1)),
-            problem: without_position(&error.to_string()),
+        serde_json::from_str(row.json).map_err(|error| {
+            let n_lines = error.line().max(1) - 1;
+            let n_before = match n_lines {
+                0 => self.n_before(row),
+                _ => 0,
+            };
+            BadRow {
+                line: row.line + n_lines,
+                column: Some(n_before + error.column().max(1)),
+                ..self.bad(row, without_position(&error.to_string()))
+            }
         })
     }
 
-    /// The file's language, where its name is a language code (`en.jsonl`, `chs.json.gz`).
+    /// A row that cannot be used, and why.
+    pub(crate) fn bad(&self, row: RowText<'_>, problem: String) -> BadRow {
+        let is_on_its_line = |idx: usize| {
+            let other = self.rows.get(idx);
+            other.is_some_and(|place| place.line == row.line)
+        };
+        let idx = row.number - 1;
+        BadRow {
+            path: self.path.clone(),
+            number: row.number,
+            line: row.line,
+            column: None,
+            shares_line: is_on_its_line(idx + 1) || idx > 0 && is_on_its_line(idx - 1),
+            problem,
+        }
+    }
+
+    /// Bytes that stand before a row on the line that it begins on.
+    fn n_before(&self, row: RowText<'_>) -> usize {
+        let before = &self.text[..self.rows[row.number - 1].bytes.start];
+        let line = before.rsplit('\n').next().unwrap_or_default();
+        line.trim_start_matches(BYTE_ORDER_MARK).len()
+    }
+
+    /// The file's language, where its name is a language code (`en.jsonl`, `chs.json.gz`, `zh-TW.json`).
     pub fn language(&self) -> Option<Language> {
         language_of(&self.path)
     }
@@ -213,7 +244,7 @@ pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
         let mut known = others.iter().filter_map(|file| foreign::of_file(file));
         return Err(known.next().unwrap_or(Error::NoRowFile {
             path: path.to_owned(),
-            problem: "holds none",
+            problem: "holds no file of rows",
         }));
     }
     Ok(found)
@@ -232,9 +263,9 @@ pub fn has_row_ending(path: &Path) -> bool {
 
 /// The language that a file's name is the code of.
 fn language_of(path: &Path) -> Option<Language> {
-    let name = path.file_name()?.to_str()?;
-    let name = name.strip_suffix(".gz").unwrap_or(name);
-    Language::from_code(name.rsplit_once('.').map_or(name, |(stem, _)| stem))
+    let name = path.file_name()?.to_str()?.to_ascii_lowercase();
+    let name = name.strip_suffix(".gz").unwrap_or(&name);
+    Language::from_name(name.rsplit_once('.').map_or(name, |(stem, _)| stem))
 }
 
 fn read_bytes(path: &Path) -> Result<Vec<u8>> {
@@ -343,8 +374,14 @@ fn places(text: &str, parts: &[&str]) -> Vec<Place> {
     parts.iter().map(place).collect()
 }
 
-/// Whether a value is a message rather than a row: it says who speaks.
+/// Whether a value is a message rather than a row: it says who speaks, by a name that is a role's or beside what is said. A row may say
+/// as well where it is `from`.
 fn is_message(json: &str) -> bool {
     let object = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(json);
-    object.is_ok_and(|object| object.contains_key("role") || object.contains_key("from"))
+    object.is_ok_and(|object| {
+        let says = |key: &str| object.get(key).is_some_and(|value| !value.is_null());
+        let who = ["role", "from"].into_iter().find(|key| says(key));
+        let is_role = |key: &str| object[key].as_str().is_some_and(row_form::is_role);
+        who.is_some_and(|key| is_role(key) || says("content") || says("value"))
+    })
 }

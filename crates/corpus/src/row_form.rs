@@ -3,12 +3,12 @@
 //! Whatever else stands in a row is refused by name where it would change what is trained, and counted where it means nothing here.
 
 use serde_json::{Map, Value};
-use text::Message;
+use text::json::{holds_nothing, kind, says_nothing};
+use text::{Message, Role, near};
 
 use crate::examples::TrainingStage;
 use crate::packed::{self, IdsPart};
 use crate::row_notes::Remark;
-use text::near;
 
 /// What a row says.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,6 +41,9 @@ const PAIRS: [(&str, &str); 8] = [
     ("input", "output"),
     ("query", "answer"),
 ];
+
+/// Alpaca's question.
+const INSTRUCTION: &str = "instruction";
 
 /// What stands behind an instruction, on a line of its own.
 const INPUTS: [&str; 2] = ["input", "context"];
@@ -127,20 +130,34 @@ pub(crate) fn read(row: Value, stage: TrainingStage) -> Result<(PlainRow, Vec<Re
     fields.retain(|_, value| !value.is_null());
     let mut row = Row {
         fields,
+        stage,
         remarks: Vec::new(),
     };
     row.refuse_what_changes_training()?;
-    let form = row.form(stage)?;
+    let form = row.form()?;
+    let own = form.keys();
+    row.fields
+        .retain(|key, value| own.contains(&key.as_str()) || !says_nothing(value) || !is_known(key));
     let plain = match form {
         Form::List(key) => row.conversation(key)?,
         Form::Pair(question, answer) => row.pair(question, answer)?,
         Form::Text => row.text()?,
         Form::Ids => row.ids()?,
     };
-    let known: Vec<&str> = known_keys().collect();
+    if let PlainRow::Conversation(messages) = &plain
+        && stage == TrainingStage::Sft
+        && !messages.iter().any(is_learned)
+    {
+        row.remarks.push(Remark::OnlyEndTrained);
+    }
     for key in row.fields.keys() {
+        let near = match form {
+            _ if is_known(key) => None,
+            Form::Ids => hint(key, packed::keys()),
+            _ => hint(key, known_keys()),
+        };
         row.remarks.push(Remark::UnknownKey {
-            near: near::near_miss(key, known.iter().copied()).map(str::to_owned),
+            near: near.map(str::to_owned),
             key: key.clone(),
             in_message: false,
         });
@@ -160,20 +177,27 @@ enum Form {
 }
 
 impl Form {
-    /// Its keys as a message names them.
-    fn name(self) -> String {
+    /// The keys that make it.
+    fn keys(self) -> Vec<&'static str> {
         match self {
-            Form::List(key) => format!("`{key}`"),
-            Form::Pair(question, answer) => format!("`{question}` and `{answer}`"),
-            Form::Text => "`text`".to_owned(),
-            Form::Ids => "`input_ids`".to_owned(),
+            Form::List(key) => vec![key],
+            Form::Pair(question, answer) => vec![question, answer],
+            Form::Text => vec!["text"],
+            Form::Ids => vec!["input_ids"],
         }
     }
+}
+
+/// Keys as an error names them.
+fn named(keys: &[&str]) -> String {
+    let keys: Vec<String> = keys.iter().map(|key| format!("`{key}`")).collect();
+    keys.join(" and ")
 }
 
 /// A row on its way: what was read of it is taken out.
 struct Row {
     fields: Map<String, Value>,
+    stage: TrainingStage,
     remarks: Vec<Remark>,
 }
 
@@ -183,46 +207,77 @@ impl Row {
     }
 
     /// The one form that the row has.
-    fn form(&mut self, stage: TrainingStage) -> Result<Form, String> {
-        let mut found: Vec<Form> = Vec::new();
-        if self.has("input_ids") {
-            found.push(Form::Ids);
+    fn form(&mut self) -> Result<Form, String> {
+        let mut found = self.forms(|value| !says_nothing(value));
+        if found.is_empty() {
+            // A row that says nothing is of the form that it has all the same.
+            found = self.forms(|_| true);
+            found.truncate(1);
         }
-        let lists = LISTS.into_iter().filter(|key| self.has(key));
-        found.extend(lists.map(Form::List));
-        let mut pairs = PAIRS.into_iter();
-        let pair = pairs.find(|(question, answer)| self.has(question) && self.has(answer));
-        found.extend(pair.map(|(question, answer)| Form::Pair(question, answer)));
-        if self.has("text") {
+        let text_beside = match found[..] {
+            [Form::Ids, Form::Text] => Some(Remark::TextBesideIds),
             // Alpaca's own rows have the whole text beside their parts; a conversation is trained by its parts.
-            if found.is_empty() || stage == TrainingStage::Cpt {
-                found.push(Form::Text);
-            } else {
-                self.fields.remove("text");
-                self.remarks.push(Remark::TextBeside);
-            }
+            [_, .., Form::Text] if self.stage == TrainingStage::Sft => Some(Remark::TextBeside),
+            _ => None,
+        };
+        if let Some(remark) = text_beside {
+            found.pop();
+            self.fields.remove("text");
+            self.remarks.push(remark);
         }
         match found[..] {
             [form] => Ok(form),
             [] => Err(self.no_form()),
             _ => {
-                let names: Vec<String> = found.into_iter().map(Form::name).collect();
+                let mut keys = Vec::new();
+                for key in found.into_iter().flat_map(Form::keys) {
+                    if !keys.contains(&key) {
+                        keys.push(key);
+                    }
+                }
                 Err(format!(
-                    "{} stand in one row, and nobody knows which is to be trained; take all but one away",
-                    names.join(" and ")
+                    "{} stand in one row, and nobody knows which is to be trained; take away what is not",
+                    named(&keys)
                 ))
             }
         }
     }
 
+    /// The forms whose keys are all there with a value that counts.
+    fn forms(&self, counts: fn(&Value) -> bool) -> Vec<Form> {
+        let has = |key: &str| self.fields.get(key).is_some_and(counts);
+        let mut found = Vec::new();
+        if has("input_ids") {
+            found.push(Form::Ids);
+        }
+        let lists = LISTS.into_iter().filter(|key| has(key));
+        found.extend(lists.map(Form::List));
+        let pairs = PAIRS.into_iter();
+        let pairs = pairs.filter(|(question, answer)| has(question) && has(answer));
+        let mut pairs: Vec<(&str, &str)> = pairs.collect();
+        if pairs.iter().any(|(question, _)| *question == INSTRUCTION) {
+            // What stands there is a part of the question.
+            pairs.retain(|(question, _)| !INPUTS.contains(question));
+        }
+        let pairs = pairs.into_iter();
+        found.extend(pairs.map(|(question, answer)| Form::Pair(question, answer)));
+        if has("text") {
+            found.push(Form::Text);
+        }
+        found
+    }
+
     /// What to say of a row in which nothing is to be trained.
     fn no_form(&self) -> String {
         let forms = "a row has `messages`, `text`, `input_ids` with `labels`, `conversations`, `prompt` with `completion` or `instruction` with `output` (docs/rows.md)";
-        let known: Vec<&str> = known_keys().collect();
-        for key in self.fields.keys() {
-            if let Some(near) = near::near_miss(key, known.iter().copied()) {
+        let unknown = self.fields.keys().filter(|key| !is_known(key));
+        for key in unknown {
+            if let Some(near) = hint(key, known_keys()) {
                 return format!("{forms}; did you mean `{near}` by `{key}`?");
             }
+        }
+        if let Some(missing) = self.missing_partner() {
+            return format!("{missing} beside it; {forms}");
         }
         let keys: Vec<String> = self
             .fields
@@ -239,12 +294,26 @@ impl Row {
         }
     }
 
+    /// What a question lacks that has no answer, or an answer that has no question.
+    fn missing_partner(&self) -> Option<String> {
+        let sides = PAIRS.into_iter();
+        let mut sides = sides.flat_map(|(question, answer)| [question, answer]);
+        let key = sides.find(|key| self.has(key))?;
+        let partner = |(question, answer): (&'static str, &'static str)| match key {
+            key if key == question => Some(answer),
+            key if key == answer => Some(question),
+            _ => None,
+        };
+        let partners: Vec<&str> = PAIRS.into_iter().filter_map(partner).collect();
+        Some(format!("`{key}` needs `{}`", partners.join("` or `")))
+    }
+
     /// Refuses keys that would change what is trained; those that say nothing (`"tools": []`) are taken out.
     fn refuse_what_changes_training(&mut self) -> Result<(), String> {
         for (keys, remedy) in REFUSED {
             for key in keys {
                 if let Some(value) = self.fields.remove(*key)
-                    && !says_nothing(&value)
+                    && !holds_nothing(&value)
                 {
                     return Err(format!("`{key}` would change what is trained: {remedy}"));
                 }
@@ -254,6 +323,7 @@ impl Row {
             match self.fields.remove(key) {
                 None | Some(Value::Bool(true)) => {}
                 Some(Value::Number(n)) if n.as_f64() == Some(1.0) => {}
+                Some(value) if says_nothing(&value) => {}
                 Some(value) => {
                     return Err(format!(
                         "`{key}` of {value} would change what is trained: a row has no weight of its own; keep rows of one weight in a file, and give that file its weight in data.sources"
@@ -266,15 +336,11 @@ impl Row {
 
     /// Refuses keys that mean something in another form only.
     fn refuse_beside(&self, keys: &[&str], form: Form) -> Result<(), String> {
-        match keys.iter().find(|key| {
-            self.fields
-                .get(**key)
-                .is_some_and(|value| !says_nothing(value))
-        }) {
+        match keys.iter().find(|key| self.has(key)) {
             None => Ok(()),
             Some(key) => Err(format!(
                 "`{key}` beside {} would change what is trained, and nothing says how; take it away",
-                form.name()
+                named(&form.keys())
             )),
         }
     }
@@ -300,14 +366,16 @@ impl Row {
         self.refuse_beside(&["labels"], Form::Pair(question, answer))?;
         let mut messages = self.history()?;
         match as_messages(self.fields.remove(question).unwrap_or_default()) {
-            // As TRL has it: a prompt is read, and only the completion is trained.
-            Ok(said) => {
-                let said = said.into_iter().map(untrained).collect();
+            Ok(mut said) => {
+                if self.stage == TrainingStage::Sft {
+                    // As TRL has it: a prompt is read, and only the completion is trained.
+                    said.iter_mut().for_each(keep_as_context);
+                }
                 messages.extend(self.messages(said, question)?);
             }
             Err(said) => {
                 let mut content = self.content(said, question)?;
-                for key in INPUTS.into_iter().filter(|_| question == "instruction") {
+                for key in INPUTS.into_iter().filter(|_| question == INSTRUCTION) {
                     let Some(input) = self.fields.remove(key) else {
                         continue;
                     };
@@ -409,26 +477,39 @@ impl Row {
 
     /// Messages of a list, those of other tools in our keys.
     fn messages(&mut self, list: Vec<Value>, key: &str) -> Result<Vec<Message>, String> {
-        let known: Vec<&str> = Message::known_keys().collect();
         let mut messages = Vec::with_capacity(list.len());
-        for (index, message) in list.into_iter().enumerate() {
-            for message in in_our_keys(message).map_err(|why| format!("`{key}`[{index}] {why}"))? {
-                if let Value::Object(fields) = &message {
-                    let unknown = fields.iter().filter(|(key, value)| {
-                        !known.contains(&key.as_str()) && !says_nothing(value)
-                    });
-                    self.remarks
-                        .extend(unknown.map(|(key, _)| Remark::UnknownKey {
-                            near: near::near_miss(key, known.iter().copied()).map(str::to_owned),
-                            key: key.clone(),
-                            in_message: true,
-                        }));
+        for (index, said) in list.into_iter().enumerate() {
+            let here = |why: String| format!("`{key}`[{index}] {why}");
+            for said in in_our_keys(said).map_err(here)? {
+                let message = Message::from_json(index, &said).map_err(|error| match error {
+                    text::Error::Message { field, problem, .. } => {
+                        let point = if field.is_empty() { "" } else { "." };
+                        format!("{key}[{index}]{point}{field}: {problem}")
+                    }
+                    other => other.to_string(),
+                })?;
+                if self.stage == TrainingStage::Cpt {
+                    refuse_in_document(&message, &said).map_err(here)?;
                 }
-                let message = Message::from_json(index, &message);
-                messages.push(message.map_err(|error| error.to_string())?);
+                self.remark_on_keys(&said);
+                messages.push(message);
             }
         }
         Ok(messages)
+    }
+
+    fn remark_on_keys(&mut self, message: &Value) {
+        let fields = message.as_object().into_iter().flatten();
+        for (key, value) in fields {
+            if says_nothing(value) || Message::known_keys().any(|known| known == key) {
+                continue;
+            }
+            self.remarks.push(Remark::UnknownKey {
+                near: hint(key, Message::known_keys()).map(str::to_owned),
+                key: key.clone(),
+                in_message: true,
+            });
+        }
     }
 
     /// A content that stands alone: a text, text parts, or nothing.
@@ -441,7 +522,7 @@ impl Row {
     }
 }
 
-/// Keys that are read, for hints at misspelt ones.
+/// Keys that make a conversation or a text, for hints at misspelt ones.
 fn known_keys() -> impl Iterator<Item = &'static str> {
     let pairs = PAIRS
         .into_iter()
@@ -451,7 +532,44 @@ fn known_keys() -> impl Iterator<Item = &'static str> {
         .chain(LISTS)
         .chain(pairs)
         .chain(SYSTEMS)
-        .chain(packed::KEYS)
+}
+
+/// Whether a key means something in one of the forms.
+fn is_known(key: &str) -> bool {
+    let mut known = known_keys()
+        .chain(INPUTS)
+        .chain(packed::keys())
+        .chain(HARMLESS_BESIDE_IDS);
+    known.any(|known| known == key)
+}
+
+/// The key that was probably meant by one that means nothing. One with a word more, as `prompt_id` beside `prompt`, is another.
+fn hint(key: &str, known: impl Iterator<Item = &'static str>) -> Option<&'static str> {
+    let near = near::near_miss(key, known)?;
+    (!key.split('_').any(|word| word == near)).then_some(near)
+}
+
+/// Whether something that an answer says or thinks is trained.
+fn is_learned(message: &Message) -> bool {
+    let thoughts = message.reasoning.as_deref().unwrap_or_default();
+    message.role == Role::Assistant
+        && message.is_trained
+        && !(message.content.trim().is_empty() && thoughts.trim().is_empty())
+}
+
+/// Refuses what a document cannot heed: in a cpt stage all that is said is trained, and nothing else.
+fn refuse_in_document(message: &Message, fields: &Value) -> Result<(), String> {
+    let selecting = Message::SELECTING.into_iter();
+    let mut unheeded = selecting
+        .filter(|_| !message.is_trained)
+        .chain(["reasoning_content"]);
+    let key = unheeded.find(|key| fields.get(key).is_some_and(|value| !says_nothing(value)));
+    match key {
+        None => Ok(()),
+        Some(key) => Err(format!(
+            "has `{key}`, which a cpt stage cannot heed: there all that is said is one document, every word of it trained; take the key or the message away"
+        )),
+    }
 }
 
 /// A message in the keys `role` and `content`: ShareGPT's have `from` and `value`; one object may hold a whole round.
@@ -462,7 +580,10 @@ fn in_our_keys(message: Value) -> Result<Vec<Value>, String> {
             kind(&message)
         ));
     };
-    let Some(name) = ["role", "from"].iter().find_map(|key| fields.remove(*key)) else {
+    // As in a row.
+    fields.retain(|_, value| !value.is_null());
+    let mut keys = ["role", "from"].into_iter();
+    let Some((key, name)) = keys.find_map(|key| Some((key, fields.remove(key)?))) else {
         return round(fields);
     };
     let role = match name {
@@ -473,6 +594,11 @@ fn in_our_keys(message: Value) -> Result<Vec<Value>, String> {
                 ));
             }
             Some(ours) => ours.to_owned(),
+            None if key == "from" => {
+                return Err(format!(
+                    "is `from` `{name}`, who is nobody here; say system, human, gpt or tool"
+                ));
+            }
             None => name,
         }),
         other => other,
@@ -505,6 +631,11 @@ fn round(fields: Map<String, Value>) -> Result<Vec<Value>, String> {
     }
 }
 
+/// Whether a name is that of somebody who speaks.
+pub(crate) fn is_role(name: &str) -> bool {
+    role(name).is_some()
+}
+
 /// Our name for who speaks, by the names of other tools; empty for what cannot be trained.
 fn role(name: &str) -> Option<&'static str> {
     Some(match name.to_ascii_lowercase().as_str() {
@@ -529,40 +660,13 @@ fn as_messages(value: Value) -> Result<Vec<Value>, Value> {
     }
 }
 
-/// A message of a prompt: read, not trained, where it does not say so itself.
-fn untrained(mut message: Value) -> Value {
-    let names = ["role", "from"].iter().find_map(|key| message.get(*key));
-    let is_answer = names.and_then(Value::as_str).and_then(role) == Some("assistant");
-    if let Value::Object(fields) = &mut message
-        && is_answer
-        && !["loss", "train", "weight"]
-            .iter()
-            .any(|key| fields.contains_key(*key))
-    {
-        fields.insert("loss".to_owned(), Value::Bool(false));
-    }
-    message
-}
-
-/// Whether a value is there for form's sake: `null`, nothing, an empty list or object, or the text of one.
-fn says_nothing(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::String(text) => matches!(text.trim(), "" | "[]" | "{}" | "null"),
-        Value::Array(list) => list.is_empty(),
-        Value::Object(fields) => fields.is_empty(),
-        Value::Bool(_) | Value::Number(_) => false,
-    }
-}
-
-/// A value's kind in words.
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "nothing",
-        Value::Bool(_) => "true or false",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a text",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
+/// Makes an answer within a prompt one that is read, not trained, where it does not say so itself.
+fn keep_as_context(message: &mut Value) {
+    let says = |key: &&str| message.get(*key).is_some_and(|value| !says_nothing(value));
+    let who = ["role", "from"].into_iter().find(says);
+    let name = who.and_then(|key| message[key].as_str());
+    let is_answer = name.and_then(role) == Some("assistant");
+    if is_answer && !Message::SELECTING.iter().any(says) {
+        message["loss"] = Value::Bool(false);
     }
 }

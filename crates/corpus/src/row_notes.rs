@@ -19,6 +19,10 @@ pub(crate) enum Remark {
     OwnSystem,
     /// `text` beside a conversation, in a stage that trains conversations.
     TextBeside,
+    /// `text` beside ids.
+    TextBesideIds,
+    /// No answer says anything that is trained, but the last one's end is.
+    OnlyEndTrained,
 }
 
 impl Remark {
@@ -87,6 +91,12 @@ impl RowNotes {
                 )),
                 Remark::TextBeside => lines.push(format!(
                     "{rows} a `text` beside the conversation, which is what this stage trains on"
+                )),
+                Remark::TextBesideIds => lines.push(format!(
+                    "{rows} a `text` beside `input_ids`, which are what is trained"
+                )),
+                Remark::OnlyEndTrained => lines.push(format!(
+                    "{rows} no answer to learn (all are empty or of weight 0), so that only the end of the last one is trained"
                 )),
             }
         }

@@ -409,6 +409,153 @@ fn keys_that_would_change_training_are_refused_by_name() {
 }
 
 #[test]
+fn keys_that_say_nothing_are_as_if_absent() {
+    check(&[
+        (
+            json!({ "messages": hi(), "input_ids": [], "prompt": "", "completion": {}, "text": " " }),
+            hi(),
+        ),
+        (
+            json!({ "messages": hi(), "history": [], "labels": [], "attention_mask": [], "weight": "" }),
+            hi(),
+        ),
+        (
+            json!({ "prompt": "Say hi.", "completion": "Hi.", "response": "", "messages": [] }),
+            hi(),
+        ),
+        (
+            json!({ "messages": [{ "role": "user", "content": "Say hi.", "tool_calls": "", "function_call": {}, "weight": "" }, assistant("Hi.")] }),
+            hi(),
+        ),
+        // An input is words, whatever they look like.
+        (
+            json!({ "instruction": "Say hi.", "input": "[]", "output": "Hi." }),
+            json!([user("Say hi.\n[]"), assistant("Hi.")]),
+        ),
+    ]);
+    let rows = Rows::new();
+    let read = rows.of(&[json!({ "messages": hi(), "history": [], "labels": {}, "input": "" })]);
+    assert!(read.unwrap().notes.lines().is_empty());
+    let path = rows.put(
+        "t.jsonl",
+        json!({ "text": "abc", "prompt": "", "completion": "" }).to_string(),
+    );
+    let text = examples::source(&path, None, rows.encoding(TrainingStage::Cpt)).unwrap();
+    assert_eq!(text.examples[0].text, "abc");
+}
+
+#[test]
+fn null_of_a_merged_table_hides_nothing_in_a_message() {
+    let table = |role: &str, from: &str, said: &str| json!({ "role": null, "from": from, "value": said, "content": null, "name": role });
+    check(&[
+        (
+            json!({ "conversations": [table("a", "human", "Say hi."), table("b", "gpt", "Hi.")] }),
+            hi(),
+        ),
+        (
+            json!({ "prompt": [user("Boat?"), { "role": null, "from": "gpt", "value": "Gone.", "weight": null }, user("Say hi.")], "completion": "Hi." }),
+            of_prompt(),
+        ),
+    ]);
+}
+
+#[test]
+fn two_pairs_in_one_row_are_refused() {
+    let rows = Rows::new();
+    for (row, keys) in [
+        (
+            json!({ "prompt": "a", "completion": "b", "question": "c", "answer": "d" }),
+            "`prompt` and `completion` and `question` and `answer`",
+        ),
+        (
+            json!({ "prompt": "a", "completion": "b", "response": "c" }),
+            "`prompt` and `completion` and `response`",
+        ),
+        (
+            json!({ "instruction": "a", "input": "b", "output": "c", "response": "d" }),
+            "`instruction` and `output` and `response`",
+        ),
+    ] {
+        let said = rows.refusal(&row);
+        assert!(said.contains(&format!("{keys} stand in one row")), "{said}");
+    }
+}
+
+#[test]
+fn known_key_is_no_misspelt_one_and_a_question_lacks_its_answer() {
+    let rows = Rows::new();
+    let row = json!({ "prompt": "Say hi.", "prompt_id": "7", "messages": hi() });
+    assert_eq!(
+        rows.of(&[row]).unwrap().notes.lines(),
+        ["1 row has the keys `prompt`, `prompt_id`, which mean nothing here"]
+    );
+    for (row, words) in [
+        (
+            json!({ "question": "a", "context": "b" }),
+            "`question` needs `answer` beside it",
+        ),
+        (
+            json!({ "prompt": "a" }),
+            "`prompt` needs `completion` or `response` beside it",
+        ),
+        (
+            json!({ "output": "a" }),
+            "`output` needs `instruction` or `input` beside it",
+        ),
+        (
+            json!({ "question": "a", "anser": "b" }),
+            "did you mean `answer` by `anser`?",
+        ),
+    ] {
+        let said = rows.refusal(&row);
+        assert!(said.contains(words), "{words}: {said}");
+    }
+}
+
+#[test]
+fn errors_of_messages_name_the_key_of_their_list() {
+    let rows = Rows::new();
+    for (row, words) in [
+        (
+            json!({ "conversations": [{ "from": "narrator", "value": "a" }] }),
+            "`conversations`[0] is `from` `narrator`",
+        ),
+        (
+            json!({ "dialog": [user("a"), { "role": "narrator", "content": "b" }] }),
+            "dialog[1].role: must be system",
+        ),
+        (
+            json!({ "prompt": [{ "role": "user", "content": 7 }], "completion": "b" }),
+            "prompt[0].content: must be a text",
+        ),
+    ] {
+        let said = rows.refusal(&row);
+        assert!(said.contains(words), "{words}: {said}");
+    }
+}
+
+#[test]
+fn row_without_an_answer_to_learn_is_told() {
+    let rows = Rows::new();
+    let unlearned = json!({ "role": "assistant", "content": "Hi.", "weight": 0 });
+    for (row, is_told) in [
+        (json!({ "messages": [user("a"), unlearned] }), true),
+        (json!({ "messages": [user("a"), assistant("")] }), true),
+        (
+            json!({ "messages": [user("a"), unlearned, user("b"), assistant("c")] }),
+            false,
+        ),
+    ] {
+        let lines = rows.of(std::slice::from_ref(&row)).unwrap().notes.lines();
+        let told = lines
+            .iter()
+            .filter(|line| line.starts_with("1 row has no answer to learn"));
+        assert_eq!(told.count(), usize::from(is_told), "{row}");
+        assert_eq!(lines.len(), usize::from(is_told), "{row}");
+    }
+}
+
+#[test]
 fn unknown_keys_are_counted_once_each_and_spelt_right() {
     let rows = Rows::new();
     let row = json!({ "messages": [user("Say hi."), assistant("Hi.")], "mesages": [], "id": 7, "source": "x" });
@@ -510,10 +657,15 @@ fn language_is_the_name_of_the_file_whatever_its_ending() {
     };
     let packed = gzip(row.as_bytes());
     let row = row.as_bytes();
-    for name in ["en.jsonl", "en.json", "en.ndjson"] {
+    for name in ["en.jsonl", "en.json", "en.ndjson", "en-US.jsonl"] {
         assert_eq!(language(name, row).as_deref(), Some("en"), "{name}");
     }
-    assert_eq!(language("chs.jsonl.gz", &packed).as_deref(), Some("chs"));
+    for name in ["chs.jsonl.gz", "zh.JSONL.GZ", "zh-Hans.json"] {
+        let code = language(name, &packed);
+        assert_eq!(code.as_deref(), Some("chs"), "{name}");
+    }
+    assert_eq!(language("ja.json", row).as_deref(), Some("jp"));
+    assert_eq!(language("en_notes.jsonl", row), None);
     assert_eq!(language("rows.jsonl", row), None);
     assert_eq!(language("en.train.jsonl", row), None);
 }
@@ -615,6 +767,22 @@ fn bad_row_of_an_array_is_named_by_the_line_it_begins_on() {
 }
 
 #[test]
+fn bad_rows_of_one_line_are_told_apart_by_their_numbers() {
+    let rows = Rows::new();
+    let path = rows.put("a.json", "[{\"a\":1},{\"a\":1},{\"a\":1}]");
+    let said = rows.read(&path).unwrap_err().to_string();
+    assert!(said.starts_with("3 rows cannot be used:"), "{said}");
+    assert!(said.contains("a.json:1: row 2: it has `a`"), "{said}");
+    // A row may say where it is from, which makes the list no conversation.
+    let good = json!({ "from": "wiki", "messages": hi() });
+    let bad = json!({ "from": "wiki", "text": "a" });
+    let path = rows.put("b.json", json!([good, bad]).to_string());
+    let said = rows.read(&path).unwrap_err().to_string();
+    assert!(said.contains("b.json:1: row 2: a row of `text`"), "{said}");
+    assert!(!said.contains('\n'), "{said}");
+}
+
+#[test]
 fn other_forms_are_named_with_what_makes_rows_of_them() {
     let rows = Rows::new();
     for (name, content, words) in [
@@ -623,7 +791,11 @@ fn other_forms_are_named_with_what_makes_rows_of_them() {
             "a,b\n1,2\n",
             &["a.csv", "a table", "cyrene corpus import"][..],
         ),
-        ("a.parquet", "PAR1", &["a.parquet", "Parquet", "to_json"]),
+        (
+            "a.parquet",
+            "PAR1",
+            &["a.parquet", "Parquet", "read_parquet(r'", "to_json"],
+        ),
         (
             "a.txt",
             "Bo: Hi.\n",
@@ -652,7 +824,7 @@ fn other_forms_are_named_with_what_makes_rows_of_them() {
         ),
         (
             "export.json",
-            "[{\"title\":\"t\",\"mapping\":{}}]",
+            "[{\"title\":\"t\",\"mapping\":{}},{\"title\":\"u\",\"mapping\":{}}]",
             &["export.json", "ChatGPT", "`messages`"],
         ),
     ] {
@@ -677,7 +849,7 @@ fn other_forms_are_named_with_what_makes_rows_of_them() {
         .read(&rows.folder.path().join("empty"))
         .unwrap_err()
         .to_string();
-    assert!(said.contains("holds none"), "{said}");
+    assert!(said.contains("holds no file of rows"), "{said}");
     let said = rows
         .read(Path::new("nowhere.jsonl"))
         .unwrap_err()
@@ -843,6 +1015,40 @@ fn rows_whose_borders_make_no_sense_are_refused_by_name() {
 }
 
 #[test]
+fn ids_are_trained_from_the_second_on_and_a_text_beside_them_is_told() {
+    let rows = Rows::new();
+    let row = json!({ "input_ids": [10, 20, 30], "labels": [10, 20, 30], "text": "abc" });
+    let expected = Example::document(vec![10, 20, 30], vec![IGNORE, 20, 30]);
+    for stage in [TrainingStage::Cpt, TrainingStage::Sft] {
+        let path = rows.put("i.jsonl", row.to_string());
+        let read = examples::source(&path, None, rows.encoding(stage)).unwrap();
+        assert_eq!(
+            read.notes.lines(),
+            ["1 row has a `text` beside `input_ids`, which are what is trained"]
+        );
+        assert_eq!(encoded(read), std::slice::from_ref(&expected));
+    }
+}
+
+#[test]
+fn rows_of_no_tokens_are_refused_by_name() {
+    let rows = Rows::new();
+    for (row, words) in [
+        (
+            json!({ "input_ids": [], "labels": [] }),
+            "`input_ids` holds no token",
+        ),
+        (
+            json!({ "input_ids": [1, 2], "labels": [-100, -100], "attention_mask": [0, 0] }),
+            "`attention_mask` is 0 everywhere",
+        ),
+    ] {
+        let said = rows.refusal(&row);
+        assert!(said.contains(words), "{words}: {said}");
+    }
+}
+
+#[test]
 fn labels_are_minus_100_or_an_id_of_the_model() {
     let rows = Rows::new();
     let n_ids = rows.tokenizer.vocab_size();
@@ -968,4 +1174,43 @@ fn pre_training_takes_texts_and_what_is_said_in_conversations() {
             .to_string()
             .contains("`messages` and `text`")
     );
+}
+
+#[test]
+fn pre_training_refuses_what_a_document_cannot_heed() {
+    let rows = Rows::new();
+    let read = |answer: Value| {
+        let row = json!({ "messages": [user("Say hi."), answer] });
+        let path = rows.put("p.jsonl", row.to_string());
+        examples::source(&path, None, rows.encoding(TrainingStage::Cpt))
+    };
+    let answer = |key: &str, value: Value| {
+        let mut answer = assistant("Hi.");
+        answer[key] = value;
+        answer
+    };
+    for (key, value) in [
+        ("weight", json!(0)),
+        ("loss", json!(false)),
+        ("train", json!(false)),
+        ("reasoning_content", json!("hm")),
+    ] {
+        let said = read(answer(key, value)).unwrap_err().to_string();
+        assert!(
+            said.contains(&format!("`messages`[1] has `{key}`")),
+            "{said}"
+        );
+    }
+    for (key, value) in [
+        ("weight", json!(1)),
+        ("loss", json!(null)),
+        ("reasoning_content", json!("")),
+    ] {
+        assert!(read(answer(key, value)).is_ok(), "{key}");
+    }
+    // A prompt is read, not trained, where answers are; a document is all of it.
+    let row = json!({ "prompt": two(), "completion": "Bo." });
+    let path = rows.put("p.jsonl", row.to_string());
+    let read = examples::source(&path, None, rows.encoding(TrainingStage::Cpt)).unwrap();
+    assert_eq!(read.examples[0].messages.len(), 5);
 }
