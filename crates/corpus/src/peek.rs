@@ -67,6 +67,8 @@ pub fn spans(tokenizer: &Tokenizer, encoded: &Example, every_token: bool) -> Vec
         let mut bytes = Vec::new();
         tokenizer.append_bytes(token, false, &mut bytes);
         let is = |other: Option<u32>| other == Some(token);
+        // A turn's marks end whatever is thought: somebody may have written `<think>` and no end of it.
+        is_thinking = is_thinking && !is(start) && !is(end);
         let kind = match token {
             _ if is(think) || is(think_end) || is_thinking => Kind::Think,
             _ if tokenizer.is_added(token) || role.is_some() => Kind::Mark,
@@ -188,6 +190,31 @@ mod tests {
                 span(Kind::Assistant, false, "\n\n"),
                 span(Kind::Assistant, true, "你好\nsailor"),
                 span(Kind::Mark, true, "<|im_end|>\n"),
+            ]
+        );
+    }
+
+    #[test]
+    fn think_mark_that_somebody_writes_ends_with_the_turn() {
+        let tokenizer = tokenizer();
+        let messages = [
+            Message::user("Hi <think> there"),
+            Message::assistant("sailor"),
+        ];
+        let conversation = Conversation::new(messages);
+        let encoded = labels::sft(&tokenizer, &conversation, LossScale::default()).unwrap();
+        let spans = spans(&tokenizer, &encoded, false);
+        let kinds: Vec<(Kind, &str)> = spans.iter().map(|s| (s.kind, s.text.as_str())).collect();
+        assert_eq!(
+            kinds[1..],
+            [
+                (Kind::User, "Hi "),
+                (Kind::Think, "<think> there"),
+                (Kind::Mark, "<|im_end|>\n<|im_start|>assistant\n"),
+                (Kind::Think, "<think>\n\n</think>"),
+                (Kind::Assistant, "\n\n"),
+                (Kind::Assistant, "sailor"),
+                (Kind::Mark, "<|im_end|>\n"),
             ]
         );
     }
