@@ -104,7 +104,7 @@ fn cue_lines(lines: &[&str]) -> usize {
 }
 
 /// Start and end of `00:00:01,000 --> 00:00:02.500 position:50%`, in milliseconds.
-fn timing(line: &str) -> Option<(u64, u64)> {
+pub(crate) fn timing(line: &str) -> Option<(u64, u64)> {
     let (start, rest) = line.split_once("-->")?;
     let end = rest.split_whitespace().next()?;
     Some((time(start.trim())?, time(end)?))
@@ -213,8 +213,10 @@ fn gather(mut cues: Vec<Cue>, mut out: Gatherer) -> Result<Imported, Fault> {
             out.notes.add(DRAWINGS, cue.line);
             continue;
         }
-        let (text, speaker, n_styles) = styled(&cue);
+        let (said, n_styles) = styled(&cue);
         out.notes.add_many(STYLES, n_styles, cue.line);
+        let texts: Vec<&str> = said.iter().map(|said| said.text.as_str()).collect();
+        let text = texts.join("\n");
         if text.is_empty() {
             out.notes.add(DRAWINGS, cue.line);
             continue;
@@ -234,15 +236,18 @@ fn gather(mut cues: Vec<Cue>, mut out: Gatherer) -> Result<Imported, Fault> {
                 out.may_cut();
             }
         }
-        n_lines += say(&mut out, &text, &speaker, cue.line);
+        for said in &said {
+            n_lines += say(&mut out, said, cue.line);
+        }
         let end_ms = last.map_or(0, |(_, end_ms)| end_ms).max(cue.end_ms);
         last = Some((text, end_ms));
     }
     Ok(out.finish())
 }
 
-/// Gives the lines of a cue, and how many they are. A dash in front of each line means several speakers.
-fn say(out: &mut Gatherer, text: &str, speaker: &str, line: usize) -> usize {
+/// Gives the lines of what is said, and how many they are. A dash in front of each line means several speakers.
+fn say(out: &mut Gatherer, said: &Said, line: usize) -> usize {
+    let Said { speaker, text } = said;
     let is_dashed = |line: &str| line.starts_with(['-', '–', '—']);
     let several = text.lines().count() > 1 && text.lines().all(is_dashed);
     let named = text.lines().count() > 1 && text.lines().all(|line| name::split(line).is_some());
@@ -288,56 +293,92 @@ pub(crate) fn is_han(c: char) -> bool {
     matches!(c, '\u{3000}'..='\u{30ff}' | '\u{3400}'..='\u{9fff}' | '\u{ff00}'..='\u{ffef}' | '\u{20000}'..='\u{3ffff}')
 }
 
-/// The text of a cue without tags, the speaker that a voice tag or its column names, and how many tags there were.
-fn styled(cue: &Cue) -> (String, String, usize) {
-    let mut text = String::with_capacity(cue.text.len());
-    let mut speaker = cue.speaker.clone();
+/// What one speaker says in a cue; the name is empty where nothing tells it.
+#[derive(Debug, PartialEq, Eq)]
+struct Said {
+    speaker: String,
+    text: String,
+}
+
+/// What is said in a cue, without tags, parted where a voice tag names another speaker (where no column names one), and how many tags
+/// there were.
+fn styled(cue: &Cue) -> (Vec<Said>, usize) {
+    let by = |speaker: &str| Said {
+        speaker: speaker.to_owned(),
+        text: String::new(),
+    };
+    let mut said = Vec::new();
+    let mut now = by(&cue.speaker);
     let mut n_tags = 0;
     let mut rest = cue.text.as_str();
     while let Some(at) = rest.find(['<', '{']) {
-        text.push_str(&rest[..at]);
+        now.text.push_str(&rest[..at]);
         rest = &rest[at..];
-        let end = rest
-            .as_bytes()
-            .iter()
-            .take(LONGEST_TAG)
-            .position(|b| *b == if rest.starts_with('<') { b'>' } else { b'}' });
-        // Only what begins like a tag is one: `<i>`, `</i>`, `<v Bo>`, `<00:01.000>`, `{\an8}`.
-        let is_tag = match rest.as_bytes().get(1) {
-            Some(b'\\') => rest.starts_with('{'),
-            Some(b) => rest.starts_with('<') && (b.is_ascii_alphanumeric() || *b == b'/'),
-            None => false,
+        let Some(tag) = tag(rest) else {
+            now.text.push_str(&rest[..1]);
+            rest = &rest[1..];
+            continue;
         };
-        match end.filter(|_| is_tag) {
-            Some(end) => {
-                let tag = &rest[1..end];
-                if let Some(voice) = tag
-                    .strip_prefix('v')
-                    .filter(|voice| voice.starts_with([' ', '.']))
-                {
-                    let named = voice.split_once(' ').map_or("", |(_, name)| name.trim());
-                    if speaker.is_empty() {
-                        speaker = named.to_owned();
-                    }
-                } else {
-                    n_tags += 1;
-                }
-                rest = &rest[end + 1..];
-            }
-            None => {
-                text.push_str(&rest[..1]);
-                rest = &rest[1..];
-            }
+        rest = &rest[tag.len() + 2..];
+        let voice = voice(tag);
+        n_tags += usize::from(voice.is_none());
+        let speaker = match voice {
+            _ if !cue.speaker.is_empty() => continue,
+            None if tag != "/v" => continue,
+            voice => voice.unwrap_or_default(),
+        };
+        if now.speaker != speaker {
+            said.push(std::mem::replace(&mut now, by(speaker)));
         }
     }
-    text.push_str(rest);
-    let text = html::unescape(&text);
-    let lines: Vec<&str> = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect();
-    (lines.join("\n"), html::unescape(&speaker), n_tags)
+    now.text.push_str(rest);
+    said.push(now);
+    (tidied(said), n_tags)
+}
+
+/// The inside of the tag that a text begins with: of `<i>`, `</i>`, `<v Bo>`, `<00:01.000>`, `{\an8}`; `None` where it only looks so (`<3`).
+fn tag(text: &str) -> Option<&str> {
+    let close = if text.starts_with('<') { b'>' } else { b'}' };
+    let mut bytes = text.as_bytes().iter().take(LONGEST_TAG);
+    let inside = &text[1..bytes.position(|b| *b == close)?];
+    let is_tag = match inside.as_bytes().first()? {
+        b'\\' => close == b'}',
+        b'0'..=b'9' => close == b'>' && inside.contains(':') && time(inside).is_some(),
+        first => close == b'>' && (first.is_ascii_alphabetic() || *first == b'/'),
+    };
+    is_tag.then_some(inside)
+}
+
+/// The name in a voice tag such as `v Bo` or `v.loud Bo`.
+fn voice(tag: &str) -> Option<&str> {
+    let voice = tag.strip_prefix('v')?;
+    let (_, name) = voice.split_once(' ').unwrap_or_default();
+    voice.starts_with([' ', '.']).then_some(name.trim())
+}
+
+/// The same with characters for their references and without empty lines. What nobody says and holds no word (a dash, a blank between two
+/// voices) goes, and what one speaker says then stands together.
+fn tidied(said: Vec<Said>) -> Vec<Said> {
+    let is_parted = said.len() > 1;
+    let mut out: Vec<Said> = Vec::new();
+    for Said { speaker, text } in said {
+        let text = html::unescape(&text);
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        let text = lines.collect::<Vec<_>>().join("\n");
+        let speaker = html::unescape(&speaker);
+        let is_word = text.contains(char::is_alphanumeric);
+        if text.is_empty() || is_parted && speaker.is_empty() && !is_word {
+            continue;
+        }
+        match out.last_mut().filter(|last| last.speaker == speaker) {
+            Some(last) => {
+                last.text.push('\n');
+                last.text.push_str(&text);
+            }
+            None => out.push(Said { speaker, text }),
+        }
+    }
+    out
 }
 
 #[cfg(test)]

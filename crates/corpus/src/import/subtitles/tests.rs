@@ -76,6 +76,15 @@ fn vtt_has_voices_notes_and_identifiers() {
 }
 
 #[test]
+fn voices_of_one_cue_each_say_their_own() {
+    check(
+        "WEBVTT\n\n00:01.000 --> 00:02.000\n<v Bo>Where?</v> <v Ann>Gone.</v>\n\n00:03.000 --> 00:04.000\n<v Bo>Oh.\n<v Ann>Yes, <i>I <3 you -> ok</i>.\n\n00:05.000 --> 00:06.000\n- <v Bo>To\n<v Bo>sea?</v> (Gulls.)\n",
+        "== 1\n<bo Bo> Where?\n<ann Ann> Gone.\n<bo Bo> Oh.\n<ann Ann> Yes, I <3 you -> ok.\n<bo Bo> To sea?\n- (Gulls.)\n\
+         ! 5 tags of style and position in subtitles, first at line 3\n! 1 cues that name no speaker (they became narration), first at line 10\n",
+    );
+}
+
+#[test]
 fn text_is_kept_behind_empty_lines_and_without_them() {
     check(
         "1\n00:00:01,000 --> 00:00:02,000\nBo: One\n\nand a half.\n2\n00:00:03,000 --> 00:00:04,000\nBo: a --> b\n3\n00:00:05,000 --> 00:00:06,000\nBo: Three.\n",
