@@ -99,16 +99,43 @@ fn heading(line: &str) -> Option<&str> {
         .find(|c: char| !c.is_alphabetic())
         .unwrap_or(line.len());
     let (word, rest) = line.split_at(word_end);
-    let number = rest.trim_start();
-    let is_number =
-        |text: &str| text.starts_with(|c: char| c.is_ascii_digit() || "IVX".contains(c));
     let is_alone = rest.trim_matches([':', '.', ' ']).is_empty();
-    let is_chapter =
-        CHAPTERS.contains(&word.to_lowercase().as_str()) && (is_alone || is_number(number));
+    let is_chapter = CHAPTERS.contains(&word.to_lowercase().as_str())
+        && (is_alone || is_numbered(rest.trim_start()));
     let is_short = line.chars().count() <= 80;
-    let is_wide_chapter =
-        line.starts_with('第') && line.chars().take(8).any(|c| "章話话幕回节節".contains(c));
-    ((is_chapter || is_wide_chapter) && is_short).then_some(line)
+    ((is_chapter || is_wide_chapter(line)) && is_short).then_some(line)
+}
+
+/// Whether a text begins with a number in digits or Roman ones and goes on as a title does: `2`, `IV: The sea`, but not `Icelandic`, and
+/// not `I remember best`.
+fn is_numbered(text: &str) -> bool {
+    let end = text
+        .find(|c: char| !c.is_alphanumeric())
+        .unwrap_or(text.len());
+    let (number, rest) = text.split_at(end);
+    let is_roman = !number.is_empty() && number.chars().all(|c| "IVXLC".contains(c));
+    let is_number = is_roman || number.starts_with(|c: char| c.is_ascii_digit());
+    let goes_on = |c: char| c.is_lowercase() || "'’".contains(c);
+    is_number && !rest.trim_start().starts_with(goes_on)
+}
+
+/// Whether a line is `第`, a number and what it counts, alone or with a title behind it: `第三章 海`, but not `第一节车厢里没有人。`
+fn is_wide_chapter(line: &str) -> bool {
+    let Some(number) = line.strip_prefix('第').map(str::trim_start) else {
+        return false;
+    };
+    let is_numeral = |c: char| {
+        c.is_ascii_digit()
+            || ('０'..='９').contains(&c)
+            || "〇零一二三四五六七八九十百千两兩".contains(c)
+    };
+    let counter = number.trim_start_matches(is_numeral);
+    let title = counter
+        .trim_start()
+        .strip_prefix(['章', '話', '话', '幕', '回', '节', '節']);
+    let begins_title = |c: char| c.is_whitespace() || "：:・·—―－-「『《【（(．.".contains(c);
+    counter.len() < number.len()
+        && title.is_some_and(|title| title.is_empty() || title.starts_with(begins_title))
 }
 
 /// A line without the time in front of it: `[12:30] Bo: Gone.`, `1/2/26, 10:00 - Bo: Gone.`
@@ -164,6 +191,40 @@ mod tests {
         check(
             "# The harbour\nBo: One.\n\nBo: Two.\n\n\nBo: Three.\n***\nBo: Four.\nChapter 2: The sea\nBo: Five.\n第三章 海\nBo: Six.\n",
             "== The harbour\n<bo Bo> One.\n<bo Bo> Two.\n== 1\n<bo Bo> Three.\n== 2\n<bo Bo> Four.\n== Chapter 2: The sea\n<bo Bo> Five.\n== 第三章 海\n<bo Bo> Six.\n! 4 headings and rules between scenes (a heading became the scene's id), first at line 1\n",
+        );
+    }
+
+    #[test]
+    fn headings_have_a_number_and_sentences_are_text() {
+        for line in [
+            "Chapter 2",
+            "Part IV: The sea",
+            "Act I",
+            "Scene 3 The Harbour",
+            "EPILOGUE",
+            "第十二話",
+            "第3幕：海",
+            "第２回「海」",
+            "第 三 章 海",
+        ] {
+            assert_eq!(heading(line), Some(line));
+        }
+        for line in [
+            "Part Icelandic, part Dutch.",
+            "Part I remember best.",
+            "Act I'd rather forget.",
+            "Part 2 of the plan was simple.",
+            "Scene Victor knew.",
+            "第一节车厢里没有人。",
+            "第一回見た時の話だ。",
+            "第二天，他说话了。",
+            "第章 海",
+        ] {
+            assert_eq!(heading(line), None, "{line}");
+        }
+        check(
+            "Bo: Gone.\nPart Icelandic, part Dutch.\n",
+            "== 1\n<bo Bo> Gone.\n- Part Icelandic, part Dutch.\n",
         );
     }
 
