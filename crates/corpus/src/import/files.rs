@@ -90,8 +90,13 @@ fn of_folder(
     let mut paths = Vec::new();
     walk(folder, 0, &mut paths)?;
     let mut found: BTreeMap<Form, Vec<Found>> = BTreeMap::new();
+    let mut broken: Vec<(Option<Form>, PathBuf, Error)> = Vec::new();
     let mut others: Vec<PathBuf> = Vec::new();
     for path in paths {
+        if is_picture(&path) {
+            others.push(path);
+            continue;
+        }
         let below = path
             .strip_prefix(folder)
             .unwrap_or(&path)
@@ -100,22 +105,40 @@ fn of_folder(
         match load(&path, scenario, request) {
             Ok(file) if file.form != Form::Card => found.entry(file.form).or_default().push(file),
             Ok(_) | Err(Error::UnknownForm { .. }) => others.push(path),
-            // Pictures of the game, say, that hold no card.
-            Err(Error::Import { .. }) if path.extension().is_some_and(|ending| ending == "png") => {
-                others.push(path)
+            Err(error @ Error::Read { .. }) => return Err(error),
+            Err(error) => {
+                let form = request.form.or_else(|| Form::by_ending(&path));
+                broken.push((form, path, error));
             }
-            Err(error) => return Err(error),
         }
     }
-    let most = found.values().map(Vec::len).max().unwrap_or(0);
-    let chosen = found
-        .iter()
-        .find(|(_, files)| files.len() == most)
-        .map(|(form, _)| *form);
-    let files = chosen
-        .and_then(|form| found.remove(&form))
-        .unwrap_or_default();
+    // Files that cannot be told count by their endings: subtitles in another encoding are not passed over for the one readable note.
+    let mut counts: BTreeMap<Form, usize> = BTreeMap::new();
+    let told = found.iter().map(|(form, files)| (*form, files.len()));
+    let by_ending = broken.iter().filter_map(|(form, ..)| Some(((*form)?, 1)));
+    for (form, n) in told.chain(by_ending) {
+        *counts.entry(form).or_default() += n;
+    }
+    let most = counts.values().copied().max();
+    let mut forms = counts.iter();
+    let chosen = forms.find(|(_, n)| Some(**n) == most);
+    let chosen = chosen.map(|(form, _)| *form);
+    let mut problem = None;
+    for (form, path, error) in broken {
+        if form.is_some() && form == chosen {
+            return Err(error);
+        }
+        others.push(path);
+        problem.get_or_insert(error);
+    }
+    let files = chosen.and_then(|form| found.remove(&form));
+    let Some(files) = files else {
+        return Err(problem.unwrap_or(Error::NothingToImport {
+            path: folder.to_owned(),
+        }));
+    };
     others.extend(found.into_values().flatten().map(|file| file.path));
+    others.sort();
     if let Some(path) = others.first() {
         notes.push(Note {
             what: OTHERS.to_owned(),
@@ -124,12 +147,13 @@ fn of_folder(
             line: 1,
         });
     }
-    match files.is_empty() {
-        true => Err(Error::NothingToImport {
-            path: folder.to_owned(),
-        }),
-        false => Ok(files),
-    }
+    Ok(files)
+}
+
+/// Whether a file is a picture by its ending. Of pictures only cards are read, and a folder is a story, which cards are not.
+fn is_picture(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|ending| ending.eq_ignore_ascii_case("png"))
 }
 
 /// Files below a folder that may be of a form, in the order of their names; hidden ones and links to folders are passed by.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{card, chat_log, discord, png};
+use super::{card, chat_log, discord, png, subtitles};
 
 /// A form in which people have stories and characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -156,9 +156,10 @@ impl Form {
             return Form::of_json(text, first);
         }
         let second = text.lines().nth(1).unwrap_or("");
+        let is_timing = |line: &str| subtitles::timing(line).is_some();
         if first.starts_with("WEBVTT")
-            || first.contains("-->")
-            || first.parse::<u64>().is_ok() && second.contains("-->")
+            || is_timing(first)
+            || first.parse::<u64>().is_ok() && is_timing(second)
         {
             Some(Form::Subtitles)
         } else if ["[script info]", "[events]", "[v4+ styles]"]
@@ -194,7 +195,8 @@ impl Form {
             .then_some(Form::Card)
     }
 
-    fn by_ending(path: &Path) -> Option<Form> {
+    /// The form that files with this ending have.
+    pub(crate) fn by_ending(path: &Path) -> Option<Form> {
         let ending = path.extension()?.to_str()?.to_ascii_lowercase();
         let known = FORMS
             .iter()

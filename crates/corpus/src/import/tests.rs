@@ -140,6 +140,73 @@ fn files_of_a_folder_are_chapters_of_one_campaign() {
 }
 
 #[test]
+fn odd_files_of_a_folder_are_counted_and_those_of_its_form_are_not_passed_over() {
+    let readable = "1\n00:00:01,000 --> 00:00:02,000\nBo: Gone.\n";
+    let latin = b"1\n00:00:01,000 --> 00:00:02,000\nBo: Caf\xe9.\n";
+    let folder = Folder::with(&[
+        ("game/script.rpy", b"label start:\n    \"One.\"\n"),
+        ("game/two.rpy", b"label start:\n    \"Two.\"\n"),
+        ("game/README.txt", b"Bo: caf\xe9\n"),
+        ("game/images/BG.PNG", b"\x89PNG\r\n\x1a\n"),
+        ("game/images/sky.png", b"\xff\xd8\xff\xe0"),
+        ("game/old/picture.json", b"\x89PNG\r\n\x1a\n"),
+        (
+            "game/old/story.jsonl",
+            br#"{"campaign":"sea","scene":"s","lines":[]}"#,
+        ),
+        ("subs/1.srt", latin),
+        ("subs/2.srt", latin),
+        ("subs/README.txt", b"Bo: hello\n"),
+        ("mixed/1.srt", readable.as_bytes()),
+        ("mixed/2.srt", latin),
+        (
+            "story/sea.jsonl",
+            br#"{"campaign":"sea","scene":"s","lines":[]}"#,
+        ),
+    ]);
+    std::fs::File::create(folder.path("game/big.json"))
+        .unwrap()
+        .set_len((256 << 20) + 1)
+        .unwrap();
+    let story = folder.story(&["game"]);
+    assert_eq!(ids(&story), ["game/script/start", "game/two/start"]);
+    let mut notes = story.notes.iter();
+    let others = notes.find(|note| note.what.starts_with("files"));
+    assert_eq!(others.map(|note| note.count), Some(6));
+    for (name, part) in [
+        ("subs", "subs/1.srt is not UTF-8 (line 3)"),
+        ("mixed", "mixed/2.srt is not UTF-8 (line 3)"),
+        ("story", "sea.jsonl is a story already"),
+    ] {
+        let error = folder.error(&[name]);
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn arrows_make_no_subtitles() {
+    let folder = Folder::with(&[
+        (
+            "script.rpy",
+            b"# prologue --> day 1\nlabel start:\n    \"Bo\" \"One.\"\n",
+        ),
+        ("notes.md", b"<!-- the sea -->\nBo: One.\n"),
+        ("list.txt", b"1\nA --> B\nBo: One.\n"),
+        ("subs.txt", b"00:00:01,000 --> 00:00:02,000\nBo: One.\n"),
+    ]);
+    for (name, form) in [
+        ("script.rpy", Form::RenPy),
+        ("notes.md", Form::Plain),
+        ("list.txt", Form::Plain),
+        ("subs.txt", Form::Subtitles),
+    ] {
+        let story = folder.story(&[name]);
+        assert_eq!(story.files[0].1, form, "{name}");
+        assert_eq!(story.speakers()[0].id, "bo", "{name}");
+    }
+}
+
+#[test]
 fn files_named_together_are_chapters_in_that_order() {
     let folder = Folder::with(&[
         ("sea/b.srt", b"1\n00:00:01,000 --> 00:00:02,000\nBo: One.\n"),
