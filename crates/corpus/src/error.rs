@@ -29,7 +29,7 @@ pub enum Error {
     },
     /// A folder without a story.
     #[error(
-        "{path} is and holds no .jsonl or .jsonl.gz file; a story is one such file or a folder of them (docs/story-format.md)"
+        "{path} is no story: it neither is nor holds a .jsonl or .jsonl.gz file, and a story is one such file or a folder of them (docs/story-format.md)"
     )]
     NoStoryFile {
         /// The file or folder.

@@ -29,14 +29,14 @@ const ENDINGS: &[(&[&str], Form)] = &[
         &["parquet"],
         (
             "a Parquet file",
-            "write its rows as JSON lines: `python3 -c \"import pandas; pandas.read_parquet('FILE').to_json('rows.jsonl', orient='records', lines=True, force_ascii=False)\"`",
+            "write its rows as JSON lines: `python3 -c \"import pandas; pandas.read_parquet(r'FILE').to_json('rows.jsonl', orient='records', lines=True, force_ascii=False)\"`",
         ),
     ),
     (
         &["arrow"],
         (
             "an Arrow file",
-            "write its rows as JSON lines: `python3 -c \"import datasets; datasets.Dataset.from_file('FILE').to_json('rows.jsonl', force_ascii=False)\"`",
+            "write its rows as JSON lines: `python3 -c \"import datasets; datasets.Dataset.from_file(r'FILE').to_json('rows.jsonl', force_ascii=False)\"`",
         ),
     ),
     (

@@ -36,7 +36,7 @@ impl std::fmt::Display for Recognised {
         if self.is_folder {
             out = PathBuf::from(format!(
                 "{}.{ending}",
-                path.to_string().trim_end_matches('/')
+                path.to_string().trim_end_matches(std::path::is_separator)
             ));
         } else if out == self.path {
             out = self.path.with_extension(format!("story.{ending}"));
@@ -58,14 +58,33 @@ impl std::fmt::Display for Recognised {
     }
 }
 
-/// A path as a shell takes it.
+/// A path as a shell of the system takes it.
 fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
-    let is_plain = |c: char| c.is_alphanumeric() || "/._-+:=@%".contains(c);
-    match !text.is_empty() && text.chars().all(is_plain) {
-        true => text,
+    match cfg!(windows) {
+        true => quoted_for_windows(&text),
+        false => quoted_for_unix(&text),
+    }
+}
+
+fn quoted_for_unix(text: &str) -> String {
+    match is_plain(text, "/._-+:=@%") {
+        true => text.to_owned(),
         false => format!("'{}'", text.replace('\'', "'\\''")),
     }
+}
+
+/// cmd.exe knows double quotes alone, which no path of Windows holds.
+fn quoted_for_windows(text: &str) -> String {
+    match is_plain(text, "\\/._-+:@") {
+        true => text.to_owned(),
+        false => format!("\"{text}\""),
+    }
+}
+
+fn is_plain(text: &str, marks: &str) -> bool {
+    let is_plain = |c: char| c.is_alphanumeric() || marks.contains(c);
+    !text.is_empty() && text.chars().all(is_plain)
 }
 
 /// What a file that is no story, no row and no character file is, if `cyrene corpus import` reads it; of a folder, if it
@@ -119,4 +138,17 @@ pub(crate) fn is_story(text: &str) -> bool {
     let object = serde_json::from_str::<Map<String, Value>>(first).unwrap_or_default();
     let has = |key: &str| object.contains_key(key);
     has("campaign") && (has("scene") || has("kind")) || has("scene") && has("lines")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_quoted_as_the_shell_needs_it() {
+        assert_eq!(quoted_for_unix("a/b.txt"), "a/b.txt");
+        assert_eq!(quoted_for_unix("Bo's sea.txt"), r"'Bo'\''s sea.txt'");
+        assert_eq!(quoted_for_windows(r"C:\sea\new.txt"), r"C:\sea\new.txt");
+        assert_eq!(quoted_for_windows(r"C:\my sea.txt"), "\"C:\\my sea.txt\"");
+    }
 }
