@@ -6,7 +6,7 @@ use crate::language::Language;
 
 use super::macros::{self, Names};
 use super::name;
-use super::scenes::{Fault, Gatherer, Imported, Voice};
+use super::scenes::{Fault, Gatherer, Imported, Notes, Voice};
 
 /// The id of whoever sits at the keyboard.
 pub(crate) const PLAYER: &str = "player";
@@ -15,8 +15,6 @@ const SWIPES: &str = "answers that were swiped away";
 const HIDDEN: &str = "hidden messages, comments and notes of the system";
 const REASONING: &str = "blocks of reasoning";
 const MEDIA: &str = "pictures and files";
-const EMPTY: &str = "messages without a text";
-const MACROS: &str = "macros that only a front end fills in (they stay in the text)";
 
 /// Whether an object is a line of such a log.
 pub(crate) fn is_line(object: &Map<String, Value>) -> bool {
@@ -130,9 +128,10 @@ impl Message<'_> {
                 user,
             },
         );
-        out.notes.add_many(MACROS, filled.n_unknown, self.line);
+        out.notes
+            .add_many(Notes::MACROS, filled.n_unknown, self.line);
         if filled.text.trim().is_empty() {
-            return out.notes.add(EMPTY, self.line);
+            return out.notes.add(Notes::EMPTY, self.line);
         }
         if kind == "narrator" || speaker.trim().is_empty() {
             return out.narration(&filled.text);

@@ -5,11 +5,10 @@ use serde::Deserialize;
 use crate::language::Language;
 
 use super::name;
-use super::scenes::{Fault, Gatherer, Imported, Voice};
+use super::scenes::{Fault, Gatherer, Imported, Notes, Voice};
 
 const EVENTS: &str = "messages of the system (pins, calls, who joined)";
 const MEDIA: &str = "pictures, files, stickers and embeds";
-const EMPTY: &str = "messages without a text";
 const REACTIONS: &str = "reactions";
 
 #[derive(Deserialize)]
@@ -88,7 +87,7 @@ pub(crate) fn read(text: &str, language: Language) -> Result<Imported, Fault> {
         out.notes
             .add_many(REACTIONS, message.reactions.len(), number);
         if message.content.trim().is_empty() {
-            out.notes.add(EMPTY, number);
+            out.notes.add(Notes::EMPTY, number);
             continue;
         }
         out.may_cut();

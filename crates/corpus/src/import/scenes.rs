@@ -50,6 +50,14 @@ pub(crate) struct Kind {
 }
 
 impl Notes {
+    // What several forms give: equal texts are counted together.
+    pub const EMPTY: &'static str = "messages without a text";
+    pub const MACROS: &'static str =
+        "macros that only a front end fills in (they stay in the text)";
+    pub const DEFAULTS: &'static str =
+        "variables in texts, replaced by the value that they begin with";
+    pub const VARIABLES: &'static str = "lines with variables ($name in the story: give their values in [story.variables] of the character file)";
+
     /// Counts one thing at a line.
     pub fn add(&mut self, what: &'static str, line: usize) {
         self.add_many(what, 1, line);

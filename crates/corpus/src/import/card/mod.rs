@@ -22,7 +22,6 @@ const POST_HISTORY: &str = "instructions behind the history, or at a depth of it
 const ABOUT: &str = "notes, tags, versions and sources of the card";
 const ASSETS: &str = "pictures and sounds";
 const EXTENSIONS: &str = "settings of front ends (extensions)";
-const MACROS: &str = "macros that only a front end fills in (they stay in the text)";
 const USERS: &str = "times {{user}} became a name (--player NAME chooses it)";
 const UNKNOWN: &str = "keys that no card has";
 
@@ -108,7 +107,7 @@ pub(crate) fn read(
         if player.is_none() {
             notes.add_many(USERS, filled.n_user, 1);
         }
-        notes.add_many(MACROS, filled.n_unknown, 1);
+        notes.add_many(Notes::MACROS, filled.n_unknown, 1);
         filled.text.trim().to_owned()
     };
     let labelled = |label: String, text: String| match (text.is_empty(), language) {

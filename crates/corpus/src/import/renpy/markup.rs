@@ -3,8 +3,6 @@
 use super::definitions::Definitions;
 
 pub(crate) const TAGS: &str = "text tags such as {b} and {w}";
-pub(crate) const DEFAULTS: &str = "variables in texts, replaced by the value that they begin with";
-pub(crate) const VARIABLES: &str = "lines with variables ($name in the story: give their values in [story.variables] of the character file)";
 
 /// Characters of the longest tag or expression.
 const LONGEST: usize = 300;

@@ -8,7 +8,7 @@ use crate::language::{ByLanguage, Language};
 use crate::scene::LineKind;
 
 use super::name;
-use super::scenes::{Fault, Gatherer, Imported, Voice};
+use super::scenes::{Fault, Gatherer, Imported, Notes, Voice};
 pub(crate) use definitions::Definitions;
 use definitions::Speaker;
 use lexer::Logical;
@@ -209,10 +209,10 @@ impl Reader<'_> {
         self.out.notes.add_many(markup::TAGS, shown.n_tags, number);
         self.out
             .notes
-            .add_many(markup::DEFAULTS, shown.n_defaults, number);
+            .add_many(Notes::DEFAULTS, shown.n_defaults, number);
         self.out
             .notes
-            .add_many(markup::VARIABLES, usize::from(shown.has_variables), number);
+            .add_many(Notes::VARIABLES, usize::from(shown.has_variables), number);
         shown
     }
 }

@@ -14,8 +14,6 @@ const MACROS: &str = "macros (the texts of all their branches were kept)";
 const TAGS: &str = "HTML tags and emphasis";
 const COMMENTS: &str = "comments";
 const IMAGES: &str = "images";
-const DEFAULTS: &str = "variables in texts, replaced by the value that they begin with";
-const VARIABLES: &str = "lines with variables ($name in the story: give their values in [story.variables] of the character file)";
 
 /// Macros of Harlowe, whose names a text in parentheses could hold too: only these are macros.
 const HARLOWE: [&str; 44] = [
@@ -87,9 +85,9 @@ impl Piece {
     /// Gives the line with the variables whose first value is known.
     pub fn give(&self, out: &mut Gatherer, variables: &HashMap<String, String>) {
         let (text, n_defaults, has_variables) = put_defaults(&self.text, variables);
-        out.notes.add_many(DEFAULTS, n_defaults, self.line);
+        out.notes.add_many(Notes::DEFAULTS, n_defaults, self.line);
         out.notes
-            .add_many(VARIABLES, usize::from(has_variables), self.line);
+            .add_many(Notes::VARIABLES, usize::from(has_variables), self.line);
         let mut line = match (self.is_option, name::split(&text)) {
             (true, _) => out.line(LineKind::Option, None, &text),
             (false, Some((name, text))) => {
