@@ -305,9 +305,9 @@ fn conversations_longer_than_a_row_are_cut_between_rounds_and_counted() {
             "--out",
             dir.path().join("other").to_str().unwrap(),
         ],
-        1,
+        2,
         &[
-            "document 0 of the training data",
+            "rows.jsonl:1: the system message and a question take",
             "has no room for the answer",
             "rows of more tokens",
         ],
