@@ -24,7 +24,7 @@ fn lengths_fall_into_the_recorded_bins() {
     for case in cases {
         let lengths: Vec<usize> = serde_json::from_value(case["lengths"].clone()).unwrap();
         let expect: Vec<Vec<usize>> = serde_json::from_value(case["packs"].clone()).unwrap();
-        let packing = match case["packing"].as_str().unwrap() {
+        let packing = match case["strategy"].as_str().unwrap() {
             "binpack" => Packing::BinPack,
             _ => Packing::Sequential,
         };

@@ -446,7 +446,7 @@ fn checkpoints_keep_the_newest_and_the_best() {
     assert_eq!(pointed("last").trim(), last);
     assert_eq!(
         listing(&checkpoints.join(last)),
-        ["model", "optimizer.safetensors", "state.json"]
+        ["SHA256SUMS", "model", "optimizer.safetensors", "state.json"]
     );
 }
 
