@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use corpus::Language;
-use corpus::examples::{self, Encoding, SourceExample, TrainingStage};
+use corpus::examples::{self, Encoding, TrainingStage};
 use corpus::split::{Side, Split};
 use engine::Sampling;
 use model::Model;
@@ -13,12 +13,12 @@ use crate::baselines::baselines;
 use crate::metric::known_words::Vocabulary;
 use crate::metric::loss_gap;
 use crate::progress::Progress;
-use crate::replies::{Speaker, held_out_prompts, replies};
-use crate::report::{Report, StageReport};
+use crate::replies::{Prompt, Speaker, held_out_prompts, replies};
+use crate::report::{Baseline, Report, StageReport};
 use crate::samples::samples;
 use crate::score::{self, Score};
 use crate::trained_rows::TrainedRows;
-use crate::{Error, Result};
+use crate::{Error, Result, Sample};
 
 /// Tokens of a row where nobody knows how long the model's were in training: a recipe's default.
 const ROW_TOKENS: usize = 5120;
@@ -45,90 +45,190 @@ pub struct Evaluation<'a> {
     pub languages: &'a [Language],
 }
 
-/// Measures `model`, and `base` on the same rows.
-///
-/// # Errors
-/// Missing data sets or split, rows that do not fit, a model that fails.
-pub fn evaluate(
-    evaluation: &Evaluation<'_>,
-    model: Model,
-    base: Option<Model>,
-    progress: &mut dyn Progress,
-) -> Result<Report> {
-    let path = evaluation.split;
-    if !path.is_file() {
-        return Err(Error::NoSplit { path: path.into() });
-    }
-    let split = Split::load(path)?;
-    let corpus = path.parent().unwrap_or(Path::new("."));
+/// Rows to measure models on, one model after the other: a device needs room for one at a time.
+pub struct Measurement<'e> {
+    evaluation: &'e Evaluation<'e>,
+    stages: Vec<StageRows>,
+    /// Turns to answer, and the words of the story.
+    prompts: Vec<Prompt>,
+    vocabulary: Vocabulary,
+}
 
-    // 1. rows of both kinds: all that is held out, and a train probe of the same languages and lengths
-    let mut stages = Vec::new();
-    let mut prompts = Vec::new();
-    let mut vocabulary = Vocabulary::default();
-    let mut read = Vec::new();
-    for (name, kind) in [("pt", TrainingStage::Cpt), ("sft", TrainingStage::Sft)] {
-        let Some(path) = data_set(corpus, name) else {
-            continue;
-        };
-        let encoding = encoding(evaluation, kind, model.config().vocab_size);
-        let mut rows = examples::source(&path, Some(&split), encoding)?.examples;
-        rows.retain(|row| {
-            let code = row.encoded.origin.language.as_deref();
-            let mut wanted = evaluation.languages.iter();
-            evaluation.languages.is_empty() || wanted.any(|language| Some(language.code()) == code)
-        });
-        if name == "pt" {
-            vocabulary = Vocabulary::of(rows.iter().map(|row| row.text.as_str()));
-        } else {
-            prompts = held_out_prompts(&rows, evaluation.n_replies, evaluation.seed);
+/// What one data set gives: all that is held out, and a train probe of the same languages and lengths.
+struct StageRows {
+    name: &'static str,
+    samples: Vec<Sample>,
+    probe_not_recorded: Vec<String>,
+    baselines: Vec<Baseline>,
+}
+
+/// Losses of a model on the rows of a measurement, by data set and row.
+pub struct Losses(Vec<Vec<Score>>);
+
+impl<'e> Measurement<'e> {
+    /// Reads the rows that `evaluation` names, in the ids of models of `vocab_size`.
+    ///
+    /// # Errors
+    /// Missing data sets or split, rows that do not fit.
+    pub fn new(evaluation: &'e Evaluation<'e>, vocab_size: usize) -> Result<Self> {
+        let path = evaluation.split;
+        if !path.is_file() {
+            return Err(Error::NoSplit { path: path.into() });
         }
-        let models = (&model, base.as_ref());
-        let baselines = baselines(&rows, &read, evaluation.encoder.tokenizer().vocab_size());
-        stages.push(StageReport {
-            baselines,
-            ..stage(name, &rows, evaluation, models, progress)?
-        });
-        let train = rows
-            .into_iter()
-            .filter(|row| row.side == corpus::Side::Train);
-        read.extend(train.map(|row| row.text));
-    }
-    if stages.is_empty() {
-        return Err(Error::NoDataSet {
-            split: path.into(),
-            folder: corpus.into(),
-        });
+        let split = Split::load(path)?;
+        let corpus = path.parent().unwrap_or(Path::new("."));
+        let mut measurement = Measurement {
+            evaluation,
+            stages: Vec::new(),
+            prompts: Vec::new(),
+            vocabulary: Vocabulary::default(),
+        };
+        let mut read = Vec::new();
+        for (name, kind) in [("pt", TrainingStage::Cpt), ("sft", TrainingStage::Sft)] {
+            let Some(path) = data_set(corpus, name) else {
+                continue;
+            };
+            let encoding = encoding(evaluation, kind, vocab_size);
+            let mut rows = examples::source(&path, Some(&split), encoding)?.examples;
+            rows.retain(|row| {
+                let code = row.encoded.origin.language.as_deref();
+                let mut wanted = evaluation.languages.iter();
+                evaluation.languages.is_empty()
+                    || wanted.any(|language| Some(language.code()) == code)
+            });
+            if name == "pt" {
+                measurement.vocabulary = Vocabulary::of(rows.iter().map(|row| row.text.as_str()));
+            } else {
+                measurement.prompts =
+                    held_out_prompts(&rows, evaluation.n_replies, evaluation.seed);
+            }
+            let (samples, probe_not_recorded) = samples(&rows, evaluation.trained, evaluation.seed);
+            require_both_sides(name, &samples)?;
+            measurement.stages.push(StageRows {
+                name,
+                samples,
+                probe_not_recorded,
+                baselines: baselines(&rows, &read, evaluation.encoder.tokenizer().vocab_size()),
+            });
+            let train = rows
+                .into_iter()
+                .filter(|row| row.side == corpus::Side::Train);
+            read.extend(train.map(|row| row.text));
+        }
+        if measurement.stages.is_empty() {
+            return Err(Error::NoDataSet {
+                split: path.into(),
+                folder: corpus.into(),
+            });
+        }
+        Ok(measurement)
     }
 
-    // 2. replies, seeded, to turns that nobody trained on
-    let n_params = model.config().n_params();
-    let speaker = Speaker {
-        encoder: evaluation.encoder,
-        sampling: &evaluation.sampling,
-        seed: evaluation.seed,
-        vocabulary: &vocabulary,
-    };
-    let replies = replies(model, prompts, &speaker, progress)?;
+    /// Losses of a model on all rows; `label` is what the progress calls it.
+    ///
+    /// # Errors
+    /// A model that fails.
+    pub fn losses(
+        &self,
+        model: &Model,
+        label: &str,
+        progress: &mut dyn Progress,
+    ) -> Result<Losses> {
+        let known = self.evaluation.trained.and_then(|rows| rows.row_tokens);
+        let row_tokens = known.unwrap_or(ROW_TOKENS);
+        let tokenizer = Some(self.evaluation.encoder.tokenizer());
+        let of_stage = |stage: &StageRows| {
+            progress.begin(label, stage.samples.len() as u64);
+            let scores = score::samples(model, tokenizer, &stage.samples, row_tokens, |done| {
+                progress.advance(done as u64, stage.name)
+            })?;
+            progress.end();
+            Ok(scores)
+        };
+        Ok(Losses(
+            self.stages.iter().map(of_stage).collect::<Result<_>>()?,
+        ))
+    }
 
-    // 3. the report
-    let shares: Vec<f64> = replies
-        .iter()
-        .filter_map(|reply| reply.known_words)
-        .collect();
-    Ok(Report {
-        model: evaluation.name.clone(),
-        n_params,
-        note: evaluation.note.clone(),
-        version: format!("cyrene {}", env!("CARGO_PKG_VERSION")),
-        split_sha256: files::sha256_of(path)?,
-        red_flag: stages
+    /// The report on `model`, beside the losses that its base has on the same rows.
+    ///
+    /// # Errors
+    /// A model that fails.
+    pub fn report(
+        self,
+        model: Model,
+        base: Option<Losses>,
+        progress: &mut dyn Progress,
+    ) -> Result<Report> {
+        // 1. losses
+        let losses = self.losses(&model, "losses", progress)?;
+        let evaluation = self.evaluation;
+        let mut bases = base.map(|losses| losses.0.into_iter());
+        let stages = self.stages.into_iter().zip(losses.0);
+        let stages: Vec<StageReport> = stages
+            .map(|(stage, scores)| stage.report(&scores, bases.as_mut().and_then(Iterator::next)))
+            .collect();
+
+        // 2. replies, seeded, to turns that nobody trained on
+        let n_params = model.config().n_params();
+        let speaker = Speaker {
+            encoder: evaluation.encoder,
+            sampling: &evaluation.sampling,
+            seed: evaluation.seed,
+            vocabulary: &self.vocabulary,
+        };
+        let replies = replies(model, self.prompts, &speaker, progress)?;
+
+        // 3. the report
+        let shares: Vec<f64> = replies
             .iter()
-            .any(|stage| stage.gaps.first().is_some_and(|gap| gap.red_flag)),
-        stages,
-        known_words: (!shares.is_empty()).then(|| shares.iter().sum::<f64>() / shares.len() as f64),
-        replies,
-    })
+            .filter_map(|reply| reply.known_words)
+            .collect();
+        let known_words = shares.iter().sum::<f64>() / shares.len() as f64;
+        let is_flagged = |stage: &StageReport| stage.gaps.first().is_some_and(|gap| gap.red_flag);
+        Ok(Report {
+            model: evaluation.name.clone(),
+            n_params,
+            note: evaluation.note.clone(),
+            version: format!("cyrene {}", env!("CARGO_PKG_VERSION")),
+            split_sha256: files::sha256_of(evaluation.split)?,
+            red_flag: stages.iter().any(is_flagged),
+            stages,
+            known_words: (!shares.is_empty()).then_some(known_words),
+            replies,
+        })
+    }
+}
+
+impl StageRows {
+    fn report(self, scores: &[Score], base: Option<Vec<Score>>) -> StageReport {
+        let gaps = loss_gap::by_language(&self.samples, scores);
+        let base = base.map(|scores| loss_gap::by_language(&self.samples, &scores));
+        let gap_over_base = base
+            .as_ref()
+            .and_then(|base| Some((1.0 + gaps.first()?.gap) / (1.0 + base.first()?.gap) - 1.0));
+        StageReport {
+            stage: self.name,
+            probe_not_recorded: self.probe_not_recorded,
+            baselines: self.baselines,
+            sides: loss_gap::by_side(&self.samples, scores),
+            gaps,
+            base,
+            gap_over_base,
+        }
+    }
+}
+
+/// # Errors
+/// Nothing to measure on the train side, or nothing that is held out.
+fn require_both_sides(stage: &'static str, samples: &[Sample]) -> Result<()> {
+    for (side, name) in [(Side::Train, "train"), (Side::Val, "held-out")] {
+        let mut of_side = samples.iter().filter(|sample| sample.side == side);
+        if !of_side.any(|sample| sample.encoded.n_targets() > 0) {
+            return Err(Error::Empty { side: name, stage });
+        }
+    }
+    Ok(())
 }
 
 /// How rows become ids: as they did in the training that is measured.
@@ -162,60 +262,6 @@ fn data_set(corpus: &Path, kind: &str) -> Option<PathBuf> {
     } else {
         found.into_iter().next()
     }
-}
-
-fn stage(
-    name: &'static str,
-    rows: &[SourceExample],
-    evaluation: &Evaluation<'_>,
-    models: (&Model, Option<&Model>),
-    progress: &mut dyn Progress,
-) -> Result<StageReport> {
-    let (model, base) = models;
-    let (samples, probe_not_recorded) = samples(rows, evaluation.trained, evaluation.seed);
-    for side in [Side::Train, Side::Val] {
-        if !samples
-            .iter()
-            .any(|sample| sample.side == side && sample.encoded.n_targets() > 0)
-        {
-            let side = if side == Side::Train {
-                "train"
-            } else {
-                "held-out"
-            };
-            return Err(Error::Empty { side, stage: name });
-        }
-    }
-    let known = evaluation.trained.and_then(|rows| rows.row_tokens);
-    let row_tokens = known.unwrap_or(ROW_TOKENS);
-    let mut measure = |model: &Model, label: &str| -> Result<Vec<Score>> {
-        progress.begin(label, samples.len() as u64);
-        let tokenizer = Some(evaluation.encoder.tokenizer());
-        let scores = score::samples(model, tokenizer, &samples, row_tokens, |done| {
-            progress.advance(done as u64, name)
-        })?;
-        progress.end();
-        Ok(scores)
-    };
-    let scores = measure(model, "losses")?;
-    let gaps = loss_gap::by_language(&samples, &scores);
-    let sides = loss_gap::by_side(&samples, &scores);
-    let base = base
-        .map(|base| measure(base, "base"))
-        .transpose()?
-        .map(|scores| loss_gap::by_language(&samples, &scores));
-    let gap_over_base = base
-        .as_ref()
-        .and_then(|base| Some((1.0 + gaps.first()?.gap) / (1.0 + base.first()?.gap) - 1.0));
-    Ok(StageReport {
-        stage: name,
-        probe_not_recorded,
-        baselines: Vec::new(),
-        gaps,
-        sides,
-        base,
-        gap_over_base,
-    })
 }
 
 #[cfg(test)]

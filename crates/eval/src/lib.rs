@@ -18,7 +18,7 @@ pub mod speak;
 mod trained_rows;
 
 pub use error::{Error, Result};
-pub use evaluate::{Evaluation, evaluate};
+pub use evaluate::{Evaluation, Losses, Measurement};
 pub use progress::Progress;
 pub use sample::Sample;
 pub use samples::sample;

@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use corpus::Language;
 use eval::metric::loss_gap::Gap;
 use eval::report::{Report, StageReport};
-use eval::{Evaluation, Progress, TrainedRows};
-use model::Model;
+use eval::{Evaluation, Measurement, Progress, TrainedRows};
+use model::{Config, Model};
 use text::Persona;
 
 use crate::cli::Eval;
@@ -23,16 +23,14 @@ pub fn run(args: &Eval, ui: &Ui) -> Result<()> {
         .map_err(|error| anyhow::Error::new(Misuse(error.to_string())))?;
     let persona = load::persona(&args.model.model, args.model.adapter.as_deref(), None)?;
     let trained = of_eval(TrainedRows::read(subject))?;
-    let model = load::model(&args.model)?;
-    let base = args
-        .base
-        .as_deref()
-        .map(|dir| {
+    let device = load::device(&args.model.device.device)?;
+    let base = args.base.as_deref().map(|dir| {
+        move || {
             let base = Model::load(dir, load::dtype(args.model.dtype))
                 .with_context(|| format!("loading {}", dir.display()))?;
-            Ok::<_, anyhow::Error>(base.to_device(model.device())?)
-        })
-        .transpose()?;
+            Ok(base.to_device(device)?)
+        }
+    });
     let out = match &args.out {
         Some(out) => out.clone(),
         None => new_folder(subject)?,
@@ -49,7 +47,7 @@ pub fn run(args: &Eval, ui: &Ui) -> Result<()> {
         languages,
         persona,
     };
-    let report = evaluate(&asked, model, base, ui);
+    let report = evaluate(&asked, || load::model(&args.model), base, ui);
     if report.is_err() && args.out.is_none() {
         // Only if nothing lies in it.
         drop(std::fs::remove_dir(&out));
@@ -121,11 +119,16 @@ pub struct Asked<'a> {
     pub persona: Persona,
 }
 
-/// Evaluates and writes `report.json`, `report.html`, `eval/replies.jsonl`.
+/// Evaluates and writes `report.json`, `report.html`, `eval/replies.jsonl`. The base is measured first and gone before the model is loaded.
 ///
 /// # Errors
-/// Missing data sets or split, rows that do not fit, a model that fails.
-pub fn evaluate(asked: &Asked<'_>, model: Model, base: Option<Model>, ui: &Ui) -> Result<Report> {
+/// Missing data sets or split, rows that do not fit, a model that cannot be loaded or fails.
+pub fn evaluate(
+    asked: &Asked<'_>,
+    model: impl FnOnce() -> Result<Model>,
+    base: Option<impl FnOnce() -> Result<Model>>,
+    ui: &Ui,
+) -> Result<Report> {
     let persona = &asked.persona;
     let evaluation = Evaluation {
         encoder: &load::chat_encoder(asked.folder, asked.adapter)?,
@@ -141,7 +144,13 @@ pub fn evaluate(asked: &Asked<'_>, model: Model, base: Option<Model>, ui: &Ui) -
         languages: &asked.languages,
     };
     let mut bars = Bars { ui, bar: None };
-    let report = of_eval(eval::evaluate(&evaluation, model, base, &mut bars))?;
+    let vocab_size = Config::load(asked.folder)?.vocab_size;
+    let measurement = of_eval(Measurement::new(&evaluation, vocab_size))?;
+    let base = match base {
+        Some(load) => Some(of_eval(measurement.losses(&load()?, "base", &mut bars))?),
+        None => None,
+    };
+    let report = of_eval(measurement.report(model()?, base, &mut bars))?;
     report.write(asked.out)?;
     Ok(report)
 }

@@ -417,14 +417,14 @@ impl Run {
                 languages: Vec::new(),
                 persona: load::persona(&folder, None, None)?,
             };
-            // As trained: two models in f32 would not fit where one trains in bf16.
+            // As trained: in f32 a model would take twice the room.
             let dtype = match run.device {
                 Device::Cpu => DType::F32,
                 Device::Cuda(_) => run.recipe("cpt")?.dtype.dtype(),
             };
-            let model = Model::load(&folder, dtype)?.to_device(run.device)?;
-            let base = Model::load(&run.base_model(), dtype)?.to_device(run.device)?;
-            let report = eval_command::evaluate(&asked, model, Some(base), &run.ui)?;
+            let load = |folder: &Path| Ok(Model::load(folder, dtype)?.to_device(run.device)?);
+            let base = || load(&run.base_model());
+            let report = eval_command::evaluate(&asked, || load(&folder), Some(base), &run.ui)?;
             for line in eval_command::describe(&report, dir).lines() {
                 run.ui.note(format_args!("      {line}"));
             }
