@@ -34,7 +34,7 @@ impl Linear {
     ) -> Result<()> {
         match &self.adapter {
             Some(adapter) => {
-                adapter.forward(y_to, x_ti, lora)?;
+                adapter.forward(y_to, x_ti, lora, Write::Assign)?;
                 matmul::forward_accumulate(y_to, x_ti, &self.weight.tensor, 1.0)?;
             }
             None => matmul::forward(y_to, x_ti, &self.weight.tensor)?,
@@ -52,12 +52,13 @@ impl Linear {
     ) -> Result<()> {
         matmul::forward_onto(y_to, base_to, x_ti, &self.weight.tensor)?;
         match &self.adapter {
-            Some(adapter) => adapter.forward_accumulate(y_to, x_ti, lora),
+            Some(adapter) => adapter.forward(y_to, x_ti, lora, Write::Accumulate),
             None => Ok(()),
         }
     }
 
-    /// d_x_ti assigned; gradients of the weights that train are added up in `grads`. The adapter comes first, as in `forward`.
+    /// d_x_ti assigned, or added to where several layers read the same x; gradients of the weights that train are added up in `grads`. The
+    /// adapter comes first, as in `forward`.
     pub fn backward(
         &self,
         d_x_ti: &mut Tensor,
@@ -65,34 +66,16 @@ impl Linear {
         d_y_to: &Tensor,
         x_ti: &Tensor,
         lora: &mut lora::Scratch,
+        write: Write,
     ) -> Result<()> {
         self.weight_backward(grads, d_y_to, x_ti)?;
-        match &self.adapter {
+        let write = match &self.adapter {
             Some(adapter) => {
-                adapter.backward(d_x_ti, grads, d_y_to, x_ti, lora)?;
-                self.input_backward(d_x_ti, d_y_to, Write::Accumulate)
+                adapter.backward(d_x_ti, grads, d_y_to, x_ti, lora, write)?;
+                Write::Accumulate
             }
-            None => self.input_backward(d_x_ti, d_y_to, Write::Assign),
-        }
-    }
-
-    /// As `backward`, with d_x_ti added to: several layers read the same x.
-    pub fn backward_accumulate(
-        &self,
-        d_x_ti: &mut Tensor,
-        grads: &mut Gradients,
-        d_y_to: &Tensor,
-        x_ti: &Tensor,
-        lora: &mut lora::Scratch,
-    ) -> Result<()> {
-        self.weight_backward(grads, d_y_to, x_ti)?;
-        if let Some(adapter) = &self.adapter {
-            adapter.backward_accumulate(d_x_ti, grads, d_y_to, x_ti, lora)?;
-        }
-        self.input_backward(d_x_ti, d_y_to, Write::Accumulate)
-    }
-
-    fn input_backward(&self, d_x_ti: &mut Tensor, d_y_to: &Tensor, write: Write) -> Result<()> {
+            None => write,
+        };
         matmul::backward_input(d_x_ti, d_y_to, &self.weight.tensor, 1.0, write)?;
         Ok(())
     }

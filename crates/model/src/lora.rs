@@ -148,27 +148,20 @@ impl Adapter {
         }
     }
 
-    /// y_to assigned.
-    pub fn forward(&self, y_to: &mut Tensor, x_ti: &Tensor, scratch: &mut Scratch) -> Result<()> {
-        let u_tr = self.down(x_ti, scratch)?;
-        low_rank::up_forward(y_to, u_tr, &self.b_or.tensor, self.scale(), Write::Assign)?;
-        Ok(())
-    }
-
-    /// y_to added to.
-    pub fn forward_accumulate(
+    /// y_to assigned or added to.
+    pub fn forward(
         &self,
         y_to: &mut Tensor,
         x_ti: &Tensor,
         scratch: &mut Scratch,
+        write: Write,
     ) -> Result<()> {
         let u_tr = self.down(x_ti, scratch)?;
-        let write = Write::Accumulate;
         low_rank::up_forward(y_to, u_tr, &self.b_or.tensor, self.scale(), write)?;
         Ok(())
     }
 
-    /// d_x_ti assigned; gradients of A and B are added up in `grads`. Needs what forward kept of the same x under the same seed.
+    /// d_x_ti assigned or added to; gradients of A and B are added up in `grads`. Needs what forward kept of the same x under the same seed.
     pub fn backward(
         &self,
         d_x_ti: &mut Tensor,
@@ -176,6 +169,7 @@ impl Adapter {
         d_y_to: &Tensor,
         x_ti: &Tensor,
         scratch: &mut Scratch,
+        write: Write,
     ) -> Result<()> {
         self.up_backward(grads, d_y_to, scratch)?;
         low_rank::down_backward(
@@ -185,29 +179,7 @@ impl Adapter {
             x_ti,
             &self.a_ri.tensor,
             self.drops(scratch).as_ref(),
-            Write::Assign,
-        )?;
-        Ok(())
-    }
-
-    /// As `backward`, with d_x_ti added to.
-    pub fn backward_accumulate(
-        &self,
-        d_x_ti: &mut Tensor,
-        grads: &mut Gradients,
-        d_y_to: &Tensor,
-        x_ti: &Tensor,
-        scratch: &mut Scratch,
-    ) -> Result<()> {
-        self.up_backward(grads, d_y_to, scratch)?;
-        low_rank::down_backward(
-            d_x_ti,
-            grads.of(&self.a_ri),
-            &scratch.d_u_tr,
-            x_ti,
-            &self.a_ri.tensor,
-            self.drops(scratch).as_ref(),
-            Write::Accumulate,
+            write,
         )?;
         Ok(())
     }
@@ -307,7 +279,7 @@ mod tests {
         };
         let mut y = Tensor::zeros(&[9, 7], DType::F32);
         adapter
-            .forward_accumulate(&mut y, &x, &mut scratch)
+            .forward(&mut y, &x, &mut scratch, Write::Accumulate)
             .unwrap();
         let mut d_x = Tensor::zeros(&[9, 40], DType::F32);
         let tensors = vec![
@@ -316,7 +288,14 @@ mod tests {
         ];
         let mut grads = Gradients::new(tensors, vec![false; 2]);
         adapter
-            .backward_accumulate(&mut d_x, &mut grads, &d_y, &x, &mut scratch)
+            .backward(
+                &mut d_x,
+                &mut grads,
+                &d_y,
+                &x,
+                &mut scratch,
+                Write::Accumulate,
+            )
             .unwrap();
         let dot = |a: &Tensor, b: &Tensor| -> f64 {
             std::iter::zip(a.f32s(), b.f32s())

@@ -1,7 +1,7 @@
 //! Gated softmax attention with grouped keys and values: the mixer of every fourth layer.
 // T tokens (packed), D hidden, H query heads, G key:value heads, N head dim, S cached positions, B sequences.
 
-use kernel::ops::{attention, rms_norm, rope, sigmoid_gate, split};
+use kernel::ops::{Write, attention, rms_norm, rope, sigmoid_gate, split};
 use kernel::{DType, Device, Tensor};
 
 use crate::config::Config;
@@ -199,6 +199,7 @@ impl Weights {
             d_out_td,
             &scratch.gated_thn,
             pass.lora,
+            Write::Assign,
         )?;
         // 4. gate
         sigmoid_gate::backward(
@@ -239,12 +240,14 @@ impl Weights {
             &gradient.d_raw_q_thn,
             &gradient.d_gate_thn,
         )?;
-        self.q_proj
-            .backward(d_x_td, grads, &gradient.d_qg_th2n, x_td, pass.lora)?;
-        self.k_proj
-            .backward_accumulate(d_x_td, grads, &gradient.d_raw_k_tgn, x_td, pass.lora)?;
-        self.v_proj
-            .backward_accumulate(d_x_td, grads, &gradient.d_v_tgn, x_td, pass.lora)
+        for (linear, d_y, write) in [
+            (&self.q_proj, &gradient.d_qg_th2n, Write::Assign),
+            (&self.k_proj, &gradient.d_raw_k_tgn, Write::Accumulate),
+            (&self.v_proj, &gradient.d_v_tgn, Write::Accumulate),
+        ] {
+            linear.backward(d_x_td, grads, d_y, x_td, pass.lora, write)?;
+        }
+        Ok(())
     }
 
     /// New tokens after what the caches hold: T of one sequence, or one of each of B.

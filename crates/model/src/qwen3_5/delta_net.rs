@@ -2,8 +2,8 @@
 // T tokens (packed), D hidden, G key heads, K key dim, H value heads, V value dim, C conv channels = 2·G·K + H·V, B sequences.
 
 use kernel::ops::{
-    causal_conv1d, delta_gate, delta_inputs, gated_delta_rule, gated_delta_step, gated_rms_norm,
-    l2_norm, split,
+    Write, causal_conv1d, delta_gate, delta_inputs, gated_delta_rule, gated_delta_step,
+    gated_rms_norm, l2_norm, split,
 };
 use kernel::{DType, Device, Tensor};
 
@@ -211,6 +211,7 @@ impl Weights {
             d_out_td,
             &scratch.gated_thv,
             pass.lora,
+            Write::Assign,
         )?;
         // 6. normalise and gate
         gated_rms_norm::backward(
@@ -279,14 +280,15 @@ impl Weights {
             },
         )?;
         // 1. project
-        self.in_proj_qkv
-            .backward(d_x_td, grads, &gradient.d_qkv_tc, x_td, pass.lora)?;
-        self.in_proj_z
-            .backward_accumulate(d_x_td, grads, &gradient.d_z_thv, x_td, pass.lora)?;
-        self.in_proj_b
-            .backward_accumulate(d_x_td, grads, &gradient.d_b_th, x_td, pass.lora)?;
-        self.in_proj_a
-            .backward_accumulate(d_x_td, grads, &gradient.d_a_th, x_td, pass.lora)
+        for (linear, d_y, write) in [
+            (&self.in_proj_qkv, &gradient.d_qkv_tc, Write::Assign),
+            (&self.in_proj_z, &gradient.d_z_thv, Write::Accumulate),
+            (&self.in_proj_b, &gradient.d_b_th, Write::Accumulate),
+            (&self.in_proj_a, &gradient.d_a_th, Write::Accumulate),
+        ] {
+            linear.backward(d_x_td, grads, d_y, x_td, pass.lora, write)?;
+        }
+        Ok(())
     }
 
     /// New tokens after what the states hold: T of one sequence, or one of each of B.

@@ -2,7 +2,7 @@
 // T tokens, D hidden, F feed-forward.
 
 use kernel::Tensor;
-use kernel::ops::swiglu;
+use kernel::ops::{Write, swiglu};
 
 use crate::Result;
 
@@ -102,6 +102,7 @@ impl Weights {
             d_out_td,
             &scratch.product_tf,
             pass.lora,
+            Write::Assign,
         )?;
         // 2. gate
         swiglu::backward(
@@ -112,9 +113,12 @@ impl Weights {
             &saved.up_tf,
         )?;
         // 1. project
-        self.up_proj
-            .backward(d_x_td, grads, &gradient.d_up_tf, x_td, pass.lora)?;
-        self.gate_proj
-            .backward_accumulate(d_x_td, grads, &gradient.d_gate_tf, x_td, pass.lora)
+        for (linear, d_y, write) in [
+            (&self.up_proj, &gradient.d_up_tf, Write::Assign),
+            (&self.gate_proj, &gradient.d_gate_tf, Write::Accumulate),
+        ] {
+            linear.backward(d_x_td, grads, d_y, x_td, pass.lora, write)?;
+        }
+        Ok(())
     }
 }
