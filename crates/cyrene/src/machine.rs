@@ -47,7 +47,7 @@ impl Machine {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             memory_bytes: memory.total_bytes,
             memory_free_bytes: memory.available_bytes,
-            disk_free_bytes: disk_free(place),
+            disk_free_bytes: files::disk_free(place),
             gpu_missing: kernel::cuda::missing().map(|missing| missing.to_string()),
         }
     }
@@ -69,16 +69,4 @@ impl Machine {
             size(self.memory_bytes)
         )
     }
-}
-
-/// Free bytes on the disk that holds `place`: the mount point with the longest matching path.
-fn disk_free(place: &Path) -> Option<u64> {
-    let place = std::path::absolute(place).ok()?;
-    let disks = sysinfo::Disks::new_with_refreshed_list();
-    let holding = disks
-        .iter()
-        .filter(|disk| place.starts_with(disk.mount_point()));
-    holding
-        .max_by_key(|disk| disk.mount_point().as_os_str().len())
-        .map(sysinfo::Disk::available_space)
 }
