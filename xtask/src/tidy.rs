@@ -40,7 +40,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("clap", &["cyrene"]),
     ("indicatif", &["cyrene"]),
     ("rustyline", &["cyrene"]),
-    ("hf-hub", &["hub"]),
+    ("ureq", &["hub"]),
     ("cudarc", &["kernel"]),
     ("gemm", &["kernel"]),
     ("libloading", &["kernel"]),

@@ -1,4 +1,5 @@
-//! Every environment variable the program reads, but for those of launchers, whose names stand in `train::launch`.
+//! Every environment variable the program reads, but for those of launchers, whose names stand in `train::launch`, and of proxies
+//! (`HTTPS_PROXY` and the like), which `ureq` reads for `hub`.
 
 /// Another host that speaks the Hub's protocol; default is the Hub itself.
 pub const HF_ENDPOINT: &str = "HF_ENDPOINT";
