@@ -15,6 +15,7 @@ thread_local! {
 pub fn run(name: &str, data: &[u8]) {
     let targets = corpus::fuzz::TARGETS
         .iter()
+        .chain(&hub::fuzz::TARGETS)
         .chain(&text::fuzz::TARGETS)
         .chain(&model::fuzz::TARGETS);
     let target: Target = targets

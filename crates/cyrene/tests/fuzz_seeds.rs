@@ -7,6 +7,7 @@ fn seeds_break_no_promise() {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds");
     let targets = [
         &corpus::fuzz::TARGETS[..],
+        &hub::fuzz::TARGETS[..],
         &model::fuzz::TARGETS[..],
         &text::fuzz::TARGETS[..],
     ];

@@ -10,6 +10,7 @@ mod download;
 mod endpoint;
 mod error;
 mod fetch;
+pub mod fuzz;
 mod hash;
 mod name;
 mod retry;
