@@ -550,8 +550,8 @@ fn split_says_where_every_scene_and_token_is_and_replaces_nothing_unasked() {
     let said: Value = serde_json::from_str(&succeeds(&split_demo(out, &["--json"]))).unwrap();
     let scenes = ["train", "val", "val-strict", "probe-x"].map(|side| said[side].as_u64().unwrap());
     assert!(scenes.iter().all(|&n| n > 0), "{scenes:?}");
-    assert_eq!(scenes.iter().sum::<u64>(), 607);
-    assert_eq!(said["report"]["n_components"], 607);
+    assert_eq!(scenes.iter().sum::<u64>(), 1807);
+    assert_eq!(said["report"]["n_components"], 1807);
     assert_eq!(said["report"]["notes"], json!([]));
     let tokens = said["tokens"].as_array().unwrap();
     assert_eq!(tokens.len(), 6, "two data sets, three languages");
@@ -570,7 +570,7 @@ fn split_says_where_every_scene_and_token_is_and_replaces_nothing_unasked() {
     }
     let text = succeeds(&split_demo(out, &[]));
     for word in [
-        "607 scenes in 607 groups",
+        "1807 scenes in 1807 groups",
         "probe-x",
         "tokens pt/everything",
         "nobody answers",
