@@ -8,7 +8,6 @@ mod env;
 mod interrupt;
 mod lines;
 mod load;
-mod lock;
 mod machine;
 mod recipe;
 mod recipe_inputs;

@@ -6,6 +6,11 @@ use sysinfo::System;
 /// system, other programs. Page-locked memory cannot be swapped out, so too little here ends with a killed process.
 const SPARED_BYTES: u64 = 4 << 30;
 
+/// The machine's name in its network; `this machine` where it has none.
+pub fn name() -> String {
+    System::host_name().unwrap_or_else(|| "this machine".to_owned())
+}
+
 /// Bytes of this machine, or of the part of it that this process's container may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HostMemory {

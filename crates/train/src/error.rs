@@ -217,6 +217,14 @@ pub enum Error {
         /// The checkpoint to go on from.
         last_checkpoint: Option<PathBuf>,
     },
+    /// Another process writes there.
+    #[error("{folder} is in use by {holder}; wait for it, stop it, or choose another folder")]
+    InUse {
+        /// The run's folder.
+        folder: PathBuf,
+        /// Which process, on which machine, since when, as far as it is known.
+        holder: String,
+    },
     /// The folder belongs to another recipe or other data.
     #[error("{dir} was trained with another recipe or other data ({}); give another --out, restore the recipe, or use --force to go on with the new one", .differences.join("; "))]
     RecipeChanged {

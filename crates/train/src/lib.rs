@@ -20,6 +20,7 @@ pub mod recipe_table;
 mod record;
 pub mod rounding;
 mod run;
+mod run_lock;
 pub mod schedule;
 mod seed;
 pub mod step;
@@ -33,3 +34,4 @@ pub use job::{
 };
 pub use progress::{Progress, Silent, Start, StepReport};
 pub use run::{Summary, run, run_among};
+pub use run_lock::RunLock;

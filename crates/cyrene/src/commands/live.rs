@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use ::train::RunLock;
 use ::train::from_seed;
 use ::train::launch;
 use ::train::needs::Target;
@@ -23,7 +24,6 @@ use crate::cli::{DTypeArg, Live, ModelArgs, StageName};
 use crate::commands::{
     corpus as corpus_command, eval as eval_command, export, fetch, merge, serve, train,
 };
-use crate::lock::RunLock;
 use crate::machine::Machine;
 use crate::recipe::Recipe;
 use crate::recipe_inputs;
@@ -46,7 +46,7 @@ pub fn run(args: &Live, ui: &Ui) -> Result<()> {
     }
     let device = load::device_within(&args.device.device, &args.memory)?;
     let mut live = Run::new(args, device, *ui)?;
-    let lock = RunLock::take(&live.dir)?;
+    let lock = misused(RunLock::take(&live.dir))?;
     let last = live.last;
     let stages: [(StageName, Work); 7] = [
         (StageName::Doctor, Run::doctor),

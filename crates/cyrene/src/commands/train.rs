@@ -14,10 +14,9 @@ use train::metrics::{AlertLine, ValidationLine};
 use train::ranks::{Limits, Ranks};
 use train::schedule;
 use train::validate::ALL;
-use train::{Job, Progress, SetAside, Silent, Start, StepReport, Summary};
+use train::{Job, Progress, RunLock, SetAside, Silent, Start, StepReport, Summary};
 
 use crate::cli::Train as Args;
-use crate::lock::RunLock;
 use crate::recipe::Recipe;
 use crate::recipe_inputs::{self, Inputs};
 use crate::ui::{Bar, Ui, misused, of_eval, size};
@@ -186,7 +185,7 @@ pub fn train(
     let _lock = match ranks.is_first() {
         true => {
             std::fs::create_dir_all(out).with_context(|| format!("making {}", out.display()))?;
-            Some(RunLock::take(out)?)
+            Some(misused(RunLock::take(out))?)
         }
         false => None,
     };

@@ -4,10 +4,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use kernel::PeakMemory;
 use serde::Serialize;
 use text::{ChatTemplate, Tokenizer};
 
-use super::peak::Peak;
 use crate::cli::{BenchCorpus, CorpusBuild};
 use crate::ui::{Ui, size};
 use crate::{corpus_request, demo, misuse};
@@ -62,7 +62,7 @@ pub fn run(args: BenchCorpus, ui: &Ui) -> Result<()> {
     let request = plan.request(&character);
 
     // 1. as `corpus build` does it
-    let peak = Peak::watch();
+    let peak = PeakMemory::watch();
     let mut seconds = f64::INFINITY;
     let mut peak_bytes = None;
     for run in 1..=runs {

@@ -3,7 +3,6 @@
 
 mod corpus;
 mod ops;
-mod peak;
 mod rounding;
 mod table;
 mod train;

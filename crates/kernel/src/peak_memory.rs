@@ -5,16 +5,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Watches from its creation on.
-pub struct Peak {
+/// Watches this process from its creation on.
+#[derive(Debug)]
+pub struct PeakMemory {
     watcher: Option<JoinHandle<()>>,
     seen: Arc<AtomicU64>,
     is_over: Arc<AtomicBool>,
 }
 
-impl Peak {
+impl PeakMemory {
     /// Begins to watch.
-    pub fn watch() -> Peak {
+    pub fn watch() -> PeakMemory {
         let seen = Arc::new(AtomicU64::new(0));
         let is_over = Arc::new(AtomicBool::new(false));
         let watcher = remembered().is_none().then(|| {
@@ -26,7 +27,7 @@ impl Peak {
                 }
             })
         });
-        Peak {
+        PeakMemory {
             watcher,
             seen,
             is_over,
@@ -39,7 +40,7 @@ impl Peak {
     }
 }
 
-impl Drop for Peak {
+impl Drop for PeakMemory {
     fn drop(&mut self) {
         self.is_over.store(true, Ordering::Relaxed);
         if let Some(watcher) = self.watcher.take() {
@@ -73,7 +74,7 @@ mod tests {
 
     #[test]
     fn peak_is_at_least_what_is_there() {
-        let peak = Peak::watch();
+        let peak = PeakMemory::watch();
         let bytes = vec![1u8; 32 << 20];
         assert!(resident() > bytes.iter().map(|b| u64::from(*b)).sum());
         assert!(peak.bytes() >= 32 << 20);

@@ -5,13 +5,13 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use kernel::host;
 use serde::{Deserialize, Serialize};
 
-use crate::misuse;
-use crate::ui::clock;
+use crate::error::{Error, IoContext, Result};
 
 /// The lock on a run's folder, until it is dropped.
+#[derive(Debug)]
 pub struct RunLock {
     file: File,
     holder: PathBuf,
@@ -30,7 +30,7 @@ impl RunLock {
     /// Takes the folder, which is there.
     ///
     /// # Errors
-    /// [`crate::ui::Misuse`] if another process has it, with its id, its machine and since when.
+    /// [`Error::InUse`] if another process has it, with its id, its machine and since when; a folder that cannot be written.
     pub fn take(folder: &Path) -> Result<RunLock> {
         let path = folder.join("run.lock");
         let holder = folder.join("run.lock.json");
@@ -39,26 +39,28 @@ impl RunLock {
             .truncate(false)
             .write(true)
             .open(&path)
-            .with_context(|| format!("opening {}", path.display()))?;
+            .during("opening", &path)?;
         match file.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => misuse!(
-                "{} is in use by {}; wait for it, stop it, or choose another folder",
-                folder.display(),
-                describe(&holder)
-            ),
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::InUse {
+                    folder: folder.to_owned(),
+                    holder: describe(&holder),
+                });
+            }
             // Some network file systems have no locks, and are no reason not to train.
             Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {}
             Err(TryLockError::Error(error)) => {
-                return Err(error).with_context(|| format!("locking {}", path.display()));
+                return Err(error).during("locking", &path);
             }
         }
         let record = Holder {
             process: std::process::id(),
-            host: host(),
+            host: host::name(),
             since: now().as_secs(),
         };
-        files::write(&holder, &serde_json::to_vec(&record)?)?;
+        let json = serde_json::to_vec(&record).map_err(std::io::Error::from);
+        files::write(&holder, &json.during("writing", &holder)?)?;
         Ok(RunLock { file, holder })
     }
 }
@@ -81,15 +83,20 @@ fn describe(holder: &Path) -> String {
                 "process {} on {}, which started {} ago",
                 record.process,
                 record.host,
-                clock(since)
+                spoken(since.as_secs())
             )
         }
         None => "another process".to_owned(),
     }
 }
 
-fn host() -> String {
-    sysinfo::System::host_name().unwrap_or_else(|| "this machine".to_owned())
+/// `75 s`, `12 min`, `30 h`.
+fn spoken(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        _ => format!("{} h", seconds / 3600),
+    }
 }
 
 fn now() -> Duration {
