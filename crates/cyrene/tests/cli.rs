@@ -881,6 +881,12 @@ fn rounding_to_nearest_loses_what_stochastic_rounding_keeps() {
     let apart = &report["stochastic_over_nearest"];
     assert!(number(&apart["nats_per_token"]) < 0.0 && number(&apart["high"]) < 0.0);
 
+    let large = bench(&["--set", "data.row_tokens=100000000"]);
+    fails(
+        &large.iter().map(String::as_str).collect::<Vec<_>>(),
+        2,
+        &["f32 weights", "of memory"],
+    );
     let lora = bench(&["--set", "tuner.kind=lora"]);
     fails(
         &lora.iter().map(String::as_str).collect::<Vec<_>>(),

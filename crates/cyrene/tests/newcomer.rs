@@ -214,6 +214,15 @@ fn bench_refuses_what_does_not_fit_in_memory() {
         said.contains("smaller --size") && !said.contains("or --tuner lora"),
         "{said}"
     );
+    let ops = [
+        "bench",
+        "ops",
+        "--device",
+        "cpu",
+        "--row-tokens",
+        "1000000000",
+    ];
+    fails(&ops, 2, &["of memory", "are free", "fewer --row-tokens"]);
 }
 
 #[test]
@@ -313,4 +322,24 @@ fn what_the_command_line_names_in_vain_is_misuse() {
         2,
         &["the languages"],
     );
+    // Those that are there are looked at alone.
+    let said = succeeds(
+        &[
+            &eval[..],
+            &["--languages", "en", "--replies", "1", "--json"],
+        ]
+        .concat(),
+    );
+    let report: Value = serde_json::from_str(&said).unwrap();
+    let stages = report["stages"].as_array().unwrap();
+    for gap in stages
+        .iter()
+        .flat_map(|stage| stage["gaps"].as_array().unwrap())
+    {
+        assert!(
+            ["all", "en"].contains(&gap["language"].as_str().unwrap()),
+            "{gap}"
+        );
+    }
+    assert_eq!(report["replies"].as_array().unwrap().len(), 1);
 }

@@ -275,6 +275,12 @@ impl Example {
         self.operations
     }
 
+    /// Bytes of all of its tensors together.
+    pub fn memory_bytes(&self) -> f64 {
+        let tensors = self.outs.iter().chain(&self.ins);
+        tensors.map(Argument::bytes).sum()
+    }
+
     /// Bytes that are read or written at the least: each input once, each output once, and twice where it is read too.
     pub fn bytes(&self) -> f64 {
         self.bytes.unwrap_or_else(|| {

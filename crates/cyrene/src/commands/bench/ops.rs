@@ -3,6 +3,7 @@
 
 use anyhow::Result;
 use kernel::example::{Example, Sizes};
+use kernel::host::HostMemory;
 use kernel::ops::EXAMPLES;
 use kernel::timing::{self, Ceilings};
 use kernel::{DType, Device};
@@ -11,7 +12,7 @@ use serde::Serialize;
 
 use super::{device_name, shapes, storage};
 use crate::cli::BenchOps as Args;
-use crate::ui::Ui;
+use crate::ui::{Ui, size};
 use crate::{load, misuse};
 
 /// Of the adapters that `bench train --tuner lora` has.
@@ -70,6 +71,21 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
             );
         }
     }
+    let asked = |name: &str| args.ops.is_empty() || args.ops.iter().any(|op| op == name);
+    let examples = timed.iter().filter(|(name, _)| asked(name));
+    let examples = examples.flat_map(|(_, examples)| examples);
+    let needed = examples.map(Example::memory_bytes).fold(0.0, f64::max) as u64;
+    let free = match device {
+        Device::Cpu => HostMemory::now().available_bytes,
+        Device::Cuda(_) => u64::MAX,
+    };
+    if needed > free {
+        misuse!(
+            "the largest of the calls needs {} of memory, and {} are free; choose a smaller --size or fewer --row-tokens, or name primitives that need less",
+            size(needed),
+            size(free)
+        );
+    }
     let bench = Bench {
         size: args.size.clone(),
         device,
@@ -88,7 +104,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         ui.line("      ms   floor  share  bound       case")?;
     }
     for (name, examples) in timed {
-        if !args.ops.is_empty() && !args.ops.iter().any(|op| op == name) {
+        if !asked(name) {
             continue;
         }
         for example in examples {

@@ -16,17 +16,19 @@ use eval::metric::difference::{self, Difference};
 use eval::metric::loss_gap::Loss;
 use eval::score::{self, Score};
 use eval::{Sample, sample};
+use kernel::host::HostMemory;
 use kernel::{DType, Device};
-use model::Model;
+use model::{Config, Model};
 use serde::Serialize;
 use text::Tokenizer;
 use train::Job;
+use train::needs::{PlannedRun, Target};
 use train::rounding::{self, CASES, Case, Trained, Training};
 
 use crate::cli::BenchRounding as Args;
 use crate::recipe::Recipe;
 use crate::recipe_inputs::{self, Inputs};
-use crate::ui::Ui;
+use crate::ui::{Ui, size};
 use crate::{load, misuse};
 
 /// The comparison, as `--json` prints it.
@@ -67,6 +69,30 @@ struct Outcome {
     seconds: f64,
 }
 
+/// The largest of the three trainings keeps its weights in f32.
+///
+/// # Errors
+/// [`crate::ui::Misuse`] where the device has no room for it.
+fn refuse_too_large(recipe: &Recipe, base: &Path, device: Device) -> Result<()> {
+    let config = Config::load(base)?;
+    let planned = PlannedRun {
+        dtype: DType::F32,
+        ..recipe.planned(&config)
+    };
+    let target = Target::here(device, HostMemory::now().available_bytes)?;
+    let plan = planned.plan("bench rounding", 0.0, target, None)?;
+    if let Some(remedy) = &plan.remedy {
+        let limit = plan.limit();
+        misuse!(
+            "training with f32 weights needs {} of {} and has {}: {remedy}",
+            size(limit.needed_bytes),
+            limit.what,
+            size(limit.available_bytes)
+        );
+    }
+    Ok(())
+}
+
 /// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let device = load::device_within(&args.device.device, &args.memory)?;
@@ -88,6 +114,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         }
         None => recipe_inputs::base_folder(&recipe.base, folder)?,
     };
+    refuse_too_large(&recipe, &base, device)?;
     let Inputs {
         base,
         tokenizer,
