@@ -23,6 +23,13 @@ const SPILLS: &[(&str, u32, &str)] = &[
     ("attention_backward_keys_warpgroups_256", 4, FULL),
     ("gated_delta_rule_bf16_gradient", 100, FULL),
     ("gated_delta_rule_bf16_prepare", 4, FULL),
+    ("decode_product_plain_1", 4, FULL),
+    ("decode_product_wide_1", 4, FULL),
+    ("decode_product_residual_1", 24, FULL),
+    ("decode_product_plain_4", 4, FULL),
+    ("decode_product_wide_4", 4, FULL),
+    ("decode_product_swiglu_4", 4, FULL),
+    ("decode_product_residual_4", 12, FULL),
 ];
 const EXACT: &str = "the path for f32 and mixed types, which is there to be exact";
 const FULL: &str = "its tiles fill the registers that its blocks a multiprocessor leave";

@@ -10,6 +10,7 @@
 mod blas;
 mod buffer;
 mod choices;
+mod graph;
 mod meter;
 mod missing;
 mod module;
@@ -18,6 +19,7 @@ mod pieces;
 mod pinned;
 mod properties;
 mod ring;
+mod step_table;
 mod table;
 mod timer;
 mod upload;
@@ -35,6 +37,7 @@ use crate::{Error, Result};
 pub use blas::WORKSPACE_BYTES;
 pub(crate) use blas::{Gemm, Operand};
 pub(crate) use buffer::Buffer;
+pub use graph::Graph;
 pub use meter::footprint;
 pub use missing::{Missing, missing};
 pub use module::SOURCES;
@@ -44,6 +47,7 @@ pub(crate) use pieces::Pieces;
 pub use pinned::Pinned;
 pub use properties::DeviceProperties;
 pub use ring::Ring;
+pub use step_table::{Placed, Slot, StepTable};
 pub(crate) use table::Table;
 pub use timer::Timer;
 pub use upload::table_bytes;
@@ -234,6 +238,11 @@ impl Cuda {
         self.state().profile = Some(BTreeMap::new());
     }
 
+    /// Whether kernels are being timed one by one: recorded ones would not be.
+    pub fn is_profiled(self) -> bool {
+        self.state().profile.is_some()
+    }
+
     /// Ends profiling: (kernel or product, milliseconds, calls), longest first.
     pub fn take_profile(self) -> Vec<(String, f64, usize)> {
         let profile = self.state().profile.take().unwrap_or_default();
@@ -322,6 +331,32 @@ impl Cuda {
         grid: Grid,
         args: Args,
     ) -> Result<()> {
+        self.launch_as(source, kernel, grid, args, module::Order::Waits)
+    }
+
+    /// As [`Cuda::launch`], for a kernel that waits by itself for the one before (`await_predecessor`) and may start before that is done.
+    pub(crate) fn launch_early(
+        self,
+        source: &'static Source,
+        kernel: &'static str,
+        grid: Grid,
+        args: Args,
+    ) -> Result<()> {
+        let order = match self.compute() {
+            ..90 => module::Order::Waits,
+            _ => module::Order::StartsEarly,
+        };
+        self.launch_as(source, kernel, grid, args, order)
+    }
+
+    fn launch_as(
+        self,
+        source: &'static Source,
+        kernel: &'static str,
+        grid: Grid,
+        args: Args,
+        order: module::Order,
+    ) -> Result<()> {
         if grid.blocks.contains(&0) {
             return Ok(());
         }
@@ -332,7 +367,7 @@ impl Cuda {
             .function(self, source, kernel, grid.shared_bytes)?;
         self.timed(
             || kernel.to_owned(),
-            || module::launch(self.0.stream, kernel, function, grid, args),
+            || module::launch(self.0.stream, kernel, function, grid, args, order),
         )
     }
 

@@ -42,6 +42,9 @@ pub(crate) mod sources {
         ATTENTION "attention" / "attention",
         CAUSAL_CONV1D / "causal_conv1d",
         COPY / "copy",
+        DECODE_ATTENTION / "decode_attention",
+        DECODE_DELTA_NET / "decode_delta_net",
+        DECODE_PRODUCT / "decode_product",
         DELTA_GATE / "delta_gate",
         EMBEDDING / "embedding",
         GATED_DELTA_RULE "gated_delta_rule" / "gated_delta_rule",
@@ -58,6 +61,7 @@ pub(crate) mod sources {
         SIGMOID_GATE / "sigmoid_gate",
         SPLIT / "split",
         SWIGLU / "swiglu",
+        TOP_CANDIDATES / "top_candidates",
     }
 }
 pub use sources::SOURCES;
@@ -326,29 +330,57 @@ impl Args {
     }
 }
 
+/// When a kernel may start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Once the one before is done.
+    Waits,
+    /// While the one before ends; compute capability 9.0 and later.
+    StartsEarly,
+}
+
 pub(super) fn launch(
     stream: sys::CUstream,
     kernel: &'static str,
     function: sys::CUfunction,
     grid: Grid,
     mut args: Args,
+    order: Order,
 ) -> Result<()> {
     let mut pointers: Vec<*mut c_void> = args
         .slots
         .iter_mut()
         .map(|slot| std::ptr::from_mut(slot).cast())
         .collect();
+    let mut early = sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue {
+            programmaticStreamSerializationAllowed: 1,
+        },
+    };
     let [x, y, z] = grid.blocks;
+    let config = sys::CUlaunchConfig {
+        gridDimX: x,
+        gridDimY: y,
+        gridDimZ: z,
+        blockDimX: grid.threads,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: grid.shared_bytes as u32,
+        hStream: stream,
+        attrs: &mut early,
+        numAttrs: u32::from(order == Order::StartsEarly),
+    };
     // SAFETY: the caller's arguments match the kernel's parameters in number and size (each op's own launch code, checked by its
-    // comparison with the CPU); the driver copies them during the call.
+    // comparison with the CPU); the driver copies them and the attribute during the call.
     check(kernel, unsafe {
-        result::launch_kernel(
+        sys::cuLaunchKernelEx(
+            &config,
             function,
-            (x, y, z),
-            (grid.threads, 1, 1),
-            grid.shared_bytes as u32,
-            stream,
-            &mut pointers,
+            pointers.as_mut_ptr(),
+            std::ptr::null_mut(),
         )
+        .result()
     })
 }

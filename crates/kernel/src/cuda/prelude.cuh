@@ -269,6 +269,21 @@ __device__ __forceinline__ u32 tensor_of_block(const u32* firsts, u32 n) {
     return (u32)warp_sum((float)begun) - 1;
 }
 
+// ---- launches that overlap (sm_90 and later; elsewhere, and of kernels launched without overlap, these do nothing)
+
+// Waits until the kernels before this one are done and what they wrote can be read.
+__device__ __forceinline__ void await_predecessor() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// Lets the next kernel start, which waits in turn before it reads.
+__device__ __forceinline__ void release_successor() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // ---- asynchronous copies to shared memory (sm_80 and later)
 
 __device__ __forceinline__ u32 shared_address(const void* pointer) {

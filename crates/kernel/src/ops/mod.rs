@@ -22,6 +22,9 @@ pub mod attention;
 pub mod causal_conv1d;
 pub(crate) mod check;
 pub mod copy;
+pub mod decode_attention;
+pub mod decode_delta_net;
+pub mod decode_product;
 pub mod delta_gate;
 pub mod delta_inputs;
 pub mod dropout;
@@ -43,6 +46,7 @@ pub mod split;
 pub mod swiglu;
 #[cfg(test)]
 mod testing;
+pub mod top_candidates;
 
 /// What an op does to an output that it can also add to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +96,10 @@ pub const EXAMPLES: &[Examples] = examples!(
     adamw_host,
     causal_conv1d,
     copy,
+    decode_attention,
+    decode_delta_net,
+    decode_product,
     gated_delta_step,
-    l2_norm
+    l2_norm,
+    top_candidates
 );
