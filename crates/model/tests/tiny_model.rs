@@ -5,7 +5,7 @@ mod common;
 
 use common::{Row, assert_close, named, sum, tiny, tiny_json, trainable};
 use kernel::DType;
-use model::{Config, LoraConfig, Model, Recompute, Saved, SequenceState, TrainPass};
+use model::{Config, Decoder, LoraConfig, Model, Recompute, Saved, SequenceState, TrainPass};
 
 fn loss(model: &Model, saved: &mut Saved, row: &Row) -> f64 {
     sum(&model.nll(saved, &row.batch()).unwrap())
@@ -242,6 +242,47 @@ fn batched_step_equals_single_steps_and_clones_go_their_own_way() {
     }
     assert_eq!(together[1].position(), 110);
     assert!(together[1].bytes() > model.new_state().unwrap().bytes());
+}
+
+/// The decoder's ops by their definitions: the same numbers as the layers' own step, from states that a prefill left.
+#[test]
+fn decoder_equals_step_and_leaves_states_that_both_go_on_from() {
+    let model = tiny(true, 15);
+    let mut decoder = Decoder::new(&model, 2).unwrap();
+    let prompts = [5, 1, 70].map(|n| Row::seeded(&[n], 61, n as u64).tokens_t);
+    let mut decoded: Vec<SequenceState> = prompts
+        .iter()
+        .map(|prompt| {
+            let mut state = model.new_state().unwrap();
+            model.prefill(&mut state, prompt).unwrap();
+            state
+        })
+        .collect();
+    let mut stepped: Vec<SequenceState> = decoded
+        .iter()
+        .map(|state| state.snapshot().unwrap())
+        .collect();
+    for step in 0..12 {
+        let tokens = [step % 61, (step * 7) % 61, (step * 5 + 3) % 61];
+        let mut states: Vec<&mut SequenceState> = stepped.iter_mut().collect();
+        let want = model.step(&mut states, &tokens).unwrap();
+        let mut states: Vec<&mut SequenceState> = decoded.iter_mut().collect();
+        // A step of the other kind in between finds what this one left.
+        if step == 7 {
+            model.step(&mut states, &tokens).unwrap();
+            continue;
+        }
+        decoder.step(&model, &mut states, &tokens).unwrap();
+        let got = decoder.logits().unwrap();
+        assert_close(&format!("step {step}"), got.f32s(), want.f32s(), 1e-4);
+        assert_eq!(decoder.logits_of(1).unwrap(), got.f32s()[61..122]);
+        let candidates = decoder.candidates().unwrap();
+        assert_eq!(candidates[2].as_ref().unwrap().logits, got.f32s()[122..]);
+    }
+    assert_eq!(decoded[2].position(), 82);
+    let mut one = [&mut decoded[0]];
+    assert!(decoder.step(&model, &mut one, &[61]).is_err());
+    assert!(decoder.step(&model, &mut one, &[]).is_err());
 }
 
 #[test]

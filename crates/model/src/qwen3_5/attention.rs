@@ -123,6 +123,12 @@ impl State {
         self.k_sgn.bytes() + self.v_sgn.bytes()
     }
 
+    /// Makes room for `n_rows` rows, keeping the first `used`.
+    pub fn reserve(&mut self, used: usize, n_rows: usize) -> Result<()> {
+        reserve(&mut self.k_sgn, used, n_rows)?;
+        reserve(&mut self.v_sgn, used, n_rows)
+    }
+
     /// Writes rows `past..past + n` from rows `first..` of the new keys and values.
     fn append(
         &mut self,

@@ -15,7 +15,7 @@ use super::pass::{Backward, Branch, BranchBackward, Pass};
 use super::weights::weights;
 
 /// Added to the sum of squares of each query and key head, as upstream has it.
-const L2_EPS: f32 = 1e-6;
+pub(super) const L2_EPS: f32 = 1e-6;
 
 weights! {
     /// The projections, the convolution, the decay and the gated norm.
@@ -126,6 +126,8 @@ arena! {
 pub(crate) struct State {
     /// The last three inputs of the convolution, oldest first [3,C] f32.
     pub conv_3c: Tensor,
+    /// Where a decoder leaves the convolution's inputs after a token, before both change places; no elements before its first one.
+    pub next_conv_3c: Tensor,
     /// [H,K,V] f32
     pub state_hkv: Tensor,
 }
@@ -140,6 +142,7 @@ impl State {
         let conv_shape = [CONV_WIDTH - 1, config.conv_channels()];
         Ok(State {
             conv_3c: Tensor::zeros_on(&conv_shape, DType::F32, device)?,
+            next_conv_3c: Tensor::empty_on(device, DType::F32),
             state_hkv: Tensor::zeros_on(&state_shape, DType::F32, device)?,
         })
     }
@@ -147,12 +150,13 @@ impl State {
     pub fn snapshot(&self) -> Result<Self> {
         Ok(State {
             conv_3c: self.conv_3c.to_device(self.conv_3c.device())?,
+            next_conv_3c: Tensor::empty_on(self.conv_3c.device(), DType::F32),
             state_hkv: self.state_hkv.to_device(self.state_hkv.device())?,
         })
     }
 
     pub fn bytes(&self) -> usize {
-        self.conv_3c.bytes() + self.state_hkv.bytes()
+        self.conv_3c.bytes() + self.next_conv_3c.bytes() + self.state_hkv.bytes()
     }
 }
 

@@ -106,7 +106,11 @@ impl Model {
         Ok(x_td)
     }
 
-    fn check_states(&self, states: &[&mut SequenceState], tokens_t: &[u32]) -> Result<()> {
+    pub(super) fn check_states(
+        &self,
+        states: &[&mut SequenceState],
+        tokens_t: &[u32],
+    ) -> Result<()> {
         if tokens_t.is_empty() {
             return Err(Error::Batch {
                 what: "no tokens".to_owned(),

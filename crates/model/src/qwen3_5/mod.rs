@@ -5,6 +5,7 @@ mod adapters;
 mod arena;
 mod attention;
 mod block;
+mod decode;
 mod delta_net;
 mod folder;
 mod generate;
@@ -36,6 +37,7 @@ use pass::{Backward, Pass};
 use saved::{Arena, Saved};
 use weights::{Part, weights};
 
+pub use decode::Decoder;
 pub(crate) use folder::check_head;
 pub(crate) use weights::Kind;
 
