@@ -10,7 +10,7 @@ use crate::config::EngineConfig;
 use crate::error::{Error, Result};
 use crate::queue::{Job, Shared};
 use crate::request::Request;
-use crate::runner::Runner;
+use crate::runner::{ModelRunner, Runner};
 use crate::scheduler::Scheduler;
 use crate::stats::{self, Stats};
 
@@ -21,9 +21,9 @@ impl Engine {
     /// Starts the thread that owns `model`. It ends when the last clone of the handle is dropped.
     ///
     /// # Errors
-    /// [`Error::Thread`] if the system gives no thread.
+    /// [`Error::Thread`] if the system gives no thread; [`Error::Model`] if the GPU has no room for a step.
     pub fn start(model: Model, config: EngineConfig) -> Result<EngineHandle> {
-        start(model, config)
+        start(ModelRunner::new(model, config.max_sequences)?, config)
     }
 }
 

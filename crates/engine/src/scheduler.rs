@@ -12,7 +12,7 @@ use crate::config::EngineConfig;
 use crate::error::{Error, Result};
 use crate::queue::Shared;
 use crate::request::{Event, FinishReason};
-use crate::runner::{Runner, guarded};
+use crate::runner::{Logits, Runner, guarded};
 use crate::sequence::{Ending, Sequence};
 use crate::snapshots::{Snapshot, Snapshots};
 use crate::stats::{add, set};
@@ -180,7 +180,7 @@ impl<R: Runner> Scheduler<R> {
                 bytes,
             });
         }
-        sequence.begin(&logits, self.config.context);
+        sequence.begin(Logits::All(logits), self.config.context);
         add(&counters.generated_tokens, sequence.usage.n_generated);
     }
 
@@ -215,14 +215,14 @@ impl<R: Runner> Scheduler<R> {
         let counters = &self.shared.counters;
         add(&counters.decode_steps, 1);
         match result {
-            Ok(logits_bc) => {
-                let n_ids = self.runner.vocab_size();
-                let logits = logits_bc.to_f32_vec();
-                for ((sequence, row), token) in
-                    speaking.iter_mut().zip(logits.chunks(n_ids)).zip(tokens_b)
+            Ok(rows) => {
+                let tokens = tokens_b.into_iter();
+                for (row, ((sequence, logits), token)) in
+                    speaking.iter_mut().zip(rows).zip(tokens).enumerate()
                 {
                     sequence.seen.push(token);
-                    sequence.accept(row, self.config.context);
+                    let whole = || self.runner.logits_of(row);
+                    sequence.accept(logits, whole, self.config.context);
                     add(&counters.generated_tokens, 1);
                 }
             }

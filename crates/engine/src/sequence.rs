@@ -6,7 +6,8 @@ use crate::channel::EventSender;
 use crate::error::{Error, Result};
 use crate::queue::Job;
 use crate::request::{Event, FinishReason, Request, Scored, Usage};
-use crate::sampling::{self, Counts, DrawContext, logprobs};
+use crate::runner::Logits;
+use crate::sampling::{self, Counts, DrawContext, logprobs, shortlist};
 
 // Legend: T tokens of a chunk, C vocabulary.
 
@@ -81,12 +82,12 @@ impl<S> Sequence<S> {
     pub fn score_prompt(&mut self, n_seen: usize, logits_tc: &[f32], n_ids: usize) {
         let following = &self.request.ids[n_seen + 1..];
         for (row, id) in logits_tc.chunks(n_ids).zip(following) {
-            self.prompt.push(self.score(row, *id));
+            self.prompt.push(score(row, *id, self.request.top_logprobs));
         }
     }
 
-    /// Takes the logits [C] behind the whole prompt: reports the prompt's scores and draws the first token, if one is asked for.
-    pub fn begin(&mut self, logits: &[f32], context: usize) {
+    /// Takes the logits behind the whole prompt: reports the prompt's scores and draws the first token, if one is asked for.
+    pub fn begin(&mut self, logits: Logits, context: usize) {
         if self.request.prompt_logprobs {
             self.events
                 .send(Event::Prompt(std::mem::take(&mut self.prompt)));
@@ -94,16 +95,21 @@ impl<S> Sequence<S> {
         if self.request.max_tokens == 0 {
             self.finish(FinishReason::Length, None);
         } else {
-            self.accept(logits, context);
+            self.accept(logits, || Ok(Vec::new()), context);
         }
     }
 
-    /// Draws a token from logits [C], sends it, and decides whether it was the last.
-    pub fn accept(&mut self, logits: &[f32], context: usize) {
-        match self.draw(logits) {
-            Ok(id) => {
+    /// Draws a token, sends it, and decides whether it was the last. `whole` gives all logits [C] where a few do not tell.
+    pub fn accept(
+        &mut self,
+        logits: Logits,
+        whole: impl FnOnce() -> Result<Vec<f32>>,
+        context: usize,
+    ) {
+        match self.draw(logits, whole) {
+            Ok(scored) => {
+                let id = scored.id;
                 self.usage.n_generated += 1;
-                let scored = self.score(logits, id);
                 if self.request.stop_ids.contains(&id) {
                     self.finish(FinishReason::Stop, Some(scored));
                     return;
@@ -122,7 +128,7 @@ impl<S> Sequence<S> {
         }
     }
 
-    fn draw(&self, logits: &[f32]) -> Result<u32> {
+    fn draw(&self, logits: Logits, whole: impl FnOnce() -> Result<Vec<f32>>) -> Result<Scored> {
         let barred = if self.usage.n_generated < self.request.min_tokens {
             self.request.stop_ids.as_slice()
         } else {
@@ -134,17 +140,27 @@ impl<S> Sequence<S> {
             counts: &self.counts,
             barred,
         };
-        sampling::draw(
-            logits,
-            &context,
-            &self.request.sampling,
-            self.seed,
-            self.usage.n_generated as u64,
-        )
+        let (sampling, n_top) = (&self.request.sampling, self.request.top_logprobs);
+        let position = self.usage.n_generated as u64;
+        let logits = match logits {
+            Logits::All(logits) => logits,
+            Logits::Short(list) => {
+                let drawn = shortlist::draw(&list, &context, sampling, self.seed, position);
+                let id = drawn.transpose()?;
+                let scored = id.and_then(|id| Some((id, shortlist::logprobs(&list, id, n_top)?)));
+                if let Some((id, (logprob, top))) = scored {
+                    return Ok(Scored { id, logprob, top });
+                }
+                whole()?
+            }
+        };
+        let id = sampling::draw(&logits, &context, sampling, self.seed, position)?;
+        Ok(score(&logits, id, n_top))
     }
+}
 
-    fn score(&self, logits: &[f32], id: u32) -> Scored {
-        let (logprob, top) = logprobs::raw(logits, id, self.request.top_logprobs);
-        Scored { id, logprob, top }
-    }
+/// Shapes: logits [C].
+fn score(logits: &[f32], id: u32, n_top: usize) -> Scored {
+    let (logprob, top) = logprobs::raw(logits, id, n_top);
+    Scored { id, logprob, top }
 }

@@ -69,6 +69,40 @@ fn greedy_follows_the_best_logit() {
 }
 
 #[test]
+fn a_few_candidates_give_the_tokens_that_whole_rows_give() {
+    let brief = Toy {
+        is_brief: true,
+        ..Toy::default()
+    };
+    let [whole, brief] =
+        [Toy::default(), brief].map(|toy| start(toy, EngineConfig::default()).unwrap());
+    // Greedy; filters that few candidates satisfy; filters that need the whole row.
+    for (temperature, top_k) in [(0.0, 0), (0.8, 3), (1.0, 0), (1.0, 20)] {
+        let mut asked = request(&[4, 7], 40);
+        asked.top_logprobs = 3;
+        asked.sampling.temperature = temperature;
+        asked.sampling.top_k = top_k;
+        asked.sampling.presence_penalty = 0.3;
+        let tokens = |engine: &EngineHandle| {
+            let events = engine.submit(asked.clone()).unwrap();
+            let tokens = events.filter_map(|event| match event {
+                Event::Token { id, logprob, top } => Some((id, logprob, top)),
+                _ => None,
+            });
+            tokens.collect::<Vec<_>>()
+        };
+        let (want, got) = (tokens(&whole), tokens(&brief));
+        assert_eq!(want.len(), 40);
+        for ((want, logprob, top), (id, its_logprob, its_top)) in want.iter().zip(&got) {
+            assert_eq!(id, want);
+            assert!((logprob - its_logprob).abs() < 1e-5);
+            let ids = |top: &[(u32, f32)]| top.iter().map(|(id, _)| *id).collect::<Vec<_>>();
+            assert_eq!(ids(top), ids(its_top));
+        }
+    }
+}
+
+#[test]
 fn stop_token_is_counted_but_not_sent() {
     let engine = start(Toy::default(), EngineConfig::default()).unwrap();
     let free = generate(&engine, request(&[1, 2], 8));

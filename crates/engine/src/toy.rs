@@ -6,7 +6,9 @@ use std::time::Duration;
 use kernel::Tensor;
 
 use crate::error::{Error, Result};
-use crate::runner::Runner;
+use crate::runner::{Logits, Runner};
+use crate::sampling::Candidate;
+use crate::sampling::shortlist::Shortlist;
 
 pub const VOCAB: usize = 32;
 /// Feeding this token is an error.
@@ -26,11 +28,33 @@ pub struct Toy {
     pub calls: Arc<Mutex<Vec<Call>>>,
     /// Time that each call takes.
     pub pace: Duration,
+    /// Says of a step no more than its few likeliest ids.
+    pub is_brief: bool,
+    /// Logits of the last step.
+    pub rows: Vec<Vec<f32>>,
 }
 
 impl Toy {
     pub fn calls(&self) -> Vec<Call> {
         self.calls.lock().unwrap().clone()
+    }
+
+    fn row_of(&self, logits: Vec<f32>) -> Logits {
+        if !self.is_brief {
+            return Logits::All(logits);
+        }
+        let mut sorted = logits.clone();
+        sorted.sort_by(|a, b| b.total_cmp(a));
+        let (largest, floor) = (sorted[0], sorted[4]);
+        let ids = (0..).zip(&logits).filter(|(_, logit)| **logit >= floor);
+        Logits::Short(Shortlist {
+            candidates: ids
+                .map(|(id, logit)| Candidate { id, logit: *logit })
+                .collect(),
+            floor,
+            largest,
+            mass: logits.iter().map(|x| (x - largest).exp()).sum(),
+        })
     }
 
     fn called(&self, call: Call) {
@@ -90,14 +114,19 @@ impl Runner for Toy {
         Ok(Tensor::from_f32(&[tokens_t.len(), VOCAB], rows))
     }
 
-    fn step(&self, states: &mut [&mut Vec<u32>], tokens_b: &[u32]) -> Result<Tensor> {
+    fn step(&mut self, states: &mut [&mut Vec<u32>], tokens_b: &[u32]) -> Result<Vec<Logits>> {
         self.called(Call::Step(tokens_b.len()));
-        let mut rows = Vec::new();
+        self.rows.clear();
         for (state, token) in states.iter_mut().zip(tokens_b) {
             feed(state, &[*token])?;
-            rows.extend(logits(state));
+            self.rows.push(logits(state));
         }
-        Ok(Tensor::from_f32(&[tokens_b.len(), VOCAB], rows))
+        let rows = self.rows.iter();
+        Ok(rows.map(|row| self.row_of(row.clone())).collect())
+    }
+
+    fn logits_of(&self, row: usize) -> Result<Vec<f32>> {
+        Ok(self.rows[row].clone())
     }
 }
 

@@ -1,6 +1,6 @@
 //! Ids that may or may not be drawn: lists by id, and sequences that may not be completed.
 
-use super::Candidate;
+use super::{Candidate, DrawContext, Sampling};
 
 /// Takes `ids` out of `candidates` (ordered by id). Order and repetitions of `ids` do not matter.
 pub fn remove(candidates: &mut Vec<Candidate>, ids: &[u32]) {
@@ -14,6 +14,14 @@ pub fn remove(candidates: &mut Vec<Candidate>, ids: &[u32]) {
         while next.next_if(|id| **id < candidate.id).is_some() {}
         next.next_if_eq(&&candidate.id).is_none()
     });
+}
+
+/// Takes out every id that may not be drawn now: banned ones, those barred at this position, and the ends of sequences.
+pub fn remove_all(candidates: &mut Vec<Candidate>, context: &DrawContext<'_>, sampling: &Sampling) {
+    remove(candidates, &sampling.banned);
+    remove(candidates, context.barred);
+    let bad = sequence_ends(&sampling.bad_sequences, context.generated);
+    remove(candidates, &bad);
 }
 
 /// Leaves only `ids` in `candidates` (ordered by id); an empty list leaves all.

@@ -8,6 +8,7 @@ pub mod min_p;
 pub mod penalty;
 pub mod repetition;
 pub mod rng;
+pub mod shortlist;
 pub mod softmax;
 pub mod temperature;
 pub mod top_k;
@@ -250,9 +251,14 @@ pub fn draw(
     position: u64,
 ) -> Result<u32> {
     let (candidates, probs) = distribution(logits, context, sampling)?;
+    pick(&candidates, &probs, seed, position)
+}
+
+/// The candidate that the draw for `position` falls on.
+fn pick(candidates: &[Candidate], probs: &[f64], seed: u64, position: u64) -> Result<u32> {
     let target = rng::uniform(seed, position);
     let mut sum = 0.0;
-    for (candidate, prob) in candidates.iter().zip(&probs) {
+    for (candidate, prob) in candidates.iter().zip(probs) {
         sum += prob;
         if target < sum {
             return Ok(candidate.id);
@@ -261,7 +267,7 @@ pub fn draw(
     // Rounding can leave the sum a hair below 1: the draw then belongs to the last token that has any probability.
     candidates
         .iter()
-        .zip(&probs)
+        .zip(probs)
         .rev()
         .find(|(_, prob)| **prob > 0.0)
         .map(|(candidate, _)| candidate.id)
@@ -291,10 +297,7 @@ fn candidates(
         })
         .collect();
     bans::keep(&mut candidates, &sampling.allowed);
-    bans::remove(&mut candidates, &sampling.banned);
-    bans::remove(&mut candidates, context.barred);
-    let bad = bans::sequence_ends(&sampling.bad_sequences, context.generated);
-    bans::remove(&mut candidates, &bad);
+    bans::remove_all(&mut candidates, context, sampling);
     if candidates.iter().all(|c| c.logit == f32::NEG_INFINITY) {
         return Err(Error::NoCandidates);
     }
