@@ -120,12 +120,58 @@ pub enum Bench {
     Train(BenchTrain),
     /// Each primitive of a training step by itself, against the time that its bytes and operations need at the least
     Ops(BenchOps),
+    /// Speaking: tokens a second of several conversations at once, against the time that their bytes need at the least
+    Decode(BenchDecode),
+    /// Listening: milliseconds from a fresh prompt to the first token
+    Prefill(BenchPrefill),
     /// The lines of `bench train --json` and `bench ops --json` as Markdown tables
     Table(BenchTable),
     /// Data sets from a story: lines and tokens a second, peak memory, where the time goes
     Corpus(BenchCorpus),
     /// Held-out loss after the same steps with f32 weights and with bf16 weights rounded stochastically and to nearest
     Rounding(BenchRounding),
+}
+
+#[derive(Debug, Args)]
+pub struct BenchDecode {
+    #[command(flatten)]
+    pub speaker: BenchSpeaker,
+    /// Conversations at once
+    #[arg(long, default_value_t = 1)]
+    pub batch: usize,
+    /// Tokens of each reply that are timed
+    #[arg(long, default_value_t = 128)]
+    pub tokens: usize,
+    /// Afterwards once more with every kernel timed by itself, printed on stderr; GPU only
+    #[arg(long)]
+    pub profile: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchPrefill {
+    #[command(flatten)]
+    pub speaker: BenchSpeaker,
+    /// Prompts that are timed, after one that is not
+    #[arg(long, default_value_t = 5)]
+    pub prompts: usize,
+}
+
+/// A model of random weights that speaks.
+#[derive(Debug, Args)]
+pub struct BenchSpeaker {
+    /// tiny, small, 0.8b, 2b, 4b or 9b
+    #[arg(long, default_value = "tiny", value_parser = sizes::parse)]
+    pub size: String,
+    /// Storage of weights and activations; default is f32 on a CPU, bf16 on a GPU
+    #[arg(long, value_enum)]
+    pub dtype: Option<DTypeArg>,
+    /// Tokens of each prompt
+    #[arg(long, default_value_t = 512)]
+    pub context: usize,
+    #[command(flatten)]
+    pub device: Device,
+    #[command(flatten)]
+    pub memory: Memory,
 }
 
 #[derive(Debug, Args)]

@@ -2,8 +2,11 @@
 //! storing weights as bf16 costs a recipe.
 
 mod corpus;
+mod decode;
 mod ops;
+mod prefill;
 mod rounding;
+mod speaker;
 mod table;
 mod train;
 
@@ -20,6 +23,8 @@ pub fn run(command: Bench, ui: &Ui) -> Result<()> {
     match command {
         Bench::Train(args) => train::run(&args, ui),
         Bench::Ops(args) => ops::run(&args, ui),
+        Bench::Decode(args) => decode::run(&args, ui),
+        Bench::Prefill(args) => prefill::run(&args, ui),
         Bench::Table(args) => table::run(&args, ui),
         Bench::Corpus(args) => corpus::run(args, ui),
         Bench::Rounding(args) => rounding::run(&args, ui),
