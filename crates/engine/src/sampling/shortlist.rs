@@ -197,16 +197,23 @@ mod tests {
         let biased = Sampling {
             top_k: 20,
             bias: vec![(400, 50.0)],
-            ..plain.clone()
-        };
-        assert_eq!(compare(&biased), 0);
-        let heavy = Sampling {
-            temperature: 0.0,
-            presence_penalty: 100.0,
             ..plain
         };
-        // Where nothing on the list keeps a logit at the floor, only the whole row knows the best.
-        assert!(compare(&heavy) <= 40);
+        assert_eq!(compare(&biased), 0);
+    }
+
+    #[test]
+    fn penalties_that_take_every_id_of_the_list_below_the_rest_are_seen() {
+        let logits = row(3);
+        let list = shortlist(&logits, 64);
+        let counts: Counts = list.candidates.iter().map(|c| (c.id, 1)).collect();
+        let context = DrawContext::of_counts(&counts);
+        let heavy = Sampling {
+            temperature: 0.0,
+            presence_penalty: 50.0,
+            ..Sampling::default()
+        };
+        assert_eq!(draw(&list, &context, &heavy, 9, 0), None);
     }
 
     #[test]
