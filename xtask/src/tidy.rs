@@ -36,6 +36,8 @@ const ARROWS: &[(&str, &[&str])] = &[
 const HOMES: &[(&str, &[&str])] = &[
     ("anyhow", &["cyrene", "xtask"]),
     ("axum", &["serve"]),
+    ("hyper", &["serve"]),
+    ("hyper-util", &["serve"]),
     ("tokio", &["serve", "cyrene"]),
     ("clap", &["cyrene"]),
     ("indicatif", &["cyrene"]),

@@ -5,6 +5,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
+use crate::connections::Crowd;
+
 /// The result of starting and running the server.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -31,12 +33,6 @@ pub enum Error {
         host: String,
         /// The port asked for.
         port: u16,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// Accepting connections failed.
-    #[error("the server stopped: {source}")]
-    Serve {
         /// What the system said.
         source: std::io::Error,
     },
@@ -96,10 +92,14 @@ pub(crate) enum ApiError {
     TooLarge { limit: usize },
     #[error("the body could not be read to its end")]
     Body,
+    #[error("the body was not here after {limit:?}; send it at once")]
+    SlowBody { limit: std::time::Duration },
     #[error("model `{model}` is not served here; the model of this server is `{served}`")]
     ModelNotFound { model: String, served: String },
     #[error("this server needs an API key: send `authorization: Bearer KEY`")]
     Unauthorized,
+    #[error("too many connections are open {0}; close some, or try again in a moment")]
+    Crowd(Crowd),
     #[error(
         "there is nothing at this address; see /v1/models, /v1/chat/completions, /health and /chat"
     )]
@@ -168,6 +168,7 @@ impl ApiError {
     /// Status, type and code, as OpenAI's clients sort errors.
     fn class(&self) -> (StatusCode, &'static str, &'static str) {
         const INVALID: &str = "invalid_request_error";
+        const RATE: &str = "rate_limit_error";
         match self {
             ApiError::Json { .. } => (StatusCode::BAD_REQUEST, INVALID, "invalid_json"),
             ApiError::ContentType => (
@@ -177,12 +178,21 @@ impl ApiError {
             ),
             ApiError::Field { .. } => (StatusCode::BAD_REQUEST, INVALID, "invalid_value"),
             ApiError::Body => (StatusCode::BAD_REQUEST, INVALID, "incomplete_body"),
+            ApiError::SlowBody { .. } => (StatusCode::REQUEST_TIMEOUT, INVALID, "body_too_slow"),
             ApiError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, INVALID, "body_too_large"),
             ApiError::ModelNotFound { .. } => (StatusCode::NOT_FOUND, INVALID, "model_not_found"),
             ApiError::Unauthorized => (
                 StatusCode::UNAUTHORIZED,
                 "authentication_error",
                 "invalid_api_key",
+            ),
+            ApiError::Crowd(Crowd::ByAddress) => {
+                (StatusCode::TOO_MANY_REQUESTS, RATE, "too_many_connections")
+            }
+            ApiError::Crowd(Crowd::InAll) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "server_error",
+                "too_many_connections",
             ),
             ApiError::Origin => (StatusCode::FORBIDDEN, INVALID, "origin_not_allowed"),
             ApiError::NotFound => (StatusCode::NOT_FOUND, INVALID, "not_found"),

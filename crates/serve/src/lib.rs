@@ -1,6 +1,7 @@
 //! OpenAI-compatible HTTP API and the chat page over one engine: the only crate that knows tokio and HTTP.
 
 mod api;
+mod connections;
 mod cors;
 mod error;
 mod fields;
@@ -11,10 +12,12 @@ mod parameters;
 mod profiles;
 mod reply;
 mod server;
+mod stall;
 mod state;
 mod stop;
 
 pub use api::app;
+pub use connections::ConnectionLimits;
 pub use cors::AllowedOrigins;
 pub use error::{Error, Result};
 pub use parameters::fields_markdown;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use engine::EngineHandle;
 use sha2::{Digest, Sha256};
@@ -38,6 +38,8 @@ pub struct Setup {
 pub struct Limits {
     /// Bytes of its body.
     pub body_bytes: usize,
+    /// How long its body may take, from its headers on.
+    pub body_time: Duration,
     /// Replies to each prompt.
     pub n: u64,
     /// Messages of a conversation.
@@ -52,6 +54,7 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             body_bytes: 1 << 20,
+            body_time: Duration::from_secs(30),
             n: 8,
             messages: 1000,
             stop_strings: 256,

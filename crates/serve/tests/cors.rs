@@ -4,12 +4,10 @@
 
 mod common;
 
-use common::{Server, hello, setup, with};
+use common::{Server, ask, hello, setup, with};
 use engine::EngineConfig;
 use serde_json::json;
-use serve::AllowedOrigins;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use serve::{AllowedOrigins, ConnectionLimits};
 
 const PAGE: &str = "http://localhost:3000";
 const OTHER: &str = "http://evil.example";
@@ -26,13 +24,7 @@ async fn start(origins: &[&str], keys: &[&str]) -> Running {
     setup.allowed_origins = AllowedOrigins::parse(&origins).unwrap();
     setup.api_keys = keys.iter().map(|&key| key.to_owned()).collect();
     let server = Server::with(setup, EngineConfig::default());
-    let listener = serve::bind("127.0.0.1", 0).await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(serve::run(
-        listener,
-        server.app.clone(),
-        std::future::pending(),
-    ));
+    let address = server.listen(ConnectionLimits::default()).await;
     Running {
         address,
         _server: server,
@@ -42,17 +34,7 @@ async fn start(origins: &[&str], keys: &[&str]) -> Running {
 impl Running {
     /// Status and head of the answer in lower case, and its body.
     async fn send(&self, head: &str, body: &str) -> (u16, String, String) {
-        let mut client = TcpStream::connect(self.address).await.unwrap();
-        let request = format!(
-            "{head}host: localhost\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        client.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        client.read_to_string(&mut answer).await.unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        (status, head.to_ascii_lowercase(), body.to_owned())
+        ask(self.address, &format!("{head}host: localhost\r\n"), body).await
     }
 
     async fn preflight(&self, origin: &str, more: &str) -> (u16, String, String) {

@@ -2,11 +2,10 @@
 
 mod common;
 
-use std::time::Duration;
-
-use common::{Server, hello, post, setup, with};
+use common::{Server, hello, post, rest, setup, wait_until, with};
 use engine::EngineConfig;
 use serde_json::json;
+use serve::ConnectionLimits;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -20,34 +19,20 @@ fn long_winded() -> Server {
     Server::with(setup(), config)
 }
 
-async fn wait_until(what: &str, condition: impl Fn() -> bool) {
-    for _ in 0..4000 {
-        if condition() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("{what} did not happen");
+fn request(body: &str) -> String {
+    format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
 }
 
 #[tokio::test]
 async fn client_gone_mid_stream_cancels_the_sequence() {
     let server = long_winded();
-    let listener = serve::bind("127.0.0.1", 0).await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let (stop, stopped) = oneshot::channel::<()>();
-    let running = tokio::spawn(serve::run(listener, server.app.clone(), async move {
-        stopped.await.ok();
-    }));
-
+    let address = server.listen(ConnectionLimits::default()).await;
     let body = with(&hello(40_000_000), json!({"stream": true})).to_string();
     let mut client = TcpStream::connect(address).await.unwrap();
-    let head = format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
-        body.len()
-    );
-    client.write_all(head.as_bytes()).await.unwrap();
-    client.write_all(body.as_bytes()).await.unwrap();
+    client.write_all(request(&body).as_bytes()).await.unwrap();
     let mut seen = String::new();
     while seen.matches("chat.completion.chunk").count() < 4 {
         let mut buffer = [0; 1024];
@@ -58,9 +43,31 @@ async fn client_gone_mid_stream_cancels_the_sequence() {
     drop(client);
     wait_until("cancelling", || server.stats().running == 0).await;
     assert_eq!(server.stats().cancelled, 1);
+}
+
+#[tokio::test]
+async fn stopping_ends_idle_connections_and_lets_a_reply_be_finished() {
+    let server = Server::new();
+    let listener = serve::bind("127.0.0.1", 0).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let shutdown = async move {
+        stopped.await.ok();
+    };
+    let limits = ConnectionLimits::default();
+    let running = tokio::spawn(serve::run(listener, server.app.clone(), limits, shutdown));
+    let mut idle = TcpStream::connect(address).await.unwrap();
+    let mut client = TcpStream::connect(address).await.unwrap();
+    let body = with(&hello(200), json!({"stream": true})).to_string();
+    client.write_all(request(&body).as_bytes()).await.unwrap();
+    let mut first = [0; 16];
+    client.read_exact(&mut first).await.unwrap();
 
     stop.send(()).unwrap();
-    running.await.unwrap().unwrap();
+    assert_eq!(rest(&mut idle).await, "");
+    let streamed = rest(&mut client).await;
+    assert!(streamed.contains("data: [DONE]"), "{streamed}");
+    running.await.unwrap();
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use model::Config;
-use serve::{AllowedOrigins, AppState, Limits, Setup};
+use serve::{AllowedOrigins, AppState, ConnectionLimits, Limits, Setup};
 
 use crate::cli::{Address, ModelArgs, Serve};
 use crate::ui::Ui;
@@ -120,14 +120,15 @@ pub fn serve(serving: &Serving<'_>, ui: &Ui) -> Result<()> {
             loader.set_engine(serving_model.open()?);
             Ok(())
         });
-        let server = serve::run(listener, serve::app(state), stopped());
+        let server = serve::run(listener, serve::app(state), ConnectionLimits::default(), stopped());
         tokio::pin!(server);
         tokio::select! {
             loaded = loading => loaded.context("the loading thread ended")??,
-            ended = &mut server => return Ok(ended?),
+            () = &mut server => return Ok(()),
         }
         ui.note("ready; Ctrl-C ends");
-        Ok(server.await?)
+        server.await;
+        Ok(())
     })
 }
 

@@ -24,16 +24,14 @@ pub(crate) fn routes() -> Router<AppState> {
 
 async fn complete(
     State(state): State<AppState>,
-    JsonBody(mut fields): JsonBody,
+    JsonBody(fields): JsonBody,
 ) -> Result<Response, ApiError> {
-    // 1. what is asked
-    parameters::check(&mut fields, Endpoint::Chat)?;
-    check_model(&fields, &state)?;
-    state.loaded_engine()?;
-    let options = options(&fields, &state)?;
-    let messages = messages(&fields, &state)?;
-    let prompt_options = prompt_options(&fields, messages)?;
-    let conversation = conversation(messages, &state)?;
+    // 1. what is asked; the body's JSON, many times its size in memory, is gone before anything is waited for
+    let Asked {
+        options,
+        prompt_options,
+        conversation,
+    } = asked(fields, &state)?;
 
     // 2. the prompt; rendering and encoding a long conversation must not hold up other requests
     let encoder = state.clone();
@@ -70,6 +68,26 @@ async fn complete(
         .map(|(index, (delta, finish))| shape.whole(index, delta, *finish, options.reply.lines))
         .collect();
     Ok(Json(head.around(choices, Some(generation.tokens()))).into_response())
+}
+
+/// A request, read.
+struct Asked {
+    options: Options,
+    prompt_options: PromptOptions,
+    conversation: Conversation,
+}
+
+fn asked(mut fields: Fields, state: &AppState) -> Result<Asked, ApiError> {
+    parameters::check(&mut fields, Endpoint::Chat)?;
+    check_model(&fields, state)?;
+    state.loaded_engine()?;
+    let options = options(&fields, state)?;
+    let messages = messages(&fields, state)?;
+    Ok(Asked {
+        options,
+        prompt_options: prompt_options(&fields, messages)?,
+        conversation: conversation(messages, state)?,
+    })
 }
 
 fn options(fields: &Fields, state: &AppState) -> Result<Options, ApiError> {

@@ -27,19 +27,18 @@ pub(crate) fn routes() -> Router<AppState> {
 
 async fn complete(
     State(state): State<AppState>,
-    JsonBody(mut fields): JsonBody,
+    JsonBody(fields): JsonBody,
 ) -> Result<Response, ApiError> {
-    // 1. what is asked
-    parameters::check(&mut fields, Endpoint::Completions)?;
-    check_model(&fields, &state)?;
-    state.loaded_engine()?;
-    let options = options(&fields, &state)?;
+    // 1. what is asked; the body's JSON, many times its size in memory, is gone before anything is waited for
+    let (options, texts) = asked(fields, &state)?;
 
     // 2. the prompts; encoding long ones must not hold up other requests
     let encoder = state.clone();
     let echo = options.echo;
     let prompts = tokio::task::spawn_blocking(move || {
-        prompts(&fields, encoder.setup().chat.tokenizer(), echo)
+        let tokenizer = encoder.setup().chat.tokenizer();
+        let prompts = texts.into_iter().map(|text| text.prompt(tokenizer, echo));
+        prompts.collect::<Result<Vec<Prompt>, ApiError>>()
     })
     .await
     .map_err(|_| ApiError::Stopping)??;
@@ -70,6 +69,14 @@ async fn complete(
     Ok(Json(head.around(choices, Some(generation.tokens()))).into_response())
 }
 
+/// The request's options and what is to be gone on from.
+fn asked(mut fields: Fields, state: &AppState) -> Result<(Options, Vec<Asked>), ApiError> {
+    parameters::check(&mut fields, Endpoint::Completions)?;
+    check_model(&fields, state)?;
+    state.loaded_engine()?;
+    Ok((options(&fields, state)?, prompts(&fields)?))
+}
+
 fn options(fields: &Fields, state: &AppState) -> Result<Options, ApiError> {
     let mut options = Options::parse(fields, state)?;
     let most = engine::MAX_TOP_LOGPROBS as u64;
@@ -82,19 +89,18 @@ fn options(fields: &Fields, state: &AppState) -> Result<Options, ApiError> {
     Ok(options)
 }
 
-/// `prompt`: a string, token ids as they are, or a list of either.
-fn prompts(fields: &Fields, tokenizer: &Tokenizer, echo: bool) -> Result<Vec<Prompt>, ApiError> {
-    let refusal = |got: &Value| {
-        let expected =
-            format!("a string, a list of token ids, or a list of 1 to {MOST_PROMPTS} of either");
-        fields.refusal("prompt", expected, got)
-    };
-    let value = fields.get("prompt").unwrap_or(&Value::Null);
-    let one = |value: &Value| -> Result<Prompt, ApiError> {
-        let (ids, text) = match value {
-            Value::String(text) => (tokenizer.encode(text)?, echo.then(|| text.clone())),
-            value => {
-                let ids = fields::ids(value).ok_or_else(|| refusal(value))?;
+/// A prompt as it was sent.
+enum Asked {
+    Text(String),
+    Ids(Vec<u32>),
+}
+
+impl Asked {
+    /// As ids, with its text where the reply is to begin with it.
+    fn prompt(self, tokenizer: &Tokenizer, echo: bool) -> Result<Prompt, ApiError> {
+        let (ids, text) = match self {
+            Asked::Text(text) => (tokenizer.encode(&text)?, echo.then_some(text)),
+            Asked::Ids(ids) => {
                 let text = echo.then(|| tokenizer.decode(&ids, false)).transpose()?;
                 (ids, text)
             }
@@ -104,6 +110,22 @@ fn prompts(fields: &Fields, tokenizer: &Tokenizer, echo: bool) -> Result<Vec<Pro
             field: "prompt",
             echo: text,
         })
+    }
+}
+
+/// `prompt`: a string, token ids as they are, or a list of either.
+fn prompts(fields: &Fields) -> Result<Vec<Asked>, ApiError> {
+    let refusal = |got: &Value| {
+        let expected =
+            format!("a string, a list of token ids, or a list of 1 to {MOST_PROMPTS} of either");
+        fields.refusal("prompt", expected, got)
+    };
+    let value = fields.get("prompt").unwrap_or(&Value::Null);
+    let one = |value: &Value| match value {
+        Value::String(text) => Ok(Asked::Text(text.clone())),
+        value => fields::ids(value)
+            .map(Asked::Ids)
+            .ok_or_else(|| refusal(value)),
     };
     match value {
         Value::Array(list) if list.iter().any(|item| item.is_string() || item.is_array()) => {

@@ -20,10 +20,10 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use tracing::info;
 
-use crate::cors;
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::state::AppState;
+use crate::{connections, cors};
 
 /// All routes of the server.
 pub fn app(state: AppState) -> Router {
@@ -43,9 +43,10 @@ pub fn app(state: AppState) -> Router {
         .merge(page::routes())
         .layer(DefaultBodyLimit::max(state.setup().limits.body_bytes))
         .with_state(state.clone());
-    // Around the routes, so that an address is mended before it is looked up and a preflight answered before a key is asked for.
+    // Around the routes, the last one outermost, so that an address is mended before it is looked up and a preflight answered before a key is asked for.
     Router::new()
         .fallback_service(routes)
+        .layer(middleware::from_fn(connections::turn_away))
         .layer(middleware::map_request(mend_address))
         .layer(middleware::from_fn_with_state(state.clone(), cors::share))
         .layer(middleware::from_fn_with_state(state, log))
@@ -94,15 +95,18 @@ impl FromRequest<AppState> for JsonBody {
         if !is_json(request.headers()) {
             return Err(ApiError::ContentType);
         }
-        let bytes =
-            Bytes::from_request(request, state)
-                .await
-                .map_err(|rejection| match rejection.status() {
-                    StatusCode::PAYLOAD_TOO_LARGE => ApiError::TooLarge {
-                        limit: state.setup().limits.body_bytes,
-                    },
-                    _ => ApiError::Body,
-                })?;
+        let limits = &state.setup().limits;
+        let bytes = tokio::time::timeout(limits.body_time, Bytes::from_request(request, state))
+            .await
+            .map_err(|_| ApiError::SlowBody {
+                limit: limits.body_time,
+            })?
+            .map_err(|rejection| match rejection.status() {
+                StatusCode::PAYLOAD_TOO_LARGE => ApiError::TooLarge {
+                    limit: limits.body_bytes,
+                },
+                _ => ApiError::Body,
+            })?;
         Fields::parse(&bytes).map(JsonBody)
     }
 }

@@ -3,6 +3,9 @@
 #![allow(dead_code, reason = "each test binary uses a part of these helpers")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::net::SocketAddr;
+use std::time::Duration;
+
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode, header};
@@ -10,11 +13,16 @@ use engine::{Engine, EngineConfig, EngineHandle};
 use kernel::DType;
 use model::{Config, Model};
 use serde_json::{Value, json};
-use serve::{AllowedOrigins, AppState, Limits, Profiles, Setup, app};
+use serve::{AllowedOrigins, AppState, ConnectionLimits, Limits, Profiles, Setup, app};
 use text::{ChatEncoder, ChatTemplate, Persona, Tokenizer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tower::ServiceExt;
 
 pub const MODEL: &str = "tiny";
+
+/// Until a test is given up.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 const STORY: [&str; 4] = [
     "The lighthouse keeper counted the boats.\nNobody came home that night, and the lamp burned on.",
@@ -111,6 +119,15 @@ impl Server {
         self.state.engine().unwrap().stats()
     }
 
+    /// Listens on a free port of this machine until the test ends.
+    pub async fn listen(&self, limits: ConnectionLimits) -> SocketAddr {
+        let listener = serve::bind("127.0.0.1", 0).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let app = self.app.clone();
+        tokio::spawn(serve::run(listener, app, limits, std::future::pending()));
+        address
+    }
+
     pub async fn send(&self, request: Request<Body>) -> Answer {
         let response = self.app.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
@@ -193,6 +210,53 @@ pub fn post(path: &str, body: &Value) -> Request<Body> {
         .header(header::CONTENT_TYPE, "application/json")
         .body(Body::from(body.to_string()))
         .unwrap()
+}
+
+/// The answer to `head` (without its end) and `body` on a connection of its own, which is closed after it.
+pub async fn ask(address: SocketAddr, head: &str, body: &str) -> (u16, String, String) {
+    let mut client = TcpStream::connect(address).await.unwrap();
+    let request = format!(
+        "{head}connection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    client.write_all(request.as_bytes()).await.unwrap();
+    answer(&mut client).await
+}
+
+/// Status and head of the answer in lower case, and its body: all until the server closes the connection.
+pub async fn answer(client: &mut TcpStream) -> (u16, String, String) {
+    let text = rest(client).await;
+    let (head, body) = text
+        .split_once("\r\n\r\n")
+        .unwrap_or_else(|| panic!("no answer: {text:?}"));
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, head.to_ascii_lowercase(), body.to_owned())
+}
+
+/// What still comes until the server closes the connection, which it must.
+pub async fn rest(client: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    let reading = async {
+        let mut buffer = [0; 4096];
+        // A server that closes before it has read all ends the connection with an error.
+        while let Ok(n @ 1..) = client.read(&mut buffer).await {
+            bytes.extend_from_slice(&buffer[..n]);
+        }
+    };
+    let closed = tokio::time::timeout(PATIENCE, reading).await;
+    assert!(closed.is_ok(), "the connection was not closed");
+    String::from_utf8(bytes).unwrap()
+}
+
+/// Waits for what must happen, however slow the machine is.
+pub async fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let waiting = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let happened = tokio::time::timeout(PATIENCE, waiting).await;
+    assert!(happened.is_ok(), "{what} did not happen");
 }
 
 /// A chat request that always gives `max_tokens` tokens.
