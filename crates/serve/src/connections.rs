@@ -47,6 +47,8 @@ impl Default for ConnectionLimits {
 /// Who asks, as far as the connection tells; among the extensions of every request that came over one.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Caller {
+    /// As [`network`] gives it.
+    pub network: IpAddr,
     /// Which cap the connection is beyond, if it is.
     pub crowd: Option<Crowd>,
 }

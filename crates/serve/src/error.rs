@@ -98,8 +98,14 @@ pub(crate) enum ApiError {
     ModelNotFound { model: String, served: String },
     #[error("this server needs an API key: send `authorization: Bearer KEY`")]
     Unauthorized,
+    #[error("too many wrong keys came from this address; try again in a moment")]
+    Guesses,
     #[error("too many connections are open {0}; close some, or try again in a moment")]
     Crowd(Crowd),
+    #[error(
+        "{most} replies of this key or address are waiting already, and the rest of the queue is for others; try again in a moment"
+    )]
+    Share { most: usize },
     #[error(
         "there is nothing at this address; see /v1/models, /v1/chat/completions, /health and /chat"
     )]
@@ -186,6 +192,7 @@ impl ApiError {
                 "authentication_error",
                 "invalid_api_key",
             ),
+            ApiError::Guesses => (StatusCode::TOO_MANY_REQUESTS, RATE, "too_many_wrong_keys"),
             ApiError::Crowd(Crowd::ByAddress) => {
                 (StatusCode::TOO_MANY_REQUESTS, RATE, "too_many_connections")
             }
@@ -194,6 +201,7 @@ impl ApiError {
                 "server_error",
                 "too_many_connections",
             ),
+            ApiError::Share { .. } => (StatusCode::TOO_MANY_REQUESTS, RATE, "share_full"),
             ApiError::Origin => (StatusCode::FORBIDDEN, INVALID, "origin_not_allowed"),
             ApiError::NotFound => (StatusCode::NOT_FOUND, INVALID, "not_found"),
             ApiError::Method => (

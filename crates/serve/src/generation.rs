@@ -9,6 +9,7 @@ use tracing::info;
 use crate::error::ApiError;
 use crate::options::Options;
 use crate::reply::{Delta, Reply};
+use crate::shares::{Client, Place, Shares};
 use crate::state::AppState;
 
 /// Replies of one request that are in the engine at once: a long list of prompts must not fill the queue that all share.
@@ -42,6 +43,8 @@ pub(crate) struct Tokens {
 /// The replies of one request, `n` to each prompt in order; dropping it cancels those that are not done.
 pub(crate) struct Generation {
     engine: EngineHandle,
+    shares: Shares,
+    client: Option<Client>,
     choices: Vec<Choice>,
     n: usize,
     tokens: Tokens,
@@ -60,7 +63,8 @@ struct Choice {
 enum Progress {
     /// Not in the engine yet.
     Waiting(Box<Request>),
-    Running(EventReceiver),
+    /// With its place in its client's share of the queue, until the engine is known to be at it.
+    Running(EventReceiver, Option<Place>),
     Done,
 }
 
@@ -76,6 +80,7 @@ impl Generation {
     /// Begins the replies, or none if one of them could never be given or the first finds no place.
     pub fn start(
         state: &AppState,
+        client: Option<Client>,
         prompts: Vec<Prompt>,
         options: &Options,
     ) -> Result<Self, ApiError> {
@@ -99,6 +104,8 @@ impl Generation {
         }
         let mut generation = Generation {
             engine,
+            shares: state.shares().clone(),
+            client,
             choices,
             n: options.n,
             tokens: Tokens {
@@ -120,10 +127,12 @@ impl Generation {
             return Poll::Ready(Some(Err(error)));
         }
         for index in 0..self.choices.len() {
-            while let Progress::Running(events) = &mut self.choices[index].progress {
+            while let Progress::Running(events, place) = &mut self.choices[index].progress {
                 let Poll::Ready(event) = events.poll_recv(context) else {
                     break;
                 };
+                // It waits no longer.
+                *place = None;
                 match self.take(index, event) {
                     Ok(update) if update.finish.is_none() && update.delta.is_empty() => {}
                     update => return Poll::Ready(Some(update)),
@@ -163,10 +172,12 @@ impl Generation {
         }
     }
 
-    /// Hands waiting replies to the engine while few are there; a full queue is an error only if nothing of this request runs.
+    /// Hands waiting replies to the engine while few are there; a full queue, or share of it, is an error only if nothing of this request runs.
     fn submit_waiting(&mut self) -> Result<(), ApiError> {
-        let is_running = |choice: &&Choice| matches!(choice.progress, Progress::Running(_));
+        let is_running = |choice: &&Choice| matches!(choice.progress, Progress::Running(..));
         let mut n_running = self.choices.iter().filter(is_running).count();
+        // Half of the queue is always for others.
+        let most = (self.engine.config().max_waiting / 2).max(1);
         for choice in &mut self.choices {
             if n_running >= MOST_AT_ONCE {
                 break;
@@ -178,8 +189,16 @@ impl Generation {
             if n_running > 0 && is_queue_full(&self.engine) {
                 break;
             }
+            let place = match self.client {
+                None => None,
+                Some(client) => match self.shares.take(client, most) {
+                    Some(place) => Some(place),
+                    None if n_running > 0 => break,
+                    None => return Err(ApiError::Share { most }),
+                },
+            };
             match self.engine.submit((**request).clone()) {
-                Ok(events) => choice.progress = Progress::Running(events),
+                Ok(events) => choice.progress = Progress::Running(events, place),
                 Err(engine::Error::QueueFull { .. }) if n_running > 0 => break,
                 Err(error) => return Err(error.into()),
             }

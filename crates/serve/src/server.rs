@@ -172,7 +172,7 @@ impl Door {
             Ok(seat) => (Some(seat), None),
             Err(crowd) => (None, Some(crowd)),
         };
-        let caller = Caller { crowd };
+        let caller = Caller { network, crowd };
 
         // 2. the connection
         let app = self.app.clone();

@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use engine::EngineHandle;
-use sha2::{Digest, Sha256};
 use text::{ChatEncoder, Persona};
 
 use crate::cors::AllowedOrigins;
 use crate::error::ApiError;
+use crate::keys::{GuessLimits, Keys};
 use crate::profiles::Profiles;
+use crate::shares::Shares;
 
 /// What the caller gives a server: everything but the engine, which may come later.
 #[derive(Debug)]
@@ -29,11 +30,11 @@ pub struct Setup {
     pub api_keys: Vec<String>,
     /// Origins of web pages that may use the API.
     pub allowed_origins: AllowedOrigins,
-    /// Caps on one request.
+    /// Caps on one request, and on wrong keys.
     pub limits: Limits,
 }
 
-/// Caps on one request.
+/// Caps on one request, and on wrong keys.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Bytes of its body.
@@ -48,6 +49,8 @@ pub struct Limits {
     pub stop_strings: usize,
     /// Tokens of a reply when the request names none; the context's end may come earlier.
     pub default_max_tokens: usize,
+    /// How wrong keys are slowed down.
+    pub guesses: GuessLimits,
 }
 
 impl Default for Limits {
@@ -59,6 +62,7 @@ impl Default for Limits {
             messages: 1000,
             stop_strings: 256,
             default_max_tokens: 2048,
+            guesses: GuessLimits::default(),
         }
     }
 }
@@ -72,7 +76,8 @@ pub struct AppState {
 #[derive(Debug)]
 struct Inner {
     setup: Setup,
-    key_hashes: Vec<[u8; 32]>,
+    keys: Keys,
+    shares: Shares,
     engine: OnceLock<EngineHandle>,
     started: Instant,
     next_id: Mutex<u64>,
@@ -83,11 +88,12 @@ struct Inner {
 impl AppState {
     /// A state without an engine: `/health` says `loading` until [`AppState::set_engine`].
     pub fn new(setup: Setup) -> Self {
-        let key_hashes = setup.api_keys.iter().map(|key| hash(key)).collect();
+        let keys = Keys::new(&setup.api_keys, setup.limits.guesses);
         AppState {
             inner: Arc::new(Inner {
                 setup,
-                key_hashes,
+                keys,
+                shares: Shares::default(),
                 engine: OnceLock::new(),
                 started: Instant::now(),
                 next_id: Mutex::new(0),
@@ -127,22 +133,14 @@ impl AppState {
         format!("{prefix}-{:x}-{:x}", unix_time(), *next)
     }
 
-    /// Whether `key` opens the protected routes.
-    pub(crate) fn accepts_key(&self, key: Option<&str>) -> bool {
-        if self.inner.key_hashes.is_empty() {
-            return true;
-        }
-        let given = hash(key.unwrap_or_default());
-        // Every key is compared, and each to its end, so that time tells nothing.
-        let mut accepted = false;
-        for expected in &self.inner.key_hashes {
-            let difference = expected
-                .iter()
-                .zip(&given)
-                .fold(0u8, |difference, (a, b)| difference | (a ^ b));
-            accepted |= difference == 0;
-        }
-        accepted && key.is_some()
+    /// The keys that open the protected routes.
+    pub(crate) fn keys(&self) -> &Keys {
+        &self.inner.keys
+    }
+
+    /// What each client has waiting.
+    pub(crate) fn shares(&self) -> &Shares {
+        &self.inner.shares
     }
 
     pub(crate) fn count_status(&self, status: u16) {
@@ -163,8 +161,4 @@ pub(crate) fn unix_time() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |elapsed| elapsed.as_secs())
-}
-
-fn hash(key: &str) -> [u8; 32] {
-    Sha256::digest(key.as_bytes()).into()
 }

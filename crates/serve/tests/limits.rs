@@ -7,13 +7,16 @@ mod common;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use axum::http::StatusCode;
-use common::{PATIENCE, Server, answer, ask, hello, rest, setup, wait_until, with};
+use axum::body::Body;
+use axum::http::{Request, StatusCode, header};
+use axum::response::Response;
+use common::{PATIENCE, Server, answer, ask, hello, post, rest, setup, wait_until, with};
 use engine::EngineConfig;
 use serde_json::{Value, json};
 use serve::ConnectionLimits;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tower::ServiceExt;
 
 /// A deadline that a test can wait for.
 const SOON: Duration = Duration::from_millis(50);
@@ -189,4 +192,55 @@ async fn reader_that_stalls_loses_its_slot() {
     let answered = server.chat(hello(5)).await;
     assert_eq!(answered.status, StatusCode::OK);
     drop(deaf);
+}
+
+async fn begin(server: &Server, key: &str) -> Response {
+    let mut request: Request<Body> = post(
+        "/v1/chat/completions",
+        &with(&hello(40_000_000), json!({"stream": true})),
+    );
+    let value = format!("Bearer {key}").parse().unwrap();
+    request.headers_mut().insert(header::AUTHORIZATION, value);
+    server.app.clone().oneshot(request).await.unwrap()
+}
+
+#[tokio::test]
+async fn one_key_does_not_fill_the_queue() {
+    let config = || EngineConfig {
+        max_sequences: 1,
+        max_waiting: 4,
+        context: 50_000_000,
+        ..EngineConfig::default()
+    };
+    let mut two_keys = setup();
+    two_keys.api_keys = vec!["one".to_owned(), "two".to_owned()];
+    let server = Server::with(two_keys, config());
+    // Nobody reads these, so all of them count as waiting.
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        open.push(begin(&server, "one").await);
+    }
+    assert!(open.iter().all(|answer| answer.status() == StatusCode::OK));
+    let third = begin(&server, "one").await;
+    assert_eq!(third.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert!(third.headers().contains_key(header::RETRY_AFTER));
+    let body = axum::body::to_bytes(third.into_body(), 1 << 16)
+        .await
+        .unwrap();
+    assert_eq!(code(std::str::from_utf8(&body).unwrap()), "share_full");
+    let other = begin(&server, "two").await;
+    assert_eq!(other.status(), StatusCode::OK);
+    // What ends makes room.
+    drop(open.remove(0));
+    assert_eq!(begin(&server, "one").await.status(), StatusCode::OK);
+
+    // Where there is one key, there is nobody to share with.
+    let mut one_key = setup();
+    one_key.api_keys = vec!["one".to_owned()];
+    let server = Server::with(one_key, config());
+    let mut open = Vec::new();
+    for _ in 0..4 {
+        open.push(begin(&server, "one").await);
+    }
+    assert!(open.iter().all(|answer| answer.status() == StatusCode::OK));
 }

@@ -3,7 +3,7 @@
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use serde_json::{Map, Value, json};
 use text::{Conversation, Message, PromptOptions};
 
@@ -16,6 +16,7 @@ use crate::generation::{Finish, Generation, Prompt, Update};
 use crate::options::Options;
 use crate::parameters::{self, Endpoint};
 use crate::reply::{Delta, TokenLogprob};
+use crate::shares::Client;
 use crate::state::AppState;
 
 pub(crate) fn routes() -> Router<AppState> {
@@ -24,6 +25,7 @@ pub(crate) fn routes() -> Router<AppState> {
 
 async fn complete(
     State(state): State<AppState>,
+    client: Option<Extension<Client>>,
     JsonBody(fields): JsonBody,
 ) -> Result<Response, ApiError> {
     // 1. what is asked; the body's JSON, many times its size in memory, is gone before anything is waited for
@@ -48,7 +50,8 @@ async fn complete(
         field: "messages",
         echo: None,
     };
-    let mut generation = Generation::start(&state, vec![prompt], &options)?;
+    let client = client.map(|Extension(client)| client);
+    let mut generation = Generation::start(&state, client, vec![prompt], &options)?;
     let object = match options.stream {
         true => "chat.completion.chunk",
         false => "chat.completion",

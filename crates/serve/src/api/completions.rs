@@ -3,7 +3,7 @@
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use serde_json::{Map, Value, json};
 use text::Tokenizer;
 
@@ -16,6 +16,7 @@ use crate::generation::{Finish, Generation, Prompt, Update};
 use crate::options::Options;
 use crate::parameters::{self, Endpoint};
 use crate::reply::{Delta, TokenLogprob};
+use crate::shares::Client;
 use crate::state::AppState;
 
 /// Prompts of one request at most.
@@ -27,6 +28,7 @@ pub(crate) fn routes() -> Router<AppState> {
 
 async fn complete(
     State(state): State<AppState>,
+    client: Option<Extension<Client>>,
     JsonBody(fields): JsonBody,
 ) -> Result<Response, ApiError> {
     // 1. what is asked; the body's JSON, many times its size in memory, is gone before anything is waited for
@@ -44,7 +46,8 @@ async fn complete(
     .map_err(|_| ApiError::Stopping)??;
 
     // 3. the answer
-    let mut generation = Generation::start(&state, prompts, &options)?;
+    let client = client.map(|Extension(client)| client);
+    let mut generation = Generation::start(&state, client, prompts, &options)?;
     let head = Head::new(&state, "cmpl", "text_completion");
     let shape = TextShape {
         logprobs: options.reply.logprobs,

@@ -20,10 +20,12 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use tracing::info;
 
+use crate::connections::{self, Caller};
 use crate::error::ApiError;
 use crate::fields::Fields;
+use crate::shares::Client;
 use crate::state::AppState;
-use crate::{connections, cors};
+use crate::{cors, keys};
 
 /// All routes of the server.
 pub fn app(state: AppState) -> Router {
@@ -145,11 +147,16 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 
 async fn check_key(
     State(state): State<AppState>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    if !state.accepts_key(bearer(request.headers())) {
-        return Err(ApiError::Unauthorized);
+    let caller = request.extensions().get::<Caller>();
+    let network = caller.map(|caller| caller.network);
+    let key = bearer(request.headers()).map(keys::hash);
+    let keys = state.keys();
+    let key = keys.check(key, network).await?;
+    if let Some(client) = Client::of(key, keys.n_keys(), network) {
+        request.extensions_mut().insert(client);
     }
     Ok(next.run(request).await)
 }
