@@ -97,6 +97,8 @@ pub struct Live {
     #[command(flatten)]
     pub address: Address,
     #[command(flatten)]
+    pub access: Access,
+    #[command(flatten)]
     pub device: Device,
     #[command(flatten)]
     pub memory: Memory,
@@ -320,6 +322,20 @@ pub struct Address {
     pub host: String,
     #[arg(long, default_value_t = 8000)]
     pub port: u16,
+}
+
+// Who may ask the server; no doc comment, which clap would take for the commands that this is part of.
+#[derive(Debug, Args)]
+pub struct Access {
+    /// One key a line; every API call must carry one
+    #[arg(long)]
+    pub api_key_file: Option<PathBuf>,
+    /// Ask no key of other machines: whoever reaches the port can use the model
+    #[arg(long, conflicts_with = "api_key_file")]
+    pub insecure: bool,
+    /// Answer under this name too, beside localhost, 127.0.0.1 and [::1]; repeat it for more
+    #[arg(long, value_name = "NAME")]
+    pub allow_host: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -739,9 +755,8 @@ pub struct Serve {
     pub character: Option<PathBuf>,
     #[command(flatten)]
     pub address: Address,
-    /// One key a line; every API call must carry one
-    #[arg(long)]
-    pub api_key_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub access: Access,
     /// Pages of this origin may use the API (http://localhost:3000); repeat it for more, * for any
     #[arg(long, value_name = "ORIGIN")]
     pub allow_origin: Vec<String>,

@@ -671,6 +671,41 @@ fn origin_that_no_browser_sends_is_misuse() {
     );
 }
 
+#[test]
+fn server_for_other_machines_asks_for_keys_or_is_told_not_to() {
+    let words = ["0.0.0.0", "--api-key-file", "--insecure"];
+    let host = ["--host", "0.0.0.0"];
+    fails(
+        &[&["serve", "--model", &model()][..], &host].concat(),
+        2,
+        &words,
+    );
+    // The end of `live` is known at its beginning.
+    let dir = tempfile::tempdir().unwrap();
+    let runs = dir.path().to_str().unwrap();
+    fails(
+        &[&["live", "--demo", "--runs", runs][..], &host].concat(),
+        2,
+        &words,
+    );
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn name_that_no_request_is_for_is_misuse() {
+    fails(
+        &[
+            "serve",
+            "--model",
+            &model(),
+            "--allow-host",
+            "http://cyrene.lan",
+        ],
+        2,
+        &["--allow-host", "http://cyrene.lan", "without scheme"],
+    );
+}
+
 /// A file-size limit stands in for a full disk: writing fails half-way, and nothing may lie under its final name.
 #[cfg(unix)]
 #[test]

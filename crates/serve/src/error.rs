@@ -74,6 +74,14 @@ pub enum Error {
         /// What was given.
         origin: String,
     },
+    /// What is no name that a request could be for.
+    #[error(
+        "`{name}` is no name of a host; write it without scheme and port, as the browser shows it (cyrene.lan), or an address (192.0.2.7)"
+    )]
+    HostName {
+        /// What was given.
+        name: String,
+    },
 }
 
 /// Seconds after which a client that was turned away may try again.
@@ -100,6 +108,10 @@ pub(crate) enum ApiError {
     Unauthorized,
     #[error("too many wrong keys came from this address; try again in a moment")]
     Guesses,
+    #[error(
+        "this server answers under the names of its machine, and was asked under {asked}; start it with --allow-host and that name if it is yours"
+    )]
+    Host { asked: String },
     #[error("too many connections are open {0}; close some, or try again in a moment")]
     Crowd(Crowd),
     #[error(
@@ -159,6 +171,13 @@ impl ApiError {
         }
     }
 
+    /// `asked` is the name that a request is for.
+    pub fn host(asked: &str) -> Self {
+        ApiError::Host {
+            asked: asked.chars().take(100).collect(),
+        }
+    }
+
     /// Why a request can never run; `prompt` is the field that its prompt comes from.
     pub fn of_request(error: engine::Error, prompt: &'static str) -> Self {
         use engine::Error::{EmptyPrompt, PromptTooLong, TokenId};
@@ -193,6 +212,7 @@ impl ApiError {
                 "invalid_api_key",
             ),
             ApiError::Guesses => (StatusCode::TOO_MANY_REQUESTS, RATE, "too_many_wrong_keys"),
+            ApiError::Host { .. } => (StatusCode::FORBIDDEN, INVALID, "host_not_allowed"),
             ApiError::Crowd(Crowd::ByAddress) => {
                 (StatusCode::TOO_MANY_REQUESTS, RATE, "too_many_connections")
             }

@@ -266,6 +266,7 @@ mod tests {
             n_params: 0,
             api_keys: Vec::new(),
             allowed_origins: crate::AllowedOrigins::default(),
+            allowed_hosts: crate::AllowedHosts::default(),
             limits: Limits::default(),
         })
     }

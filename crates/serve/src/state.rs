@@ -9,6 +9,7 @@ use text::{ChatEncoder, Persona};
 
 use crate::cors::AllowedOrigins;
 use crate::error::ApiError;
+use crate::hosts::AllowedHosts;
 use crate::keys::{GuessLimits, Keys};
 use crate::profiles::Profiles;
 use crate::shares::Shares;
@@ -30,6 +31,8 @@ pub struct Setup {
     pub api_keys: Vec<String>,
     /// Origins of web pages that may use the API.
     pub allowed_origins: AllowedOrigins,
+    /// Names under which the server answers.
+    pub allowed_hosts: AllowedHosts,
     /// Caps on one request, and on wrong keys.
     pub limits: Limits,
 }

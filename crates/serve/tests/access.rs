@@ -1,4 +1,4 @@
-//! Over a real socket: who may ask, by key.
+//! Over a real socket: who may ask, by the name that is asked for and by key.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -9,7 +9,51 @@ use std::time::Duration;
 
 use common::{Server, ask, setup};
 use engine::EngineConfig;
-use serve::{ConnectionLimits, GuessLimits};
+use serve::{AllowedHosts, ConnectionLimits, GuessLimits};
+
+#[tokio::test]
+async fn only_names_of_this_machine_are_answered() {
+    let mut setup = setup();
+    setup.allowed_hosts = AllowedHosts::this_machine_and(&["cyrene.lan".to_owned()]).unwrap();
+    let server = Server::with(setup, EngineConfig::default());
+    let address = server.listen(ConnectionLimits::default()).await;
+    let cases: &[(&[&str], u16)] = &[
+        (&["localhost"], 200),
+        (&["localhost:8000"], 200),
+        (&["127.0.0.1"], 200),
+        (&["127.0.0.1:1"], 200),
+        (&["[::1]:8000"], 200),
+        (&["LocalHost"], 200),
+        (&["cyrene.lan:8000"], 200),
+        (&["evil.example"], 403),
+        (&["evil.example:8000"], 403),
+        (&["localhost.evil.example"], 403),
+        (&["127.0.0.1.evil.example"], 403),
+        (&["192.0.2.1"], 403),
+        (&[""], 403),
+        (&[], 403),
+        (&["localhost", "evil.example"], 403),
+    ];
+    for (hosts, expect) in cases {
+        let hosts: String = hosts
+            .iter()
+            .map(|host| format!("host: {host}\r\n"))
+            .collect();
+        for path in ["/health", "/chat", "/v1/models"] {
+            let head = format!("GET {path} HTTP/1.1\r\n{hosts}");
+            let (status, _, body) = ask(address, &head, "").await;
+            assert_eq!(status, *expect, "{path} {hosts:?}: {body}");
+            if status == 403 {
+                assert!(body.contains("--allow-host"), "{body}");
+            }
+        }
+    }
+    // The first line can name a host too.
+    for (asked, expect) in [("localhost", 200), ("evil.example", 403)] {
+        let head = format!("GET http://{asked}/health HTTP/1.1\r\nhost: localhost\r\n");
+        assert_eq!(ask(address, &head, "").await.0, expect, "{asked}");
+    }
+}
 
 #[tokio::test]
 async fn address_that_guesses_keys_is_slowed_down() {

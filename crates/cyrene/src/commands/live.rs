@@ -45,6 +45,10 @@ pub fn run(args: &Live, ui: &Ui) -> Result<()> {
         );
     }
     let device = load::device_within(&args.device.device, &args.memory)?;
+    let access = match last_stage(args) {
+        StageName::Serve => Some(serve::access(&args.access, &args.address)?),
+        _ => None,
+    };
     let mut live = Run::new(args, device, *ui)?;
     let lock = misused(RunLock::take(&live.dir))?;
     let last = live.last;
@@ -62,7 +66,7 @@ pub fn run(args: &Live, ui: &Ui) -> Result<()> {
         stage(&mut live)?;
         tracing::debug!(?name, seconds = started.elapsed().as_secs_f64(), "stage");
     }
-    if last < StageName::Serve {
+    let Some(access) = access else {
         return ui.result(&json!({ "run": live.dir, "stages": live.done }), || {
             format!(
                 "{} in {}",
@@ -74,7 +78,7 @@ pub fn run(args: &Live, ui: &Ui) -> Result<()> {
                 live.dir.display()
             )
         });
-    }
+    };
     // What is served is only read.
     drop(lock);
     ui.note("[8/8] serve: the page to talk on, and the API");
@@ -95,7 +99,7 @@ pub fn run(args: &Live, ui: &Ui) -> Result<()> {
             character: None,
             max_sequences: 4,
             context: None,
-            api_keys: Vec::new(),
+            access: &access,
             allowed_origins: ::serve::AllowedOrigins::default(),
         },
         ui,

@@ -1,42 +1,21 @@
 //! `cyrene serve`: the API and the chat page over a model's folder. The port opens first; `/health` says `loading` until the weights are in.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, ToSocketAddrs};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use model::Config;
-use serve::{AllowedOrigins, AppState, ConnectionLimits, Limits, Setup};
+use serve::{AllowedHosts, AllowedOrigins, AppState, ConnectionLimits, Limits, Setup};
 
-use crate::cli::{Address, ModelArgs, Serve};
+use crate::cli::{self, Address, ModelArgs, Serve};
 use crate::ui::Ui;
 use crate::{interrupt, load, misuse, speak};
 
 /// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: &Serve, ui: &Ui) -> Result<()> {
-    let api_keys = match &args.api_key_file {
-        None => Vec::new(),
-        Some(path) => {
-            let text = match std::fs::read_to_string(path) {
-                Ok(text) => text,
-                Err(error) => misuse!(
-                    "cannot read {}: {error}; expected one key a line",
-                    path.display()
-                ),
-            };
-            let keys: Vec<String> = text
-                .lines()
-                .map(str::trim)
-                .filter(|line| !line.is_empty())
-                .map(str::to_owned)
-                .collect();
-            if keys.is_empty() {
-                misuse!("{} holds no key; expected one a line", path.display());
-            }
-            keys
-        }
-    };
+    let access = access(&args.access, &args.address)?;
     serve(
         &Serving {
             model: &args.model,
@@ -46,7 +25,7 @@ pub fn run(args: &Serve, ui: &Ui) -> Result<()> {
             character: args.character.as_deref(),
             max_sequences: args.max_sequences,
             context: args.context,
-            api_keys,
+            access: &access,
             allowed_origins: match AllowedOrigins::parse(&args.allow_origin) {
                 Ok(origins) => origins,
                 Err(error) => misuse!("--allow-origin: {error}"),
@@ -54,6 +33,81 @@ pub fn run(args: &Serve, ui: &Ui) -> Result<()> {
         },
         ui,
     )
+}
+
+/// Who may ask a server: by key, and by the name that it is asked under.
+pub struct Access {
+    /// Keys that are let in; none: everybody.
+    api_keys: Vec<String>,
+    /// Whether other machines may ask without a key.
+    insecure: bool,
+    /// `--allow-host`.
+    allow_host: Vec<String>,
+    /// As said to people.
+    host: String,
+}
+
+/// Reads who may ask, and refuses what lets more in than was said; before anything that takes time.
+///
+/// # Errors
+/// A [`crate::ui::Misuse`]: a key file without keys, a name that is none, other machines let in without a key.
+pub fn access(args: &cli::Access, address: &Address) -> Result<Access> {
+    let access = Access {
+        api_keys: match &args.api_key_file {
+            Some(path) => read_keys(path)?,
+            None => Vec::new(),
+        },
+        insecure: args.insecure,
+        allow_host: args.allow_host.clone(),
+        host: address.host.clone(),
+    };
+    // A host that has no address is told where the port is taken.
+    let addresses = (address.host.as_str(), address.port).to_socket_addrs();
+    for address in addresses.into_iter().flatten() {
+        access.hosts(address.ip())?;
+    }
+    access.hosts(Ipv4Addr::LOCALHOST.into())?;
+    Ok(access)
+}
+
+fn read_keys(path: &Path) -> Result<Vec<String>> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) => misuse!(
+            "cannot read {}: {error}; expected one key a line",
+            path.display()
+        ),
+    };
+    let keys: Vec<String> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .map(str::to_owned)
+        .collect();
+    if keys.is_empty() {
+        misuse!("{} holds no key; expected one a line", path.display());
+    }
+    Ok(keys)
+}
+
+impl Access {
+    /// Names under which a server at `address` answers: this machine's and those given, and beyond this machine every one where none is given.
+    fn hosts(&self, address: IpAddr) -> Result<AllowedHosts> {
+        let is_this_machine = address.to_canonical().is_loopback();
+        if !is_this_machine && self.api_keys.is_empty() && !self.insecure {
+            misuse!(
+                "at --host {} other machines reach this server, and it would ask nobody for a key; give --api-key-file with a file of one key a line, or --insecure if whoever reaches the port may use the model and this computer's time",
+                self.host
+            );
+        }
+        if !is_this_machine && self.allow_host.is_empty() {
+            return Ok(AllowedHosts::any());
+        }
+        match AllowedHosts::this_machine_and(&self.allow_host) {
+            Ok(hosts) => Ok(hosts),
+            Err(error) => misuse!("--allow-host: {error}"),
+        }
+    }
 }
 
 /// What to serve where.
@@ -72,8 +126,8 @@ pub struct Serving<'a> {
     pub max_sequences: usize,
     /// Tokens of prompt and answer; None: what the model knows, but 32,768 at most.
     pub context: Option<usize>,
-    /// Keys that are let in; none: everybody.
-    pub api_keys: Vec<String>,
+    /// Who may ask.
+    pub access: &'a Access,
     /// Pages of other hosts that may ask.
     pub allowed_origins: AllowedOrigins,
 }
@@ -88,7 +142,7 @@ pub fn serve(serving: &Serving<'_>, ui: &Ui) -> Result<()> {
     let device = load::device(&serving.model.device.device)?;
     let adapter = serving.model.adapter.as_deref();
     let persona = load::persona(folder, adapter, serving.character)?;
-    let setup = Setup {
+    let mut setup = Setup {
         model: serving
             .name
             .map_or_else(|| folder_name(folder), str::to_owned),
@@ -96,11 +150,11 @@ pub fn serve(serving: &Serving<'_>, ui: &Ui) -> Result<()> {
         profiles: speak::profiles(serving.profile, &persona)?,
         persona,
         n_params: Config::load(folder)?.n_params(),
-        api_keys: serving.api_keys.clone(),
+        api_keys: serving.access.api_keys.clone(),
         allowed_origins: serving.allowed_origins.clone(),
+        allowed_hosts: AllowedHosts::default(),
         limits: Limits::default(),
     };
-    let state = AppState::new(setup);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -109,9 +163,11 @@ pub fn serve(serving: &Serving<'_>, ui: &Ui) -> Result<()> {
     runtime.block_on(async {
         let listener = serve::bind(&serving.address.host, serving.address.port).await?;
         let address = listener.local_addr()?;
+        setup.allowed_hosts = serving.access.hosts(address.ip())?;
+        let state = AppState::new(setup);
         let url = format!("http://{address}/chat");
         ui.result(&serde_json::json!({ "url": url, "host": address.ip().to_string(), "port": address.port() }), || url.clone())?;
-        for warning in warnings(address.ip(), &serving.allowed_origins, &serving.api_keys) {
+        for warning in warnings(address.ip(), &serving.allowed_origins, &serving.access.api_keys) {
             ui.note(warning);
         }
         let loader = state.clone();
@@ -144,7 +200,7 @@ fn warnings(
     }
     if !address.is_loopback() {
         warnings.push(
-            "this server can be reached from other machines; --api-key-file asks them for a key",
+            "warning: other machines reach this server, and whoever does can use the model (--insecure); --api-key-file asks them for a key",
         );
     }
     if allowed_origins.is_any() {
@@ -198,9 +254,31 @@ fn folder_name(folder: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use super::*;
+
+    #[test]
+    fn other_machines_are_let_in_by_key_or_by_word_only() {
+        let hosts = |address: &str, key: Option<&str>, insecure: bool| {
+            let access = Access {
+                api_keys: key.into_iter().map(str::to_owned).collect(),
+                insecure,
+                allow_host: Vec::new(),
+                host: address.to_owned(),
+            };
+            access.hosts(address.parse().unwrap())
+        };
+        for address in ["127.0.0.1", "127.0.0.2", "::1", "::ffff:127.0.0.1"] {
+            assert!(hosts(address, None, false).is_ok(), "{address}");
+        }
+        for address in ["0.0.0.0", "::", "192.0.2.1", "2001:db8::1"] {
+            let error = hosts(address, None, false).unwrap_err().to_string();
+            for word in [address, "--api-key-file", "--insecure"] {
+                assert!(error.contains(word), "{error}");
+            }
+            assert!(hosts(address, Some("key"), false).is_ok(), "{address}");
+            assert!(hosts(address, None, true).is_ok(), "{address}");
+        }
+    }
 
     #[test]
     fn server_that_asks_for_a_key_is_not_told_to_ask_for_one() {

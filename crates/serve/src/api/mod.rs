@@ -1,4 +1,4 @@
-//! The routes, one file each, and what stands before them: keys, the request log, and reading a body.
+//! The routes, one file each, and what stands before them: names of the server, keys, the request log, and reading a body.
 
 mod answer;
 pub(crate) mod chat_completions;
@@ -25,7 +25,7 @@ use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::shares::Client;
 use crate::state::AppState;
-use crate::{cors, keys};
+use crate::{cors, hosts, keys};
 
 /// All routes of the server.
 pub fn app(state: AppState) -> Router {
@@ -51,6 +51,7 @@ pub fn app(state: AppState) -> Router {
         .layer(middleware::from_fn(connections::turn_away))
         .layer(middleware::map_request(mend_address))
         .layer(middleware::from_fn_with_state(state.clone(), cors::share))
+        .layer(middleware::from_fn_with_state(state.clone(), hosts::check))
         .layer(middleware::from_fn_with_state(state, log))
 }
 

@@ -13,7 +13,9 @@ use engine::{Engine, EngineConfig, EngineHandle};
 use kernel::DType;
 use model::{Config, Model};
 use serde_json::{Value, json};
-use serve::{AllowedOrigins, AppState, ConnectionLimits, Limits, Profiles, Setup, app};
+use serve::{
+    AllowedHosts, AllowedOrigins, AppState, ConnectionLimits, Limits, Profiles, Setup, app,
+};
 use text::{ChatEncoder, ChatTemplate, Persona, Tokenizer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -48,6 +50,8 @@ pub fn setup() -> Setup {
         n_params: 4_200_000,
         api_keys: Vec::new(),
         allowed_origins: AllowedOrigins::default(),
+        // Requests that go straight to the router name none.
+        allowed_hosts: AllowedHosts::any(),
         limits: Limits::default(),
     }
 }
