@@ -6,6 +6,7 @@ mod corpus_request;
 mod demo;
 mod env;
 mod interrupt;
+mod key_file;
 mod lines;
 mod load;
 mod machine;

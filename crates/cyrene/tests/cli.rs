@@ -706,6 +706,41 @@ fn name_that_no_request_is_for_is_misuse() {
     );
 }
 
+#[test]
+fn key_file_is_checked_before_the_model_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("keys.txt");
+    let path = file.to_str().unwrap();
+    let args = ["serve", "--model", "nowhere", "--api-key-file", path];
+    for text in ["", "# sk-1\n\n"] {
+        std::fs::write(&file, text).unwrap();
+        fails(&args, 2, &[path, "holds no key"]);
+    }
+    std::fs::write(&file, "# of the house\nsk-1 \u{e9}\n").unwrap();
+    fails(&args, 2, &[&format!("{path}:2")]);
+    std::fs::write(&file, "# of the house\nsk-1\n").unwrap();
+    fails(&args, 2, &["nowhere"]);
+    let both = [&args[..], &["--insecure"]].concat();
+    fails(&both, 2, &["--insecure", "--api-key-file"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn key_file_that_others_may_read_is_told() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("keys.txt");
+    std::fs::write(&file, "sk-1\n").unwrap();
+    let path = file.to_str().unwrap();
+    for (mode, is_told) in [(0o644, true), (0o604, true), (0o640, false), (0o600, false)] {
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+        let output = cyrene(&["serve", "--model", "nowhere", "--api-key-file", path]);
+        let text = stderr(&output);
+        assert_eq!(text.contains("other users"), is_told, "{mode:o}: {text}");
+        assert!(!text.contains("sk-1"), "{text}");
+    }
+}
+
 /// A file-size limit stands in for a full disk: writing fails half-way, and nothing may lie under its final name.
 #[cfg(unix)]
 #[test]

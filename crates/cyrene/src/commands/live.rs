@@ -46,7 +46,7 @@ pub fn run(args: &Live, ui: &Ui) -> Result<()> {
     }
     let device = load::device_within(&args.device.device, &args.memory)?;
     let access = match last_stage(args) {
-        StageName::Serve => Some(serve::access(&args.access, &args.address)?),
+        StageName::Serve => Some(serve::access(&args.access, &args.address, ui)?),
         _ => None,
     };
     let mut live = Run::new(args, device, *ui)?;

@@ -11,11 +11,11 @@ use serve::{AllowedHosts, AllowedOrigins, AppState, ConnectionLimits, Limits, Se
 
 use crate::cli::{self, Address, ModelArgs, Serve};
 use crate::ui::Ui;
-use crate::{interrupt, load, misuse, speak};
+use crate::{interrupt, key_file, load, misuse, speak};
 
 /// Runs the command; the error is a [`crate::ui::Misuse`] where the arguments are at fault.
 pub fn run(args: &Serve, ui: &Ui) -> Result<()> {
-    let access = access(&args.access, &args.address)?;
+    let access = access(&args.access, &args.address, ui)?;
     serve(
         &Serving {
             model: &args.model,
@@ -51,10 +51,10 @@ pub struct Access {
 ///
 /// # Errors
 /// A [`crate::ui::Misuse`]: a key file without keys, a name that is none, other machines let in without a key.
-pub fn access(args: &cli::Access, address: &Address) -> Result<Access> {
+pub fn access(args: &cli::Access, address: &Address, ui: &Ui) -> Result<Access> {
     let access = Access {
         api_keys: match &args.api_key_file {
-            Some(path) => read_keys(path)?,
+            Some(path) => key_file::read(path, ui)?,
             None => Vec::new(),
         },
         insecure: args.insecure,
@@ -68,26 +68,6 @@ pub fn access(args: &cli::Access, address: &Address) -> Result<Access> {
     }
     access.hosts(Ipv4Addr::LOCALHOST.into())?;
     Ok(access)
-}
-
-fn read_keys(path: &Path) -> Result<Vec<String>> {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) => misuse!(
-            "cannot read {}: {error}; expected one key a line",
-            path.display()
-        ),
-    };
-    let keys: Vec<String> = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .map(str::to_owned)
-        .collect();
-    if keys.is_empty() {
-        misuse!("{} holds no key; expected one a line", path.display());
-    }
-    Ok(keys)
 }
 
 impl Access {
