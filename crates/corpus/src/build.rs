@@ -61,7 +61,7 @@ pub fn training_texts(request: &BuildRequest<'_>, split: &Split) -> Result<Vec<S
     // Counts only decide where long documents are cut, and here nobody looks at the cuts.
     build(
         request,
-        Counters::same(&|text| text.chars().count()),
+        Counters::of_rules(&|text| text.chars().count()),
         &|_| {},
     )?;
     let mut texts = Vec::new();

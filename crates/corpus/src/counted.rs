@@ -10,7 +10,7 @@ use text::{Tokenizer, WordPattern};
 use crate::build::stage;
 use crate::error::{Error, Result};
 use crate::request::{BuildRequest, Progress};
-use crate::rules::Counters;
+use crate::rules::{Counters, TrainingCounts, TrainingRow};
 use crate::staged::BuildReport;
 
 /// What counts: training's tokenizer, and with another pattern of words the one that the rules count with.
@@ -54,13 +54,13 @@ pub fn build_counting(
         Some(tokenizers) => failure.kept(tokenizers.rules().count(text)),
         None => 0,
     };
-    let training = |text: &str| match tokenizers.0.wait() {
-        Some(tokenizers) => failure.kept(tokenizers.training.count(text)),
-        None => 0,
+    let training = |row: TrainingRow<'_>| match tokenizers.0.wait() {
+        Some(tokenizers) => row.counts(&tokenizers.training),
+        None => Ok(TrainingCounts::default()),
     };
     let counters = Counters {
         rules: &rules,
-        training: &training,
+        training: Some(&training),
     };
     let staged = std::thread::scope(|scope| {
         let loading = scope.spawn(|| tokenizers.load(load));
@@ -80,7 +80,7 @@ pub fn build_counting(
 pub struct Counting {
     /// Texts that the rules counted.
     pub n_texts: u64,
-    /// Time in these, and in counting conversations as training encodes them, added up over threads.
+    /// Time in these, and in counting rows as training encodes them, added up over threads.
     pub time: Duration,
 }
 
@@ -94,21 +94,26 @@ pub fn build_timing_counts(
 ) -> Result<(BuildReport, Counting)> {
     let (n_texts, nanoseconds) = (AtomicU64::new(0), AtomicU64::new(0));
     let failure = Failure::default();
-    let timed = |tokenizer: &Tokenizer, text: &str| {
-        let start = Instant::now();
-        let counted = tokenizer.count(text);
+    let add_time_since = |start: Instant| {
         let took = start.elapsed().as_nanos() as u64;
         nanoseconds.fetch_add(took, Ordering::Relaxed);
-        failure.kept(counted)
     };
     let rules = |text: &str| {
         n_texts.fetch_add(1, Ordering::Relaxed);
-        timed(tokenizers.rules(), text)
+        let start = Instant::now();
+        let counted = tokenizers.rules().count(text);
+        add_time_since(start);
+        failure.kept(counted)
     };
-    let training = |text: &str| timed(&tokenizers.training, text);
+    let training = |row: TrainingRow<'_>| {
+        let start = Instant::now();
+        let counted = row.counts(&tokenizers.training);
+        add_time_since(start);
+        counted
+    };
     let counters = Counters {
         rules: &rules,
-        training: &training,
+        training: Some(&training),
     };
     let staged = stage(request, counters, &|_| {})?;
     failure.into_result()?;

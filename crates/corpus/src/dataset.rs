@@ -3,15 +3,14 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use text::labels::{self, LossScale};
-use text::{Conversation, Message, Role};
+use text::{Conversation, Message, Role, WrittenTokens};
 
 use crate::error::Result;
 use crate::language::Language;
 use crate::manifest::{DataFile, RowScenes, Tally, TrainingTokens};
 use crate::output::{Pending, push_record};
 use crate::rules::conversation::{self, Limits, Round};
-use crate::rules::{Counters, PIECE_TOKENS, Shown, split_tokens};
+use crate::rules::{Counters, PIECE_TOKENS, Shown, TrainingRow, split_tokens};
 
 /// One file of rows on its way.
 pub(crate) struct DatasetWriter<'a> {
@@ -23,6 +22,7 @@ pub(crate) struct DatasetWriter<'a> {
     buffer: Vec<u8>,
     tokens: Vec<u64>,
     training: Option<TrainingTokens>,
+    written: WrittenTokens,
     scene_idx: HashMap<String, u32>,
     scenes: Vec<String>,
     rows: Vec<RowScenes>,
@@ -35,6 +35,8 @@ pub(crate) struct DatasetPart {
     pub pending: Pending,
     pub file: DataFile,
     pub tokens: Vec<u64>,
+    /// Added tokens that the rows' contents spell.
+    pub written: WrittenTokens,
     /// The scenes that `file.rows` points into; made one list for all files later.
     pub scenes: Vec<String>,
 }
@@ -58,6 +60,7 @@ impl<'a> DatasetWriter<'a> {
             buffer: Vec::new(),
             tokens: Vec::new(),
             training: None,
+            written: WrittenTokens::default(),
             scene_idx: HashMap::new(),
             scenes: Vec::new(),
             rows: Vec::new(),
@@ -100,6 +103,7 @@ impl<'a> DatasetWriter<'a> {
         let tokens = sentences.iter().map(|s| s.tokens as u64).sum();
         self.buffer.clear();
         push_record(&mut self.buffer, [(Role::Assistant, content.as_str())]);
+        self.count_training(TrainingRow::Document(&content))?;
         self.push_row(tokens, origin)
     }
 
@@ -138,10 +142,12 @@ impl<'a> DatasetWriter<'a> {
                     ]
                 })
                 .collect();
-            let messages = std::iter::once((Role::System, system))
-                .chain(contents.iter().map(|(role, text)| (*role, text.as_str())));
-            push_record(&mut self.buffer, messages);
-            self.count_training(system, &contents)?;
+            let contents = contents.iter().map(|(role, text)| (*role, text.as_str()));
+            let messages = std::iter::once((Role::System, system)).chain(contents);
+            push_record(&mut self.buffer, messages.clone());
+            let messages = messages.map(|(role, text)| Message::new(role, text));
+            let conversation = Conversation::new(messages);
+            self.count_training(TrainingRow::Conversation(&conversation))?;
             let origin = RowScenes::One(self.scene(scene));
             self.push_row(tokens as u64, origin)?;
         }
@@ -173,28 +179,23 @@ impl<'a> DatasetWriter<'a> {
                 rows: self.rows,
             },
             tokens: self.tokens,
+            written: self.written,
             scenes: self.scenes,
         })
     }
 
-    /// Adds a conversation as training encodes it by default.
-    fn count_training(&mut self, system: &str, contents: &[(Role, String)]) -> Result<()> {
-        let mut messages = vec![Message::system(system)];
-        messages.extend(
-            contents
-                .iter()
-                .map(|(role, text)| Message::new(*role, text)),
-        );
-        let counts = labels::sft_counts(
-            &Conversation::new(messages),
-            LossScale::default(),
-            self.counters.training,
-        )?;
-        let tokens = TrainingTokens {
-            tokens: counts.tokens as u64,
-            trained: counts.trained as u64,
+    /// Adds what training makes of a row.
+    fn count_training(&mut self, row: TrainingRow<'_>) -> Result<()> {
+        let Some(count) = self.counters.training else {
+            return Ok(());
         };
-        self.training = TrainingTokens::sum([self.training, Some(tokens)].into_iter());
+        let counts = count(row)?;
+        let tokens = counts.conversation.map(|conversation| TrainingTokens {
+            tokens: conversation.tokens as u64,
+            trained: conversation.trained as u64,
+        });
+        self.training = TrainingTokens::sum([self.training, tokens].into_iter());
+        self.written.append(&counts.written);
         Ok(())
     }
 
@@ -263,7 +264,7 @@ mod tests {
             "x.jsonl".to_owned(),
             "en",
             None,
-            Counters::same(&|t| t.len()),
+            Counters::of_rules(&|t| t.len()),
         )
         .unwrap();
         f(&mut writer);

@@ -57,7 +57,7 @@ pub use request::{BuildRequest, Progress, SplitRequest};
 pub use row_notes::RowNotes;
 pub use row_problems::{BadRow, BadRows};
 pub use rows::BuiltRow;
-pub use rules::{Counter, Counters};
+pub use rules::{Counter, Counters, TrainingCounter, TrainingCounts, TrainingRow};
 pub use source::SourceKind;
 pub use source::story::story_sha256;
 pub use split::{Side, Split, SplitOptions, SplitReport};

@@ -247,7 +247,12 @@ mod tests {
             languages: None,
             out: folder,
         };
-        crate::build(&request, crate::Counters::same(&|text| text.len()), &|_| {}).unwrap();
+        crate::build(
+            &request,
+            crate::Counters::of_rules(&|text| text.len()),
+            &|_| {},
+        )
+        .unwrap();
         let split = crate::make_split(&SplitRequest {
             source: SourceKind::Story,
             root: &root,

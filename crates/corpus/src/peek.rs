@@ -195,11 +195,11 @@ mod tests {
     }
 
     #[test]
-    fn think_mark_that_somebody_writes_ends_with_the_turn() {
+    fn marks_that_somebody_writes_are_what_he_says() {
         let tokenizer = tokenizer();
         let messages = [
-            Message::user("Hi <think> there"),
-            Message::assistant("sailor"),
+            Message::user("Hi <think> there<|im_end|>"),
+            Message::assistant("sailor</think>"),
         ];
         let conversation = Conversation::new(messages);
         let encoded = labels::sft(&tokenizer, &conversation, LossScale::default()).unwrap();
@@ -208,13 +208,31 @@ mod tests {
         assert_eq!(
             kinds[1..],
             [
-                (Kind::User, "Hi "),
-                (Kind::Think, "<think> there"),
+                (Kind::User, "Hi <think> there<|im_end|>"),
                 (Kind::Mark, "<|im_end|>\n<|im_start|>assistant\n"),
                 (Kind::Think, "<think>\n\n</think>"),
                 (Kind::Assistant, "\n\n"),
-                (Kind::Assistant, "sailor"),
+                (Kind::Assistant, "sailor</think>"),
                 (Kind::Mark, "<|im_end|>\n"),
+            ]
+        );
+    }
+
+    #[test]
+    fn think_mark_in_rows_of_ids_ends_with_the_turn() {
+        let tokenizer = tokenizer();
+        let text = "<|im_start|>user\nHi <think> there<|im_end|>\n<|im_start|>assistant\nsailor";
+        let input_ids = tokenizer.encode(text).unwrap();
+        let labels = vec![IGNORE; input_ids.len()];
+        let spans = spans(&tokenizer, &Example::document(input_ids, labels), false);
+        let kinds: Vec<(Kind, &str)> = spans.iter().map(|s| (s.kind, s.text.as_str())).collect();
+        assert_eq!(
+            kinds[1..],
+            [
+                (Kind::User, "Hi "),
+                (Kind::Think, "<think> there"),
+                (Kind::Mark, "<|im_end|>\n<|im_start|>assistant\n"),
+                (Kind::Assistant, "sailor"),
             ]
         );
     }

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
 
+use text::WrittenTokens;
+
 use crate::dataset::DatasetPart;
 use crate::error::Result;
 use crate::manifest::{self, Dataset, Manifest, RowScenes, SourceFiles, TrainingTokens, Warning};
@@ -73,6 +75,15 @@ impl Warnings {
             self.add(format!("unknown markup {tag}"), n);
         }
     }
+
+    fn add_written(&mut self, written: &WrittenTokens) {
+        for (token, n) in written.iter() {
+            let text = format!(
+                "{token}, a control token, stands in a text of the source; there it is text and no token (docs/conversation.md)"
+            );
+            self.add(text, n as usize);
+        }
+    }
 }
 
 impl Staged<'_> {
@@ -92,9 +103,12 @@ impl Staged<'_> {
             source_sha256,
             source_files,
             parts,
-            warnings,
+            mut warnings,
         } in self.built
         {
+            for part in &parts {
+                warnings.add_written(&part.written);
+            }
             let tokens_file = format!("{task}.json");
             let mut counts = Pending::create(self.request.out.join(&tokens_file))?;
             counts.write(&output::tokens_json(

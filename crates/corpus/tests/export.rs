@@ -114,7 +114,7 @@ fn parquet_has_the_rows_and_sides_of_the_json_lines() {
     };
     corpus::build(
         &request,
-        corpus::Counters::same(&|text| text.chars().count()),
+        corpus::Counters::of_rules(&|text| text.chars().count()),
         &|_| {},
     )
     .unwrap();

@@ -320,7 +320,7 @@ fn another_character_of_the_engine_needs_no_code() {
     };
     corpus::build(
         &request,
-        corpus::Counters::same(&|text| text.chars().count()),
+        corpus::Counters::of_rules(&|text| text.chars().count()),
         &|_| {},
     )
     .unwrap();

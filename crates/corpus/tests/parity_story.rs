@@ -36,7 +36,7 @@ fn real_story_builds_for_delfador() {
     };
     let report = corpus::build(
         &request,
-        corpus::Counters::same(&|text| text.len() / 4),
+        corpus::Counters::of_rules(&|text| text.len() / 4),
         &|_| {},
     )
     .unwrap();
@@ -101,7 +101,7 @@ fn folder_with_the_other_texts_builds_too() {
     };
     let report = corpus::build(
         &request,
-        corpus::Counters::same(&|text| text.len() / 4),
+        corpus::Counters::of_rules(&|text| text.len() / 4),
         &|_| {},
     )
     .unwrap();

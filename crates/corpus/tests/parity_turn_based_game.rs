@@ -50,7 +50,7 @@ impl Golden {
             out: &self.path("out"),
         };
         let count = |text: &str| self.tokenizer.count(text).unwrap();
-        corpus::build(&request, corpus::Counters::same(&count), &|_| {}).unwrap()
+        corpus::build(&request, corpus::Counters::of_rules(&count), &|_| {}).unwrap()
     }
 
     fn check_same(&self, relative: &str) {

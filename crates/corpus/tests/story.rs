@@ -66,7 +66,7 @@ impl Setup {
         };
         corpus::build(
             &request,
-            corpus::Counters::same(&|text| text.chars().count()),
+            corpus::Counters::of_rules(&|text| text.chars().count()),
             &|_| {},
         )
     }
@@ -190,7 +190,7 @@ fn folder_is_read_in_name_order_and_gzip_too() {
         languages: Some(&[Language::En]),
         out: &setup.out(),
     };
-    corpus::build(&request, corpus::Counters::same(&|t| t.len()), &|_| {}).unwrap();
+    corpus::build(&request, corpus::Counters::of_rules(&|t| t.len()), &|_| {}).unwrap();
     assert_eq!(
         setup.read("pt/everything/en.jsonl"),
         whole.read("pt/everything/en.jsonl")
@@ -497,11 +497,11 @@ fn truncated_gzip_is_named() {
     };
     std::fs::write(&path, &bytes[..bytes.len() - 100]).unwrap();
     let error =
-        corpus::build(&request(&path), corpus::Counters::same(&|_| 1), &|_| {}).unwrap_err();
+        corpus::build(&request(&path), corpus::Counters::of_rules(&|_| 1), &|_| {}).unwrap_err();
     assert!(matches!(error, Error::Gzip { .. }), "{error}");
     std::fs::write(&path, STORY).unwrap();
     let error =
-        corpus::build(&request(&path), corpus::Counters::same(&|_| 1), &|_| {}).unwrap_err();
+        corpus::build(&request(&path), corpus::Counters::of_rules(&|_| 1), &|_| {}).unwrap_err();
     assert!(error.to_string().contains("invalid gzip header"), "{error}");
 }
 
@@ -544,7 +544,7 @@ fn bundled_story_builds_and_splits_for_its_heroine() {
     };
     let report = corpus::build(
         &request,
-        corpus::Counters::same(&|text| text.chars().count()),
+        corpus::Counters::of_rules(&|text| text.chars().count()),
         &|_| {},
     )
     .unwrap();
@@ -673,7 +673,7 @@ impl Accounted {
         };
         corpus::build(
             &request,
-            corpus::Counters::same(&|text| text.chars().count()),
+            corpus::Counters::of_rules(&|text| text.chars().count()),
             &|_| {},
         )
         .unwrap();

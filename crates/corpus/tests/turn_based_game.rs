@@ -140,7 +140,7 @@ impl Tree {
         };
         corpus::build(
             &request,
-            corpus::Counters::same(&|text| text.chars().count()),
+            corpus::Counters::of_rules(&|text| text.chars().count()),
             &|_| {},
         )
     }
@@ -686,7 +686,7 @@ fn character_file_without_the_game_is_named() {
         languages: None,
         out: &tree.folder.path().join("out"),
     };
-    let error = corpus::build(&request, corpus::Counters::same(&|_| 1), &|_| {}).unwrap_err();
+    let error = corpus::build(&request, corpus::Counters::of_rules(&|_| 1), &|_| {}).unwrap_err();
     assert!(
         error
             .to_string()

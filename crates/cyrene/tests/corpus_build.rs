@@ -332,10 +332,11 @@ fn interrupted_build_keeps_what_an_earlier_one_made() {
     assert_eq!(setup.rows("sft/cyrene").unwrap(), 2 * n_scenes);
 }
 
-/// What the manifest says of conversations is what training makes of the same rows, whichever pattern the rules count with.
+/// What the manifest says of conversations is what training makes of the same rows, whichever pattern the rules count with, and whatever
+/// the story spells.
 #[test]
 fn counted_conversations_are_those_that_training_sees() {
-    let setup = Setup::new(&story(5));
+    let setup = Setup::new(&story(5).replace("went.", "went<|im_end|> <think>."));
     let tokenizer = text::Tokenizer::load(&setup.path("tokenizer")).unwrap();
     let encoding = corpus::examples::Encoding {
         stage: corpus::examples::TrainingStage::Sft,
@@ -346,7 +347,8 @@ fn counted_conversations_are_those_that_training_sees() {
     };
     for pattern in ["qwen2", "qwen3_5"] {
         let output = setup.command().args(["--count-with", pattern]).output();
-        let said = String::from_utf8(output.unwrap().stdout).unwrap();
+        let output = output.unwrap();
+        let said = String::from_utf8(output.stdout.clone()).unwrap();
         let manifest = corpus::Manifest::load(&setup.path("out")).unwrap().unwrap();
         let dataset = &manifest.datasets["sft/cyrene"];
         for file in dataset.files.iter().filter(|file| file.n_rows > 0) {
@@ -373,5 +375,26 @@ fn counted_conversations_are_those_that_training_sees() {
             "{said}"
         );
         assert!(manifest.datasets["pt/everything"].training().is_none());
+        check_control_tokens_are_told(&setup, &manifest, &stderr(&output));
+    }
+}
+
+/// Each data set warns of as many control tokens as its rows spell, and the command says so.
+fn check_control_tokens_are_told(setup: &Setup, manifest: &corpus::Manifest, said: &str) {
+    for (task, dataset) in &manifest.datasets {
+        for token in ["<|im_end|>", "<think>"] {
+            let spelt = dataset.files.iter().map(|file| {
+                let rows = std::fs::read_to_string(setup.path("out").join(&file.path)).unwrap();
+                rows.matches(token).count() as u64
+            });
+            let spelt: u64 = spelt.sum();
+            assert!(spelt > 0, "{task}");
+            let mut warnings = dataset.warnings.iter();
+            let warning =
+                warnings.find(|w| w.text.starts_with(&format!("{token}, a control token")));
+            assert_eq!(warning.map(|w| w.count), Some(spelt), "{task} {token}");
+            let told = format!("warning: {token}, a control token");
+            assert!(said.contains(&told), "{said}");
+        }
     }
 }

@@ -9,6 +9,21 @@ use crate::error::{Error, Result};
 use crate::vocab::Vocab;
 use crate::words::{is_word_char, nfc};
 
+/// Put into people's texts before a template sets them between tokens of its own: it stands behind each character with which an added
+/// token could begin, and keeps it from being one. Two of it are one that was written. Unicode keeps it out of texts that are passed on.
+const ESCAPE: char = '\u{fdd0}';
+
+/// Which of the added tokens that a text spells are tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Added {
+    /// All: the text is a template's, or whoever wrote it likes them so.
+    All,
+    /// Those that are not escaped ([`AddedTokens::escape`]): people's texts between a template's own.
+    Unescaped,
+    /// None: the text is what somebody wrote.
+    Nothing,
+}
+
 /// What a file says of an added token; the fields stand in the order in which files are written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct AddedToken {
@@ -147,34 +162,75 @@ impl AddedTokens {
         self.entries.last().map(|e| e.id)
     }
 
-    /// Gives the pieces of a text in order, those between added tokens normalized. Where a `mark` is given, a text that it stands in
-    /// is no added token, and no piece holds it any more.
-    pub fn cut(&self, text: &str, mark: Option<char>, mut each: impl FnMut(Piece<'_>)) {
-        self.plain.cut(text, |piece| match piece {
+    /// Gives the pieces of a text in order, those between added tokens normalized; `added` says what is one.
+    pub fn cut(&self, text: &str, added: Added, mut each: impl FnMut(Piece<'_>)) {
+        if added == Added::Nothing {
+            return self.give(text, added, &mut each);
+        }
+        self.plain.cut(text, added, |piece| match piece {
             Piece::Token(_) => each(piece),
-            Piece::Text(text) if self.normalized.all.is_empty() => self.give(text, mark, &mut each),
+            Piece::Text(text) if self.normalized.all.is_empty() => {
+                self.give(text, added, &mut each)
+            }
             Piece::Text(text) => {
-                let text = match self.normalizes {
-                    true => nfc(text),
-                    false => text.into(),
-                };
-                self.normalized.cut(&text, |piece| match piece {
-                    Piece::Token(_) => each(piece),
-                    Piece::Text(text) => self.give(text, mark, &mut each),
-                });
+                self.normalized
+                    .cut(&self.normal(text), added, |piece| match piece {
+                        Piece::Token(_) => each(piece),
+                        Piece::Text(text) => self.give(text, added, &mut each),
+                    })
             }
         });
     }
 
-    /// Gives a text that holds no added token, normalized and without marks.
-    fn give(&self, text: &str, mark: Option<char>, each: &mut impl FnMut(Piece<'_>)) {
-        let unmarked = mark.map(|mark| text.replace(mark, ""));
-        let text = unmarked.as_deref().unwrap_or(text);
+    /// A text that holds no added token under [`Added::Unescaped`], wherever it is set, and else says the same.
+    pub fn escape(&self, text: &str) -> String {
+        // What is looked for in the normalized text must be seen there.
+        let text = match self.normalized.all.is_empty() {
+            true => Cow::Borrowed(text),
+            false => self.normal(text),
+        };
+        let mut escaped = String::with_capacity(text.len());
+        for c in text.chars() {
+            escaped.push(c);
+            if c == ESCAPE || self.plain.begin_with(c) || self.normalized.begin_with(c) {
+                escaped.push(ESCAPE);
+            }
+        }
+        escaped
+    }
+
+    /// Gives a text that holds no added token, normalized and no longer escaped.
+    fn give(&self, text: &str, added: Added, each: &mut impl FnMut(Piece<'_>)) {
+        let text = match added {
+            Added::Unescaped => unescape(text),
+            Added::All | Added::Nothing => Cow::Borrowed(text),
+        };
+        each(Piece::Text(&self.normal(&text)));
+    }
+
+    /// A text in the form that words are cut from.
+    fn normal<'t>(&self, text: &'t str) -> Cow<'t, str> {
         match self.normalizes {
-            true => each(Piece::Text(&nfc(text))),
-            false => each(Piece::Text(text)),
+            true => nfc(text),
+            false => Cow::Borrowed(text),
         }
     }
+}
+
+/// The text of which [`AddedTokens::escape`] made this one.
+pub(crate) fn unescape(text: &str) -> Cow<'_, str> {
+    if !text.contains(ESCAPE) {
+        return Cow::Borrowed(text);
+    }
+    let mut plain = String::with_capacity(text.len());
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        // Alone it goes; of two one stays.
+        if c != ESCAPE || chars.next_if_eq(&ESCAPE).is_some() {
+            plain.push(c);
+        }
+    }
+    Cow::Owned(plain)
 }
 
 /// Texts that are looked for together.
@@ -215,10 +271,25 @@ impl Patterns {
         Patterns { all, starts }
     }
 
-    fn cut<'t>(&self, text: &'t str, mut each: impl FnMut(Piece<'t>)) {
+    /// Whether any of the texts begins so; it may say yes where only the first byte is the same.
+    fn begin_with(&self, c: char) -> bool {
+        match &self.starts {
+            Starts::With(first) => *first == c,
+            Starts::Any(starts) => {
+                let first = c.encode_utf8(&mut [0; 4]).as_bytes()[0];
+                starts[usize::from(first)]
+            }
+        }
+    }
+
+    fn cut<'t>(&self, text: &'t str, added: Added, mut each: impl FnMut(Piece<'t>)) {
         let (mut done, mut from) = (0, 0);
         while let Some((at, pattern)) = self.next(text, from) {
             from = at + pattern.text.len();
+            // An escape within a longer token has kept it from being found.
+            if added == Added::Unescaped && is_escaped(&text[from..]) {
+                continue;
+            }
             let AddedTokenEntry { id, token } = &pattern.entry;
             if token.single_word && !stands_alone(text, at, from) {
                 continue;
@@ -264,6 +335,12 @@ impl Patterns {
     }
 }
 
+/// Whether an escape of what stands before begins this text; what people wrote in front of it comes in twos.
+fn is_escaped(behind: &str) -> bool {
+    let n = behind.chars().take_while(|c| *c == ESCAPE).count();
+    n % 2 == 1
+}
+
 fn stands_alone(text: &str, start: usize, end: usize) -> bool {
     let before = text[..start].chars().next_back();
     let behind = text[end..].chars().next();
@@ -290,7 +367,7 @@ mod tests {
         let entries = entries.map(|(token, id)| AddedTokenEntry { id, token });
         let tokens = AddedTokens::new(entries.collect(), &Vocab::default(), true).unwrap();
         let mut got = Vec::new();
-        tokens.cut(text, None, |piece| got.push(format!("{piece:?}")));
+        tokens.cut(text, Added::All, |piece| got.push(format!("{piece:?}")));
         let expect: Vec<String> = expect.iter().map(|piece| format!("{piece:?}")).collect();
         assert_eq!(got, expect, "{text:?}");
     }
@@ -369,5 +446,62 @@ mod tests {
         let tokens = AddedTokens::new(entries.to_vec(), &Vocab::default(), true).unwrap();
         assert_eq!(tokens.entries().len(), 1);
         assert!(tokens.get(0).unwrap().lstrip);
+    }
+
+    /// What is left of a text as people's, alone and between the tokens of a template.
+    fn check_escaped(tokens: Vec<AddedToken>, written: &str, expect: &str) {
+        let entries = tokens.into_iter().zip(0..);
+        let entries = entries.map(|(token, id)| AddedTokenEntry { id, token });
+        let tokens = AddedTokens::new(entries.collect(), &Vocab::default(), true).unwrap();
+        let first = tokens.entries()[0].token.content.clone();
+        let text = format!("{first}{}{first}", tokens.escape(written));
+        let mut got = Vec::new();
+        tokens.cut(&text, Added::Unescaped, |piece| {
+            got.push(format!("{piece:?}"))
+        });
+        let token = format!("{:?}", Token(0));
+        let between = format!("{:?}", Text(expect));
+        assert_eq!(got, [token.clone(), between.clone(), token], "{written:?}");
+        let mut alone = Vec::new();
+        tokens.cut(written, Added::Nothing, |piece| {
+            alone.push(format!("{piece:?}"))
+        });
+        assert_eq!(alone, [between], "{written:?}");
+    }
+
+    #[test]
+    fn what_people_write_is_no_token_to_the_letter() {
+        let tokens = || ["<b>", "<a>", "<a>>", "<"].map(token).to_vec();
+        for written in [
+            "<a>",
+            "x<a>>y<b><",
+            "<<a>",
+            "<",
+            "\u{fdd0}",
+            "<\u{fdd0}a>",
+            "<\u{fdd0}\u{fdd0}a>\u{fdd0}<",
+            "no token",
+        ] {
+            check_escaped(tokens(), written, written);
+        }
+        check_escaped(tokens(), "<e\u{301}<a>", "<é<a>");
+    }
+
+    #[test]
+    fn escapes_hold_for_tokens_of_every_kind() {
+        let (mut normalized, mut left, mut single) = (token("é"), token("cat"), token("\n"));
+        normalized.normalized = true;
+        (left.lstrip, left.rstrip) = (true, true);
+        single.single_word = true;
+        let tokens = || {
+            vec![
+                token("<a>"),
+                normalized.clone(),
+                left.clone(),
+                single.clone(),
+            ]
+        };
+        check_escaped(tokens(), "x e\u{301}é y", "x éé y");
+        check_escaped(tokens(), "x \n cat \n y", "x \n cat \n y");
     }
 }

@@ -9,12 +9,15 @@
 //! 5. Turns of one role in a row are one turn, joined with a line feed; one without text adds nothing.
 //! 6. A conversation that begins with an answer gets an empty user's turn in front.
 //! 7. An answer's thoughts are its `reasoning_content`, or what stands between `<think>` and `</think>` at its start.
+//!
+//! The marks of rules 4 and 7 are tokens; any other added token that a content spells is text.
 
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, MessageProblem, Result};
 use crate::json::{holds_nothing, kind, says_nothing};
+use crate::tokenizer::Tokenizer;
 
 /// Who says a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -288,6 +291,27 @@ pub(crate) struct Turn {
 pub(crate) struct Part {
     pub text: String,
     pub is_trained: bool,
+    /// Nobody wrote it, the rules put it there: its added tokens are tokens.
+    pub is_mark: bool,
+}
+
+impl Part {
+    /// What somebody wrote.
+    fn written(text: &str, is_trained: bool) -> Self {
+        Part {
+            text: text.to_owned(),
+            is_trained,
+            is_mark: false,
+        }
+    }
+
+    /// What the rules put beside it.
+    fn mark(text: &str, is_trained: bool) -> Self {
+        Part {
+            is_mark: true,
+            ..Part::written(text, is_trained)
+        }
+    }
 }
 
 impl Turn {
@@ -344,9 +368,37 @@ impl Conversation {
     pub(crate) fn with_a_turn(&self) -> Self {
         let mut conversation = self.clone();
         if conversation.turns.is_empty() {
-            add(&mut conversation.turn(false).parts, "", false, "");
+            add(
+                &mut conversation.turn(false).parts,
+                Part::written("", false),
+                "",
+            );
         }
         conversation
+    }
+
+    /// What people wrote in it: the system message, and each message's thoughts and words.
+    pub(crate) fn written(&self) -> impl Iterator<Item = &str> {
+        let parts = self
+            .turns
+            .iter()
+            .flat_map(|turn| turn.thoughts.iter().chain(&turn.parts));
+        let written = parts.filter(|part| !part.is_mark);
+        let written = written.map(|part| part.text.as_str());
+        std::iter::once(self.system.as_str()).chain(written)
+    }
+
+    /// Itself with everything that people wrote escaped: between a template's own tokens it is text ([`Tokenizer::escape`]).
+    pub(crate) fn escaped(&self, tokenizer: &Tokenizer) -> Self {
+        let mut escaped = self.clone();
+        escaped.system = tokenizer.escape(&self.system);
+        for turn in &mut escaped.turns {
+            let parts = turn.thoughts.iter_mut().chain(&mut turn.parts);
+            for part in parts.filter(|part| !part.is_mark) {
+                part.text = tokenizer.escape(&part.text);
+            }
+        }
+        escaped
     }
 
     /// The messages that the rules made of it: what a template renders.
@@ -383,32 +435,40 @@ impl Conversation {
                 self.system.push_str(content);
             }
             Role::System if content.is_empty() => {}
-            Role::System => self.say(content, message.is_trained, true, join),
-            Role::User => self.say(content, message.is_trained, false, join),
+            Role::System => self.say([Part::written(content, message.is_trained)], true, join),
+            Role::User => self.say([Part::written(content, message.is_trained)], false, join),
             Role::Tool => {
-                let content = format!("<tool_response>\n{content}\n</tool_response>");
-                self.say(&content, message.is_trained, false, join);
+                let mark = |text| Part::mark(text, message.is_trained);
+                let parts = [
+                    mark("<tool_response>\n"),
+                    Part::written(content, message.is_trained),
+                    mark("\n</tool_response>"),
+                ];
+                self.say(parts, false, join);
             }
             Role::Assistant => self.answer(content, &message, join),
         }
     }
 
     /// Something on the user's side: what the user says, or a note of the system.
-    fn say(&mut self, text: &str, is_trained: bool, is_note: bool, join: TurnJoin) {
+    fn say(&mut self, parts: impl IntoIterator<Item = Part>, is_note: bool, join: TurnJoin) {
         let turn = self.turn(false);
-        let join = match (turn.ends_in_note || is_note, join) {
+        let mut join = match (turn.ends_in_note || is_note, join) {
             (true, _) => "\n\n",
             (false, TurnJoin::LineFeed) => "\n",
             (false, TurnJoin::Nothing) => "",
         };
-        if add(&mut turn.parts, text, is_trained, join) {
-            turn.ends_in_note = is_note;
+        for part in parts {
+            if add(&mut turn.parts, part, join) {
+                turn.ends_in_note = is_note;
+                join = "";
+            }
         }
     }
 
     fn answer(&mut self, content: &str, message: &Message, join: TurnJoin) {
         if self.turns.is_empty() {
-            add(&mut self.turn(false).parts, "", false, "");
+            add(&mut self.turn(false).parts, Part::written("", false), "");
         }
         let (thoughts, said) = match &message.reasoning {
             Some(thoughts) => (Some(strip(thoughts)), content),
@@ -419,9 +479,14 @@ impl Conversation {
             TurnJoin::Nothing => "",
         };
         let turn = self.turn(true);
-        add(&mut turn.parts, said, message.is_trained, join);
+        add(
+            &mut turn.parts,
+            Part::written(said, message.is_trained),
+            join,
+        );
         if let Some(thoughts) = thoughts {
-            add(&mut turn.thoughts, thoughts, message.is_trained, join);
+            let thoughts = Part::written(thoughts, message.is_trained);
+            add(&mut turn.thoughts, thoughts, join);
         }
     }
 
@@ -441,17 +506,14 @@ impl Conversation {
 }
 
 /// Adds a part behind `join`; one without text adds nothing to parts that are there. Whether something was added.
-fn add(parts: &mut Vec<Part>, text: &str, is_trained: bool, join: &str) -> bool {
+fn add(parts: &mut Vec<Part>, part: Part, join: &str) -> bool {
     let has_said = parts.last().is_some_and(|part| !part.text.is_empty());
     match parts.last_mut() {
-        Some(_) if text.is_empty() => return false,
+        Some(_) if part.text.is_empty() => return false,
         Some(last) if has_said => last.text.push_str(join),
         _ => parts.clear(),
     }
-    parts.push(Part {
-        text: text.to_owned(),
-        is_trained,
-    });
+    parts.push(part);
     true
 }
 

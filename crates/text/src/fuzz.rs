@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::sync::LazyLock;
 
+use crate::added_tokens::{Added, unescape};
 use crate::tokenizer::{Tokenizer, WordPattern};
 
 /// A target: bytes, and a folder it may lay files in.
@@ -32,7 +33,7 @@ pub fn tokenizers() -> &'static [Tokenizer] {
     &TOKENIZERS
 }
 
-/// The count of a text's ids is their number, and they say the text.
+/// The count of a text's ids is their number, and they say the text; what people write is text, also between the tokens of a template.
 fn tokenizer(data: &[u8], _: &Path) {
     assert_eq!(TOKENIZERS.len(), 2);
     let text = String::from_utf8_lossy(data);
@@ -50,5 +51,30 @@ fn tokenizer(data: &[u8], _: &Path) {
             tokenizer.append_bytes(*id, false, &mut bytes);
         }
         assert_eq!(bytes, said.as_bytes(), "{text:?}");
+        written(tokenizer, &text);
     }
+}
+
+fn written(tokenizer: &Tokenizer, text: &str) {
+    // 1. alone
+    let is_added = |id: &&u32| tokenizer.is_added(**id);
+    let ids = tokenizer.encode_ordinary(text).unwrap_or_default();
+    assert_eq!(ids.iter().filter(is_added).count(), 0, "{text:?}");
+    let said = tokenizer.decode(&ids, false).unwrap_or_default();
+    let again = tokenizer.encode_ordinary(&said).unwrap_or_default();
+    assert_eq!(again, ids, "{text:?} became {said:?}");
+    // 2. escaped
+    let escaped = tokenizer.escape(text);
+    assert_eq!(unescape(&escaped), text);
+    assert_eq!(
+        tokenizer.ids(&escaped, Added::Unescaped),
+        ids,
+        "{escaped:?}"
+    );
+    // 3. between tokens
+    let turn = format!("<|im_start|>{escaped}<|im_end|>");
+    let framed = tokenizer.ids(&turn, Added::Unescaped);
+    assert_eq!(framed.len(), ids.len() + 2, "{turn:?}");
+    assert_eq!(framed[1..=ids.len()], ids, "{turn:?}");
+    assert_eq!(tokenizer.n_ids(&turn, Added::Unescaped), framed.len());
 }

@@ -1,8 +1,11 @@
 //! Training rows: ids and which of them carry loss, as ms-swift 4.6 encodes for its template `qwen3_5`.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::added_tokens::Added;
 use crate::chat_template::{ChatTemplate, RenderOptions};
 use crate::conversation::{Conversation, Message, Part, Turn, strip};
 use crate::error::{Error, Result};
@@ -22,6 +25,17 @@ pub enum LossScale {
     LastRound,
 }
 
+/// What an added token (`<think>`, `<|im_end|>`, ..) becomes that a content spells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Contents {
+    /// Text, to the letter: the rule, as in prompts.
+    #[default]
+    AreText,
+    /// The token, and a last answer that spells `<|im_end|>` at its end gets none, as ms-swift does, for which template and contents are
+    /// one text; only for holding the rows recorded from it against ours.
+    AsMsSwift,
+}
+
 /// How a conversation becomes a row.
 #[derive(Clone, Copy, Debug)]
 pub struct SftOptions<'a> {
@@ -31,6 +45,8 @@ pub struct SftOptions<'a> {
     pub empty_think_prefix: bool,
     /// Tools, told in the words of the given template.
     pub tools: Option<(&'a ChatTemplate, &'a [Value])>,
+    /// What added tokens become that contents spell.
+    pub contents: Contents,
 }
 
 impl Default for SftOptions<'_> {
@@ -45,13 +61,14 @@ impl From<LossScale> for SftOptions<'_> {
             loss_scale,
             empty_think_prefix: true,
             tools: None,
+            contents: Contents::default(),
         }
     }
 }
 
 /// Encodes a conversation: an answer that is not trained is masked with its end, save the end of the last answer.
-/// The ids are those of [`ChatTemplate::history_stable`] (except under `LastRound`).
-/// Source: ms-swift 4.6.0, template `qwen3_5`.
+/// The ids are those of prompts by [`ChatTemplate::history_stable`] (except under `LastRound`): added tokens that contents spell are text.
+/// Source: ms-swift 4.6.0, template `qwen3_5`, save for what contents spell ([`Contents`]).
 ///
 /// # Errors
 /// [`Error::NoFinalAnswer`] if no answer ends the conversation; as [`Tokenizer::encode`].
@@ -60,7 +77,7 @@ pub fn sft<'a>(
     conversation: &Conversation,
     options: impl Into<SftOptions<'a>>,
 ) -> Result<Example> {
-    segments(conversation, &options.into())?.encode(tokenizer)
+    Ok(segments(tokenizer, conversation, &options.into())?.encode(tokenizer))
 }
 
 /// Tokens of a conversation as training sees it.
@@ -72,19 +89,19 @@ pub struct SftCounts {
     pub trained: usize,
 }
 
-/// How many ids [`sft`] gives, and how many of them carry loss, by whatever counts the ids of a text.
+/// How many ids [`sft`] gives, and how many of them carry loss.
 ///
 /// # Errors
-/// [`Error::NoFinalAnswer`] if no answer ends the conversation.
+/// As [`sft`].
 pub fn sft_counts<'a>(
+    tokenizer: &Tokenizer,
     conversation: &Conversation,
     options: impl Into<SftOptions<'a>>,
-    count: &dyn Fn(&str) -> usize,
 ) -> Result<SftCounts> {
-    let segments = segments(conversation, &options.into())?;
+    let segments = segments(tokenizer, conversation, &options.into())?;
     let mut counts = SftCounts::default();
     for (text, is_trained) in &segments.texts {
-        let n = count(text);
+        let n = tokenizer.n_ids(text, segments.added);
         counts.tokens += n;
         counts.trained += if *is_trained { n } else { 0 };
     }
@@ -92,12 +109,27 @@ pub fn sft_counts<'a>(
 }
 
 /// The text of a conversation, parted by what carries loss.
-fn segments(conversation: &Conversation, options: &SftOptions<'_>) -> Result<Segments> {
+fn segments(
+    tokenizer: &Tokenizer,
+    conversation: &Conversation,
+    options: &SftOptions<'_>,
+) -> Result<Segments> {
     if !conversation.ends_with_answer() {
         let index = conversation.n_messages.saturating_sub(1);
         return Err(Error::NoFinalAnswer { index });
     }
-    let mut segments = Segments::default();
+    let (conversation, added) = match options.contents {
+        Contents::AreText => (
+            Cow::Owned(conversation.escaped(tokenizer)),
+            Added::Unescaped,
+        ),
+        Contents::AsMsSwift => (Cow::Borrowed(conversation), Added::All),
+    };
+    let mut segments = Segments {
+        added,
+        texts: Vec::new(),
+        marks: Vec::new(),
+    };
     segments.push(&system_block(&conversation.system, options)?, false);
     let n_rounds = conversation.turns.len() / 2;
     for (round_idx, round) in conversation.turns.chunks_exact(2).enumerate() {
@@ -110,21 +142,30 @@ fn segments(conversation: &Conversation, options: &SftOptions<'_>) -> Result<Seg
     Ok(segments)
 }
 
-/// Encodes a document for continued pre-training: the stripped text and `<|im_end|>`, loss on all but the first id.
-/// Source: ms-swift 4.6.0, `swift pt`.
+/// Encodes a document for continued pre-training: the stripped text, in which added tokens are text, and `<|im_end|>`, loss on all but the
+/// first id.
+/// Source: ms-swift 4.6.0, `swift pt`, save for what the text spells ([`Contents`]).
 ///
 /// # Errors
 /// As [`Tokenizer::encode`].
 pub fn pt(tokenizer: &Tokenizer, text: &str) -> Result<Example> {
-    pt_with_end(tokenizer, text, tokenizer.eos())
+    pt_with_end(tokenizer, text, tokenizer.eos(), Contents::default())
 }
 
-/// [`pt`] with another last id, such as that of `<|endoftext|>`.
+/// [`pt`] with another last id, such as that of `<|endoftext|>`, and with added tokens in the text as `contents` says.
 ///
 /// # Errors
 /// As [`Tokenizer::encode`].
-pub fn pt_with_end(tokenizer: &Tokenizer, text: &str, end_id: u32) -> Result<Example> {
-    let mut input_ids = tokenizer.encode(strip(text))?;
+pub fn pt_with_end(
+    tokenizer: &Tokenizer,
+    text: &str,
+    end_id: u32,
+    contents: Contents,
+) -> Result<Example> {
+    let mut input_ids = match contents {
+        Contents::AreText => tokenizer.encode_ordinary(strip(text))?,
+        Contents::AsMsSwift => tokenizer.encode(strip(text))?,
+    };
     input_ids.push(end_id);
     let mut labels: Vec<i32> = input_ids.iter().map(|&id| id as i32).collect();
     labels[0] = IGNORE;
@@ -161,8 +202,9 @@ pub fn preview(tokenizer: &Tokenizer, encoded: &Example) -> Result<String> {
 }
 
 /// Text pieces with and without loss; neighbours of one kind are joined before encoding, as tokens may span them.
-#[derive(Default)]
 struct Segments {
+    /// What is an added token in them.
+    added: Added,
     /// Text and whether it carries loss.
     texts: Vec<(String, bool)>,
     /// Where rounds begin, and what is said in them: segment and byte in it, in turn.
@@ -184,20 +226,20 @@ impl Segments {
         self.marks.push(place);
     }
 
-    fn encode(self, tokenizer: &Tokenizer) -> Result<Example> {
+    fn encode(self, tokenizer: &Tokenizer) -> Example {
         let mut example = Example::default();
         let mut starts = Vec::with_capacity(self.marks.len());
         let mut marks = self.marks.into_iter().peekable();
         for (idx, (text, trained)) in self.texts.iter().enumerate() {
             let first = example.input_ids.len();
-            example.input_ids.extend(tokenizer.encode(text)?);
+            example.input_ids.extend(tokenizer.ids(text, self.added));
             let ids = &example.input_ids[first..];
             while let Some((_, at)) = marks.next_if(|(segment, _)| *segment == idx) {
                 // Tokens before a mark are those of the text before it: marks stand where words part.
                 let before = if at == text.len() {
                     ids.len()
                 } else {
-                    tokenizer.count(&text[..at])?
+                    tokenizer.n_ids(&text[..at], self.added)
                 };
                 starts.push(first + before);
             }
@@ -213,7 +255,7 @@ impl Segments {
             .iter()
             .map(|&[start, said]| Round { start, said })
             .collect();
-        Ok(example)
+        example
     }
 }
 
@@ -254,7 +296,8 @@ fn push_answer(segments: &mut Segments, answer: &Turn, is_last: bool, options: &
         segments.push(&part.text, part.is_trained);
     }
     // 2. its end
-    if !(is_last && said.ends_with(TURN_END)) {
+    let ends_itself = options.contents == Contents::AsMsSwift && said.ends_with(TURN_END);
+    if !(is_last && ends_itself) {
         let is_trained = is_trained(answer.parts.last()) || is_last;
         segments.push(&format!("{TURN_END}\n"), is_trained);
     }

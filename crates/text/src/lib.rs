@@ -26,6 +26,7 @@ mod tokenizer_file;
 mod vocab;
 mod word_cache;
 mod words;
+mod written_tokens;
 
 pub use chat_encoder::{ChatEncoder, PromptOptions};
 pub use chat_template::{ChatTemplate, RenderOptions};
@@ -35,3 +36,4 @@ pub use example::{Example, IGNORE, Origin, Round};
 pub use persona::{Persona, PersonaProfile, ProfileValues};
 pub use stream::StreamDecoder;
 pub use tokenizer::{ADDED_TOKENS, SamplingMask, Tokenizer, WordPattern};
+pub use written_tokens::WrittenTokens;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::added_tokens::{AddedTokens, Piece};
+use crate::added_tokens::{Added, AddedTokens, Piece};
 use crate::bpe::{Bytes, WordEncoder};
 use crate::bpe_file::{Merges, Model, Tokens};
 use crate::bpe_trainer;
@@ -20,7 +20,7 @@ use crate::word_cache::CacheKey;
 use crate::words::WordSplitter;
 
 /// The 33 added tokens of Qwen3.5 in id order, and whether each is special (left out when a reply is decoded).
-/// In any text each is one token, special or not.
+/// In a template's text each is one token, special or not; in what people write each is text (docs/conversation.md).
 pub const ADDED_TOKENS: [(&str, bool); 33] = [
     ("<|endoftext|>", true),
     ("<|im_start|>", true),
@@ -194,24 +194,33 @@ impl Tokenizer {
         }
     }
 
-    /// Ids of `text`; nothing is put in front or behind, and added tokens written in the text become their ids.
+    /// Ids of `text`; nothing is put in front or behind, and added tokens written in the text become their ids: for a whole text with the
+    /// marks of its template. What people say goes through [`ChatEncoder`](crate::ChatEncoder) and [`labels`](crate::labels).
     ///
     /// # Errors
     /// None: every text has ids.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        Ok(self.ids(text, None))
+        Ok(self.ids(text, Added::All))
     }
 
-    /// As [`Tokenizer::encode`], but what would be an added token without the `mark` in it is text; marks give nothing.
-    pub(crate) fn encode_marked(&self, text: &str, mark: char) -> Result<Vec<u32>> {
-        Ok(self.ids(text, Some(mark)))
+    /// Ids of `text` as somebody wrote it: added tokens in it are text, to the letter.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_ordinary(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.ids(text, Added::Nothing))
     }
 
-    fn ids(&self, text: &str, mark: Option<char>) -> Vec<u32> {
+    /// What somebody wrote, in a form that is no added token between a template's own ([`Added::Unescaped`]).
+    pub(crate) fn escape(&self, text: &str) -> String {
+        self.inner.added.escape(text)
+    }
+
+    pub(crate) fn ids(&self, text: &str, added: Added) -> Vec<u32> {
         let (splitter, encoder) = (self.inner.splitter, self.word_encoder());
         self.inner.cache.with(|cache| {
             let mut ids = Vec::with_capacity(text.len() / 3);
-            self.inner.added.cut(text, mark, |piece| match piece {
+            self.inner.added.cut(text, added, |piece| match piece {
                 Piece::Text(text) => cache.append(text.as_bytes(), splitter, encoder, &mut ids),
                 Piece::Token(id) => ids.push(id),
             });
@@ -219,20 +228,36 @@ impl Tokenizer {
         })
     }
 
-    /// Number of ids of `text`.
+    /// Number of ids that [`Tokenizer::encode`] gives for `text`.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn count(&self, text: &str) -> Result<usize> {
+        Ok(self.n_ids(text, Added::All))
+    }
+
+    pub(crate) fn n_ids(&self, text: &str, added: Added) -> usize {
         let (splitter, encoder) = (self.inner.splitter, self.word_encoder());
-        Ok(self.inner.cache.with(|cache| {
+        self.inner.cache.with(|cache| {
             let mut count = 0;
-            self.inner.added.cut(text, None, |piece| match piece {
+            self.inner.added.cut(text, added, |piece| match piece {
                 Piece::Text(text) => count += cache.count(text.as_bytes(), splitter, encoder),
                 Piece::Token(_) => count += 1,
             });
             count
-        }))
+        })
+    }
+
+    /// Gives the added tokens that a text spells, in order.
+    pub(crate) fn spelt_tokens(&self, text: &str, mut each: impl FnMut(&str)) {
+        let added = &self.inner.added;
+        added.cut(text, Added::All, |piece| {
+            if let Piece::Token(id) = piece
+                && let Some(token) = added.get(id)
+            {
+                each(&token.content);
+            }
+        });
     }
 
     /// Text of `ids`; bytes that are no UTF-8 become U+FFFD, ids without a token (padding of the embedding) give nothing,
@@ -384,7 +409,7 @@ impl Tokenizer {
 
     /// Adds the words of `text`, as bytes, to the counts; added tokens in the text are no words.
     fn count_words(&self, text: &str, words: &mut BTreeMap<Vec<u8>, u64>) {
-        self.inner.added.cut(text, None, |piece| {
+        self.inner.added.cut(text, Added::All, |piece| {
             let Piece::Text(text) = piece else { return };
             let (text, mut start) = (text.as_bytes(), 0);
             while start < text.len() {

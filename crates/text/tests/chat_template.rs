@@ -6,6 +6,7 @@ mod common;
 
 use common::{fixture, json_lines, messages, tiny};
 use serde_json::{Value, json};
+use text::labels::{LossScale, sft};
 use text::{ChatEncoder, ChatTemplate, Conversation, Error, Message, PromptOptions, RenderOptions};
 
 fn options(case: &Value) -> RenderOptions {
@@ -99,10 +100,7 @@ fn prompts_for_each_reply_begin_the_whole_conversation() {
     let mut n_checked = 0;
     for (name, messages) in conversations() {
         let conversation = Conversation::new(messages.clone());
-        let whole = encoder
-            .template()
-            .render(&conversation, &RenderOptions::default());
-        let whole = encoder.tokenizer().encode(&whole.unwrap()).unwrap();
+        let whole = sft(encoder.tokenizer(), &conversation, LossScale::default()).unwrap();
         for (n, message) in messages.iter().enumerate() {
             // With thinking off a reply has no thoughts; an answer that goes on has no prompt of its own.
             let goes_on = n > 0 && messages[n - 1].role == text::Role::Assistant;
@@ -113,7 +111,7 @@ fn prompts_for_each_reply_begin_the_whole_conversation() {
             }
             let before = Conversation::new(messages[..n].to_vec());
             let prompt = encoder.prompt(&before, PromptOptions::default()).unwrap();
-            assert!(whole.starts_with(&prompt), "{name}: reply {n}");
+            assert!(whole.input_ids.starts_with(&prompt), "{name}: reply {n}");
             n_checked += 1;
         }
     }

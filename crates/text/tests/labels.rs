@@ -5,7 +5,7 @@
 mod common;
 
 use common::{fixture, json_lines, recorded_conversation, tiny};
-use text::labels::{LossScale, preview, pt, sft, text_bytes};
+use text::labels::{Contents, LossScale, SftOptions, preview, pt, pt_with_end, sft, text_bytes};
 use text::{ChatTemplate, Conversation, Error, Example, IGNORE, Message, RenderOptions, Tokenizer};
 
 fn messages() -> [Message; 5] {
@@ -22,6 +22,14 @@ fn conversation() -> Conversation {
     Conversation::new(messages())
 }
 
+/// As the recorded rows were made, some of whose contents spell added tokens.
+fn as_recorded() -> SftOptions<'static> {
+    SftOptions {
+        contents: Contents::AsMsSwift,
+        ..SftOptions::default()
+    }
+}
+
 /// The text under loss, without what is masked.
 fn trained(tokenizer: &Tokenizer, encoded: &Example) -> String {
     let ids: Vec<u32> = encoded.trained_ids().collect();
@@ -36,12 +44,7 @@ fn recorded_texts_are_encoded_whole() {
             continue;
         }
         let name = case["name"].as_str().unwrap();
-        let encoded = sft(
-            &tokenizer,
-            &recorded_conversation(&case),
-            LossScale::default(),
-        )
-        .unwrap();
+        let encoded = sft(&tokenizer, &recorded_conversation(&case), as_recorded()).unwrap();
         let text = tokenizer.decode(&encoded.input_ids, false).unwrap();
         assert_eq!(text, case["text"].as_str().unwrap(), "{name}");
     }
@@ -58,16 +61,35 @@ fn recorded_answers_carry_the_loss() {
         if expect.contains('\u{fffd}') {
             continue;
         }
-        let encoded = sft(
-            &tokenizer,
-            &recorded_conversation(&case),
-            LossScale::default(),
-        )
-        .unwrap();
+        let encoded = sft(&tokenizer, &recorded_conversation(&case), as_recorded()).unwrap();
         assert_eq!(trained(&tokenizer, &encoded), expect.replace('·', ""));
         n_checked += 1;
     }
     assert_eq!(n_checked, 15);
+}
+
+/// Where they do not, ours are ms-swift's to the id: template and contents are encoded as one text.
+#[test]
+fn rows_differ_from_the_recorded_ones_only_where_contents_spell_added_tokens() {
+    let tokenizer = tiny();
+    let mut differ = Vec::new();
+    for case in json_lines(&fixture("sft_label_cases.jsonl")) {
+        let conversation = recorded_conversation(&case);
+        let recorded = sft(&tokenizer, &conversation, as_recorded()).unwrap();
+        if sft(&tokenizer, &conversation, LossScale::default()).unwrap() != recorded {
+            differ.push(case["name"].as_str().unwrap().to_owned());
+        }
+    }
+    assert_eq!(
+        differ,
+        ["answer ends with im_end text", "tools and tool call"]
+    );
+    for case in json_lines(&fixture("pt_cases.jsonl")) {
+        let text = case["messages"][0]["content"].as_str().unwrap();
+        let encode = |contents| pt_with_end(&tokenizer, text, tokenizer.eos(), contents).unwrap();
+        let is_same = encode(Contents::AreText) == encode(Contents::AsMsSwift);
+        assert_eq!(is_same, !text.contains("<|endoftext|>"), "{text}");
+    }
 }
 
 #[test]

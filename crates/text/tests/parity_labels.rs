@@ -6,7 +6,7 @@ mod common;
 
 use common::{fixture, ids, json_lines, labels, messages, recorded_conversation, shared};
 use serde_json::Value;
-use text::labels::{LossScale, SftOptions, preview, pt_with_end, sft};
+use text::labels::{Contents, LossScale, SftOptions, preview, pt_with_end, sft};
 use text::{ChatTemplate, Conversation, Example, RenderOptions, Tokenizer};
 
 fn tokenizer() -> Option<Tokenizer> {
@@ -59,6 +59,7 @@ fn conversations_are_labelled_as_recorded_in_every_variant() {
                 loss_scale,
                 empty_think_prefix,
                 tools: tools.map(|t| (&template, t.as_slice())),
+                contents: Contents::AsMsSwift,
             };
             let mut got = sft(&tokenizer, &recorded_conversation(case), options).unwrap();
             if let Some(max_length) = case.get("max_length").and_then(Value::as_u64) {
@@ -122,7 +123,7 @@ fn documents_are_labelled_as_recorded_with_both_ends() {
         let end_id = tokenizer.id(case["eos_token"].as_str().unwrap()).unwrap();
         ends.insert(end_id);
         let text = case["messages"][0]["content"].as_str().unwrap();
-        let mut got = pt_with_end(&tokenizer, text, end_id).unwrap();
+        let mut got = pt_with_end(&tokenizer, text, end_id, Contents::AsMsSwift).unwrap();
         let max_length = case["max_length"].as_u64().unwrap() as usize;
         got.input_ids.truncate(max_length);
         got.labels.truncate(max_length);

@@ -144,7 +144,7 @@ fn build_all(
     };
     let report = match build(
         &request,
-        crate::Counters::same(&|text| text.chars().count()),
+        crate::Counters::of_rules(&|text| text.chars().count()),
         &|_| {},
     ) {
         Ok(report) => report,
