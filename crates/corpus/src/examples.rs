@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use text::labels::{self, LossScale};
-use text::{Conversation, Example, IGNORE, Message, Role, Tokenizer, pack};
+use text::{Conversation, Example, IGNORE, Message, Role, Tokenizer, WrittenTokens, pack};
 
 use crate::error::{Error, Result, shorten};
 use crate::foreign;
@@ -55,6 +55,8 @@ pub struct SourceExample {
     pub text: String,
     /// The messages, for rows that have them.
     pub messages: Vec<Message>,
+    /// Added tokens that the row's contents spell: they are encoded as text.
+    pub written: WrittenTokens,
     /// Scene that the row comes from, where a manifest says so.
     pub scene: Option<String>,
     /// Side of the split in this language; `Train` without a split.
@@ -68,6 +70,7 @@ impl SourceExample {
             encoded,
             text: String::new(),
             messages: Vec::new(),
+            written: WrittenTokens::default(),
             scene: None,
             side: Side::Train,
         }
@@ -96,6 +99,15 @@ pub struct Examples {
     pub notes: RowNotes,
 }
 
+impl Examples {
+    fn extend(&mut self, examples: Vec<SourceExample>) {
+        for example in &examples {
+            self.notes.add_written(&example.written);
+        }
+        self.examples.extend(examples);
+    }
+}
+
 /// Examples of one file, in order. The language is the file's name where it is a language code.
 ///
 /// # Errors
@@ -114,7 +126,7 @@ pub fn of_file(path: &Path, encoding: Encoding<'_>) -> Result<Examples> {
         for row in read {
             match row {
                 Ok((examples, remarks)) => {
-                    all.examples.extend(examples);
+                    all.extend(examples);
                     all.notes.add(remarks);
                 }
                 Err(row) => bad.add(row),
@@ -183,6 +195,7 @@ fn encode(
             let mut encoded = labels::pt(tokenizer, &text).map_err(|error| error.to_string())?;
             encoded.origin.bytes = labels::text_bytes(tokenizer, &encoded);
             Ok(vec![SourceExample {
+                written: WrittenTokens::of_text(tokenizer, &text),
                 text,
                 ..SourceExample::new(encoded)
             }])
@@ -226,11 +239,17 @@ fn conversation(
         let said: Vec<&str> = said.map(|message| message.content.as_str()).collect();
         said.join("\n")
     };
-    let encoded = match encoding.stage {
-        TrainingStage::Cpt => labels::pt(tokenizer, &joined(&|_| true)),
+    let (encoded, written) = match encoding.stage {
+        TrainingStage::Cpt => {
+            let document = joined(&|_| true);
+            let written = WrittenTokens::of_text(tokenizer, &document);
+            (labels::pt(tokenizer, &document), written)
+        }
         TrainingStage::Sft => {
             let conversation = Conversation::new(messages.iter().cloned());
-            labels::sft(tokenizer, &conversation, encoding.loss_scale)
+            let written = WrittenTokens::of_conversation(tokenizer, &conversation);
+            let encoded = labels::sft(tokenizer, &conversation, encoding.loss_scale);
+            (encoded, written)
         }
     };
     let mut encoded = encoded.map_err(|error| error.to_string())?;
@@ -241,6 +260,7 @@ fn conversation(
     Ok(SourceExample {
         text: joined(&|role| role == Role::Assistant),
         messages,
+        written,
         ..SourceExample::new(encoded)
     })
 }
@@ -258,10 +278,9 @@ pub fn source(path: &Path, split: Option<&Split>, encoding: Encoding<'_>) -> Res
             .filter(|row| row.side == Side::Train || row.side.is_held_out())
             .map(|row| of_built(row, path, encoding))
             .collect::<Result<Vec<_>>>()?;
-        return Ok(Examples {
-            examples,
-            notes: RowNotes::default(),
-        });
+        let mut all = Examples::default();
+        all.extend(examples);
+        return Ok(all);
     }
     if split.is_some() {
         return Err(Error::NotOfTheSplit {

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use text::WrittenTokens;
+
 use crate::error::shorten;
 
 /// Something about a row that its owner may not have meant.
@@ -45,11 +47,14 @@ impl Remark {
 
 /// Keys that one sentence names.
 const KEYS_NAMED: usize = 12;
+/// Control tokens that one sentence names: all of Qwen's.
+const TOKENS_NAMED: usize = text::ADDED_TOKENS.len();
 
 /// Remarks on rows, counted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RowNotes {
     n_rows: BTreeMap<Remark, u64>,
+    written: WrittenTokens,
 }
 
 impl RowNotes {
@@ -66,6 +71,12 @@ impl RowNotes {
         for (remark, n) in others.n_rows {
             *self.n_rows.entry(remark).or_default() += n;
         }
+        self.written.append(&others.written);
+    }
+
+    /// Counts added tokens that the contents of a row spell.
+    pub fn add_written(&mut self, written: &WrittenTokens) {
+        self.written.append(written);
     }
 
     /// A sentence for each remark; keys that nothing is like and that equally many rows have share one.
@@ -117,8 +128,31 @@ impl RowNotes {
                 place(in_message)
             ));
         }
+        lines.extend(written_line(&self.written));
         lines
     }
+}
+
+/// A sentence on the added tokens that contents spell, the most frequent first.
+fn written_line(written: &WrittenTokens) -> Option<String> {
+    let mut tokens: Vec<(&str, u64)> = written.iter().collect();
+    if tokens.is_empty() {
+        return None;
+    }
+    tokens.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
+    let n_others = tokens.len().saturating_sub(TOKENS_NAMED);
+    let named = tokens.into_iter().take(TOKENS_NAMED);
+    let named = named.map(|(token, n)| match n {
+        1 => format!("`{}` once", shorten(token, 40)),
+        n => format!("`{}` {n} times", shorten(token, 40)),
+    });
+    let mut named = named.collect::<Vec<_>>().join(", ");
+    if n_others > 0 {
+        named.push_str(&format!(" and {n_others} others"));
+    }
+    Some(format!(
+        "the contents spell control tokens: {named}; there they are text and no tokens (docs/conversation.md)"
+    ))
 }
 
 fn rows(n: u64) -> String {

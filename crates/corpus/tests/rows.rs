@@ -11,7 +11,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use text::labels::LossScale;
-use text::{Example, IGNORE, Tokenizer};
+use text::{ADDED_TOKENS, Example, IGNORE, Tokenizer};
 
 fn tokenizer() -> Tokenizer {
     let words = "Say hi. Where is the boat? Gone. You are Bo, the ferryman. Ask the river.";
@@ -1174,6 +1174,59 @@ fn pre_training_takes_texts_and_what_is_said_in_conversations() {
             .to_string()
             .contains("`messages` and `text`")
     );
+}
+
+#[test]
+fn control_tokens_in_rows_are_text_and_told_with_their_counts() {
+    let rows = Rows::new();
+    let added = |example: &Example| -> Vec<u32> {
+        let ids = example.input_ids.iter().copied();
+        ids.filter(|id| rows.tokenizer.is_added(*id)).collect()
+    };
+    let conversation = |said: &str| {
+        let messages = json!([
+            system(said),
+            user(said),
+            assistant(said),
+            user("b"),
+            assistant(said)
+        ]);
+        json!({ "messages": messages })
+    };
+    let line = |token: &str, times: &str| {
+        format!(
+            "the contents spell control tokens: `{token}` {times}; there they are text and no tokens (docs/conversation.md)"
+        )
+    };
+    let honest = rows.ids(&conversation("hi"));
+    for (token, _) in ADDED_TOKENS {
+        let said = format!("a {token} b");
+        let read = rows
+            .of(&[conversation(&said), conversation(&said)])
+            .unwrap();
+        assert_eq!(read.notes.lines(), [line(token, "8 times")]);
+        for example in encoded(read) {
+            assert_eq!(added(&example), added(&honest[0]), "{said}");
+            assert!(example.n_trained() > honest[0].n_trained(), "{said}");
+        }
+        for document in [
+            json!({ "text": said }),
+            json!({ "messages": [user("b"), assistant(&said)] }),
+        ] {
+            let path = rows.put("p.jsonl", document.to_string());
+            let read = examples::source(&path, None, rows.encoding(TrainingStage::Cpt)).unwrap();
+            assert_eq!(read.notes.lines(), [line(token, "once")]);
+            let eos = rows.tokenizer.eos();
+            assert_eq!(added(&encoded(read)[0]), [eos], "{document}");
+        }
+    }
+    // The marks of thoughts are the rules' own, and ids are what they are.
+    let ids = rows.tokenizer.encode("a<|im_end|>").unwrap();
+    let quiet = [
+        json!({ "messages": [user("b"), assistant("<think>hm</think>a")] }),
+        json!({ "input_ids": ids, "labels": ids }),
+    ];
+    assert!(rows.of(&quiet).unwrap().notes.lines().is_empty());
 }
 
 #[test]

@@ -40,6 +40,33 @@ fn train(rows: &str, more: &str) -> (String, f64) {
 }
 
 #[test]
+fn control_tokens_are_told_before_rows_are_trained_shown_or_encoded() {
+    let row = "{\"messages\":[{\"role\":\"user\",\"content\":\"<think> <think>\"},{\"role\":\"assistant\",\"content\":\"a<|im_end|>\"}]}\n";
+    let expect = "the contents spell control tokens: `<think>` 2 times, `<|im_end|>` once; ";
+    let (said, _) = train(row, "");
+    assert!(said.contains(expect), "{said}");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("rows.jsonl");
+    std::fs::write(&path, row).unwrap();
+    let (path, model) = (path.to_str().unwrap(), model());
+    for command in ["encode", "peek"] {
+        let args = [
+            "corpus",
+            command,
+            path,
+            "--stage",
+            "sft",
+            "--tokenizer",
+            &model,
+        ];
+        let output = cyrene(&args);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let said = stderr(&output);
+        assert!(said.contains(expect), "{command}: {said}");
+    }
+}
+
+#[test]
 fn packed_row_trains_as_its_documents_do_apart() {
     let ids = "\"input_ids\":[10,20,30,40,50,60,70,80],\"labels\":[-100,20,30,40,-100,60,70,80]";
     let apart = "{\"input_ids\":[10,20,30,40],\"labels\":[-100,20,30,40]}\n{\"input_ids\":[50,60,70,80],\"labels\":[-100,60,70,80]}\n";

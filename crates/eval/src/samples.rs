@@ -84,7 +84,7 @@ pub fn sample(row: &SourceExample) -> Option<Sample> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use text::Example;
+    use text::{Example, WrittenTokens};
 
     fn row(id: u32, language: &str, side: Side) -> SourceExample {
         let mut encoded = Example::document(vec![id; 4], vec![id as i32; 4]);
@@ -96,6 +96,7 @@ mod tests {
             side,
             text: String::new(),
             messages: Vec::new(),
+            written: WrittenTokens::default(),
         }
     }
 

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::io::IsTerminal;
 
 use anyhow::Result;
-use corpus::Language;
 use corpus::examples::{self, SampleRequest, SampledExample};
 use corpus::pages::peek::{self as pages, Shown};
 use corpus::pages::peek_text::{Style, legend, paint, painted};
 use corpus::peek::{Span, spans};
 use corpus::split::Split;
+use corpus::{Language, RowNotes};
 use text::Tokenizer;
 
 use super::encode::encoding;
@@ -55,6 +55,11 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
             language.map_or(String::new(), |l| format!(" in {l}"))
         );
     }
+    let mut notes = RowNotes::default();
+    for one in &sample {
+        notes.add_written(&one.example.written);
+    }
+    notes.lines().iter().for_each(|line| ui.note(line));
     let style = match !args.no_color
         && env::get(env::NO_COLOR).is_none()
         && std::io::stdout().is_terminal()
