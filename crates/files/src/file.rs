@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use crate::error::{During, Result};
+use crate::outside;
 use crate::slot::{Slot, unfinished_file};
 use crate::sync::{parent, sync_folder};
 
@@ -24,7 +25,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 /// # Errors
 /// Names the file that cannot be read or written.
 pub fn copy(from: &Path, to: &Path) -> Result<()> {
-    let mut source = File::open(from).during("read", from)?;
+    let mut source = outside::open(from).during("read", from)?;
     let mut target = NewFile::create(to)?;
     let mut buffer = vec![0; 1 << 20];
     loop {

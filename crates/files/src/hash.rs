@@ -1,12 +1,12 @@
 //! SHA-256 of bytes and files, and hex.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
 use crate::error::{During, Result};
+use crate::outside;
 
 /// Lower-case hex digits, two a byte.
 pub fn hex(bytes: &[u8]) -> String {
@@ -35,7 +35,7 @@ pub fn sha256_of(path: &Path) -> Result<String> {
 /// # Errors
 /// Names the file that cannot be read.
 pub fn digest_file<D: Digest>(mut hash: D, path: &Path) -> Result<String> {
-    let mut file = File::open(path).during("read", path)?;
+    let mut file = outside::open(path).during("read", path)?;
     let mut buffer = vec![0; 1 << 20];
     loop {
         let n = file.read(&mut buffer).during("read", path)?;

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::error::{During, Result};
 use crate::file;
 use crate::hash::{sha256, sha256_of};
+use crate::outside;
 
 /// Name of the list: a line a file, in the form that `sha256sum -c` reads.
 pub const SUMS: &str = "SHA256SUMS";
@@ -80,7 +81,7 @@ pub fn write_sums(folder: &Path) -> Result<()> {
 /// Names the file that cannot be read for another reason than that it is gone.
 pub fn check_sums(folder: &Path) -> Result<Wholeness> {
     let path = folder.join(SUMS);
-    let list = match fs::read(&path) {
+    let list = match outside::read(&path, outside::MOST_SETTINGS_BYTES) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Ok(Wholeness::Unlisted);
         }
