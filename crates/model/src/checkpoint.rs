@@ -4,10 +4,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use files::NewFolder;
+use files::{FileName, NewFolder, outside};
 use kernel::tensor::Storage;
 use kernel::{DType, Device, Tensor};
 use memmap2::Mmap;
@@ -22,6 +22,8 @@ use crate::{Error, Result};
 compile_error!("safetensors are little-endian and are read and written by plain copies");
 
 const INDEX: &str = "model.safetensors.index.json";
+/// The only file of an adapter's weights.
+pub(crate) const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 
 /// How to write a checkpoint.
 #[derive(Debug, Clone)]
@@ -69,6 +71,27 @@ pub fn copy_companions(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Refuses a folder of weights, of a model or an adapter, with numbers that are none.
+///
+/// # Errors
+/// [`Error::NotFinite`] with the first tensor that holds NaN or infinities; the folder cannot be read.
+pub fn check_finite(folder: &Path) -> Result<()> {
+    let adapter = FileName::of_ours(ADAPTER_WEIGHTS);
+    let source = match adapter.within(folder).exists() {
+        true => Checkpoint::open_files(folder, &[adapter])?,
+        false => Checkpoint::open(folder)?,
+    };
+    for name in source.names() {
+        if !view_is_finite(source.require(name)?) {
+            return Err(Error::NotFinite {
+                name: name.to_owned(),
+                place: source.path_of(name).display().to_string(),
+            });
+        }
+    }
+    Ok(())
+}
+
 /// A tensor of a mapped file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct View<'a> {
@@ -95,28 +118,35 @@ struct Entry {
 }
 
 impl Checkpoint {
-    /// Maps `model.safetensors`, or all files that the index names.
+    /// Maps `model.safetensors`, or all files that the index names, which lie beside it.
     ///
     /// # Errors
     /// [`Error::NoModel`] with the first missing file, [`Error::Safetensors`], [`Error::MissingTensor`] for one that only the index knows.
     pub fn open(dir: &Path) -> Result<Self> {
         let index_path = dir.join(INDEX);
-        if !index_path.is_file() {
-            return Checkpoint::open_files(dir, &["model.safetensors".to_owned()]);
+        if !index_path.exists() {
+            let only = FileName::of_ours("model.safetensors");
+            return Checkpoint::open_files(dir, &[only]);
         }
         let index = read_json(&index_path)?;
+        let bad_index = |detail: String| Error::Index {
+            path: index_path.clone(),
+            detail,
+        };
         let weight_map = index
             .get("weight_map")
             .and_then(Value::as_object)
-            .ok_or_else(|| Error::Safetensors {
-                path: index_path,
-                detail: "no weight_map".to_owned(),
+            .ok_or_else(|| bad_index("there is no `weight_map`".to_owned()))?;
+        let mut names = BTreeSet::new();
+        for (tensor, file) in weight_map {
+            let file = file.as_str().ok_or_else(|| {
+                bad_index(format!(
+                    "the file of `{tensor}` is {file}, which is no text"
+                ))
             })?;
-        let files: BTreeSet<String> = weight_map
-            .values()
-            .filter_map(|file| file.as_str().map(str::to_owned))
-            .collect();
-        let checkpoint = Checkpoint::open_files(dir, &Vec::from_iter(files))?;
+            names.insert(FileName::parse(file).map_err(|error| bad_index(error.to_string()))?);
+        }
+        let checkpoint = Checkpoint::open_files(dir, &Vec::from_iter(names))?;
         match weight_map
             .keys()
             .find(|name| checkpoint.get(name).is_none())
@@ -126,22 +156,22 @@ impl Checkpoint {
         }
     }
 
-    /// Maps the named files of `dir`.
-    pub fn open_files(dir: &Path, names: &[String]) -> Result<Self> {
+    /// Maps the named files of `dir`, each a regular file.
+    pub fn open_files(dir: &Path, names: &[FileName]) -> Result<Self> {
         let mut checkpoint = Checkpoint {
             dir: dir.to_owned(),
             files: Vec::new(),
             entries: BTreeMap::new(),
         };
         for name in names {
-            let path = dir.join(name);
-            if !path.is_file() {
-                return Err(Error::NoModel {
+            let path = name.within(dir);
+            let file = outside::open(&path).map_err(|source| match source.kind() {
+                ErrorKind::NotFound => Error::NoModel {
                     dir: dir.to_owned(),
-                    missing: name.clone(),
-                });
-            }
-            let file = File::open(&path).map_err(Error::io("open", &path))?;
+                    missing: name.to_string(),
+                },
+                _ => Error::io("open", &path)(source),
+            })?;
             let map = map(&file).map_err(Error::io("map", &path))?;
             checkpoint.add(path, map)?;
         }
@@ -494,6 +524,70 @@ mod tests {
     use half::{bf16, f16};
 
     use super::*;
+
+    /// A folder whose index names `file`, beside a folder of whole weights `outside`.
+    fn index_of(dir: &Path, file: &str) -> PathBuf {
+        let folder = dir.join("model");
+        fs::create_dir_all(&folder).unwrap();
+        let planned = vec![Planned {
+            name: "x".to_owned(),
+            dtype: Dtype::F32,
+            shape: vec![1],
+        }];
+        let mut writer = Writer::create(&dir.join("outside"), "model", planned, 100).unwrap();
+        writer.put("x", &[0; 4]).unwrap();
+        writer.commit().unwrap();
+        let index = json!({"weight_map": {"x": file}}).to_string();
+        fs::write(folder.join(INDEX), index).unwrap();
+        folder
+    }
+
+    #[test]
+    fn index_that_leads_out_of_its_folder_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let absolute = dir.path().join("outside/model.safetensors");
+        for file in [
+            "../outside/model.safetensors",
+            absolute.to_str().unwrap(),
+            "..\\outside\\model.safetensors",
+            "..",
+            "",
+        ] {
+            let folder = index_of(dir.path(), file);
+            let error = Checkpoint::open(&folder).unwrap_err().to_string();
+            assert!(error.contains("no plain file name"), "{error}");
+            assert!(error.contains(INDEX), "{error}");
+        }
+        let folder = index_of(dir.path(), "a");
+        fs::write(folder.join(INDEX), r#"{"weight_map": {"x": 3}}"#).unwrap();
+        let error = Checkpoint::open(&folder).unwrap_err().to_string();
+        assert!(error.contains("the file of `x` is 3"), "{error}");
+    }
+
+    #[test]
+    fn index_that_names_something_else_than_a_file_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = index_of(dir.path(), "weights");
+        let error = || Checkpoint::open(&folder).unwrap_err().to_string();
+        assert!(error().contains("`weights` is missing"), "{}", error());
+        fs::create_dir(folder.join("weights")).unwrap();
+        assert!(error().contains("weights: it is a folder"), "{}", error());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn weights_that_are_a_device_or_a_link_to_one_are_refused_and_a_link_to_a_file_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = index_of(dir.path(), "weights");
+        let weights = folder.join("weights");
+        std::os::unix::fs::symlink("/dev/zero", &weights).unwrap();
+        let error = Checkpoint::open(&folder).unwrap_err().to_string();
+        assert!(error.contains("weights: it is a device"), "{error}");
+        fs::remove_file(&weights).unwrap();
+        // As the Hub's cache has them.
+        std::os::unix::fs::symlink(dir.path().join("outside/model.safetensors"), &weights).unwrap();
+        assert!(Checkpoint::open(&folder).unwrap().get("x").is_some());
+    }
 
     /// Elements of a type that are finite, and some that are not.
     fn check(dtype: Dtype, finite: &[&[u8]], others: &[&[u8]]) {

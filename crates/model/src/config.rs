@@ -1,14 +1,34 @@
 //! The text model's numbers out of a Hugging Face `config.json`, and the JSON itself, carried through every save.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 
+use files::outside;
 use kernel::DType;
 use serde_json::{Map, Value};
 
 use crate::{Error, Result};
 
+/// What a count can be, far beyond every released model: within these no product of two widths, summed over all layers, overflows.
+static COUNTS: [(&str, RangeInclusive<u64>); 11] = [
+    ("vocab_size", 1..=1 << 24),
+    ("hidden_size", 1..=1 << 18),
+    ("intermediate_size", 1..=1 << 20),
+    ("num_hidden_layers", 1..=1024),
+    ("num_attention_heads", 1..=4096),
+    ("num_key_value_heads", 1..=4096),
+    ("head_dim", 1..=4096),
+    ("linear_num_key_heads", 1..=4096),
+    ("linear_key_head_dim", 1..=4096),
+    ("linear_num_value_heads", 1..=4096),
+    ("linear_value_head_dim", 1..=4096),
+];
+
 /// Width of the causal convolution that the kernels implement.
 pub(crate) const CONV_WIDTH: usize = 4;
+
+/// Longest context that a model can be made for: positions are counted in f32, exactly up to here.
+const MOST_POSITIONS: f64 = (1 << 24) as f64;
 
 /// Which mixer a layer has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +96,7 @@ impl Config {
     /// [`Error::NoModel`] if it is absent, [`Error::Json`], and those of [`Config::from_json`].
     pub fn load(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
-        if !path.is_file() {
+        if !path.exists() {
             return Err(Error::NoModel {
                 dir: dir.to_owned(),
                 missing: "config.json".to_owned(),
@@ -133,10 +153,15 @@ impl Config {
             linear_key_head_dim: count(text, "linear_key_head_dim")?,
             linear_num_value_heads: count(text, "linear_num_value_heads")?,
             linear_value_head_dim: count(text, "linear_value_head_dim")?,
-            rms_norm_eps: number(text, "rms_norm_eps", 1e-6)? as f32,
+            rms_norm_eps: number(text, "rms_norm_eps", 1e-6, 0.0..=1.0)? as f32,
             tie_word_embeddings,
-            initializer_range: number(text, "initializer_range", 0.02)?,
-            max_position_embeddings: number(text, "max_position_embeddings", 262_144.0)? as usize,
+            initializer_range: number(text, "initializer_range", 0.02, 0.0..=100.0)?,
+            max_position_embeddings: number(
+                text,
+                "max_position_embeddings",
+                262_144.0,
+                1.0..=MOST_POSITIONS,
+            )? as usize,
             form,
             raw: json.clone(),
         };
@@ -168,7 +193,8 @@ impl Config {
             let ids = ids.into_iter();
             ids.filter_map(|id| u32::try_from(id).ok()).collect()
         };
-        let generation = std::fs::read(dir.join("generation_config.json")).ok();
+        let path = dir.join("generation_config.json");
+        let generation = outside::read(&path, outside::MOST_SETTINGS_BYTES).ok();
         let generation = generation.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
         let of_generation = generation.map(|config| read(&config["eos_token_id"]));
         match of_generation.filter(|ids| !ids.is_empty()) {
@@ -227,7 +253,8 @@ impl Config {
 }
 
 pub(crate) fn read_json(path: &Path) -> Result<Value> {
-    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    let bytes = outside::read(path, outside::MOST_SETTINGS_BYTES);
+    let bytes = bytes.map_err(Error::io("read", path))?;
     serde_json::from_slice(&bytes).map_err(|source| Error::Json {
         path: path.to_owned(),
         source,
@@ -295,16 +322,19 @@ fn rope(text: &Map<String, Value>) -> Result<(f64, f64)> {
     let partial = get("partial_rotary_factor")
         .and_then(Value::as_f64)
         .unwrap_or(0.25);
-    Ok((theta, partial))
+    Ok((
+        within("rope_parameters.rope_theta", theta, 1.0..=1e18)?,
+        within("rope_parameters.partial_rotary_factor", partial, 0.0..=1.0)?,
+    ))
 }
 
 /// `layer_types`, or every `full_attention_interval`-th layer full.
 fn layer_types(text: &Map<String, Value>) -> Result<Vec<LayerType>> {
     let n_layers = count(text, "num_hidden_layers")?;
     let Some(listed) = text.get("layer_types").and_then(Value::as_array) else {
-        let interval = number(text, "full_attention_interval", 4.0)? as usize;
+        let interval = number(text, "full_attention_interval", 4.0, 1.0..=1024.0)? as usize;
         return Ok((1..=n_layers)
-            .map(|number| match number % interval.max(1) {
+            .map(|number| match number % interval {
                 0 => LayerType::Full,
                 _ => LayerType::Linear,
             })
@@ -332,17 +362,41 @@ fn layer_types(text: &Map<String, Value>) -> Result<Vec<LayerType>> {
         .collect()
 }
 
+/// One of [`COUNTS`].
 fn count(text: &Map<String, Value>, key: &str) -> Result<usize> {
-    match text.get(key).and_then(Value::as_u64) {
-        Some(n) if n > 0 => Ok(n as usize),
-        _ => Err(bad(key, "is missing or no positive whole number")),
+    let range = COUNTS.iter().find(|(name, _)| *name == key);
+    assert!(range.is_some(), "a count without a range: {key}");
+    let (least, most) = range.map_or((1, 1), |(_, range)| (*range.start(), *range.end()));
+    let Some(n) = text.get(key).and_then(Value::as_u64) else {
+        return Err(bad(key, "is missing or no positive whole number"));
+    };
+    match (least..=most).contains(&n) {
+        true => Ok(n as usize),
+        false => Err(bad(key, format!("is {n}, and must be {least} to {most}"))),
     }
 }
 
-fn number(text: &Map<String, Value>, key: &str, default: f64) -> Result<f64> {
-    match text.get(key) {
-        None | Some(Value::Null) => Ok(default),
-        Some(value) => value.as_f64().ok_or_else(|| bad(key, "is no number")),
+fn number(
+    text: &Map<String, Value>,
+    key: &str,
+    default: f64,
+    range: RangeInclusive<f64>,
+) -> Result<f64> {
+    let number = match text.get(key) {
+        None | Some(Value::Null) => default,
+        Some(value) => value.as_f64().ok_or_else(|| bad(key, "is no number"))?,
+    };
+    within(key, number, range)
+}
+
+fn within(key: &str, number: f64, range: RangeInclusive<f64>) -> Result<f64> {
+    match range.contains(&number) {
+        true => Ok(number),
+        false => {
+            let (least, most) = range.into_inner();
+            let problem = format!("is {number}, and must be {least} to {most}");
+            Err(bad(key, problem))
+        }
     }
 }
 

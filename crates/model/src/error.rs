@@ -51,6 +51,15 @@ pub enum Error {
         detail: String,
     },
 
+    /// The list of a model's files is damaged, or names something else than files beside it.
+    #[error("{} cannot be followed: {detail}; download it again, or write it anew (transformers: save_pretrained)", path.display())]
+    Index {
+        /// The list.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
+
     /// A file of settings is damaged.
     #[error("{} is not valid JSON: {source}", path.display())]
     Json {

@@ -1,6 +1,8 @@
 //! Low-rank adapters on linear layers: settings, arithmetic, how they are put beside the weights and into them.
 // T tokens, I in features, O out features, R rank.
 
+use std::ops::RangeInclusive;
+
 use kernel::cuda::footprint;
 use kernel::ops::dropout::Dropout;
 use kernel::ops::{Write, low_rank};
@@ -9,6 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::parameter::{Gradients, Parameter};
 use crate::{Error, Result};
+
+/// Ranks that an adapter can have; no layer is wider than the last.
+pub(crate) const RANKS: RangeInclusive<usize> = 1..=65_536;
 
 /// Settings of an adapter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,11 +37,11 @@ impl LoraConfig {
     /// # Errors
     /// [`Error::LoraConfig`] with the key.
     pub(crate) fn check(&self) -> Result<()> {
-        if self.rank == 0 {
+        if !RANKS.contains(&self.rank) {
             return Err(Error::LoraConfig {
                 key: "rank",
-                value: 0.0,
-                expected: "give 1 or more",
+                value: self.rank as f64,
+                expected: "give 1 to 65536",
             });
         }
         if !(0.0..1.0).contains(&self.dropout) {

@@ -4,20 +4,21 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use fancy_regex::Regex;
+use files::FileName;
 use kernel::{DType, Tensor};
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{self, Checkpoint, Planned, Writer};
 use crate::config::read_json;
-use crate::lora::{Adapter, LoraConfig, Scaling};
+use crate::lora::{Adapter, LoraConfig, RANKS, Scaling};
 use crate::parameter::Parameter;
 use crate::qwen3_5::Model;
 use crate::qwen3_5::names::{self, AdapterTensor, Side};
 use crate::{Error, Result};
 
 const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
+const WEIGHTS: &str = checkpoint::ADAPTER_WEIGHTS;
 
 /// What to do with an adapter that is more than plain LoRA.
 const MERGE_IT: &str =
@@ -64,7 +65,7 @@ const PLAIN_STARTS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
 /// See [`crate::Model::load_adapter`].
 pub(crate) fn load(model: &mut Model, dir: &Path) -> Result<()> {
     for name in [CONFIG, WEIGHTS] {
-        if !dir.join(name).is_file() {
+        if !dir.join(name).exists() {
             return Err(missing_file(dir, name));
         }
     }
@@ -155,7 +156,7 @@ struct Pair {
 
 /// The tensors of a file by layer below the text model; each has its other half, and only finite numbers.
 fn read_pairs(dir: &Path) -> Result<BTreeMap<String, Pair>> {
-    let file = Checkpoint::open_files(dir, &[WEIGHTS.to_owned()])?;
+    let file = Checkpoint::open_files(dir, &[FileName::of_ours(WEIGHTS)])?;
     let mut halves: BTreeMap<String, (String, [Option<Tensor>; 2])> = BTreeMap::new();
     for name in file.names() {
         let Some(AdapterTensor {
@@ -548,8 +549,8 @@ fn is_off(value: &Value) -> bool {
 }
 
 fn as_rank(value: &Value) -> Option<usize> {
-    let rank = value.as_u64().filter(|rank| *rank > 0)?;
-    usize::try_from(rank).ok()
+    let rank = usize::try_from(value.as_u64()?).ok()?;
+    RANKS.contains(&rank).then_some(rank)
 }
 
 fn as_alpha(value: &Value) -> Option<f32> {

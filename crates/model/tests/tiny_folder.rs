@@ -125,6 +125,114 @@ fn adapter_round_trips_and_blocks_a_whole_save() {
 }
 
 #[test]
+fn shapes_beyond_every_model_are_refused_with_key_and_range() {
+    let dir = saved(&tiny(true, 5));
+    for key in [
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "head_dim",
+        "linear_num_value_heads",
+        "linear_value_head_dim",
+        "max_position_embeddings",
+    ] {
+        for value in [0, 1 << 31, 1 << 63, u64::MAX] {
+            let mut before = Value::Null;
+            edit_config(dir.path(), |json| {
+                let text = json["text_config"].as_object_mut().unwrap();
+                text.remove("layer_types");
+                let old = text.insert(key.to_owned(), json!(value));
+                before = old.unwrap_or_default();
+            });
+            let error = load_error(dir.path(), &[key, "config.json"]);
+            assert!(matches!(error, Error::Config { .. }), "{error}");
+            edit_config(dir.path(), |json| json["text_config"][key] = before);
+        }
+    }
+}
+
+#[test]
+fn shape_that_the_files_do_not_hold_is_refused_before_memory_is_taken() {
+    let dir = saved(&tiny(true, 5));
+    // Some 4 TB in f32.
+    edit_config(dir.path(), |json| {
+        json["text_config"]["vocab_size"] = json!(1 << 24);
+        json["text_config"]["hidden_size"] = json!(1 << 16);
+    });
+    let error = load_error(dir.path(), &["embed_tokens", "16777216", "65536"]);
+    assert!(matches!(error, Error::TensorShape { .. }), "{error}");
+}
+
+#[test]
+fn folder_in_place_of_a_file_is_named() {
+    for name in ["config.json", "model.safetensors"] {
+        let dir = saved(&tiny(true, 5));
+        std::fs::remove_file(dir.path().join(name)).unwrap();
+        std::fs::create_dir(dir.path().join(name)).unwrap();
+        load_error(dir.path(), &[name, "it is a folder"]);
+    }
+}
+
+#[test]
+fn rank_beyond_every_adapter_is_refused() {
+    let mut model = tiny(true, 5);
+    let config = LoraConfig {
+        rank: 2,
+        alpha: 3.0,
+        dropout: 0.0,
+        targets: vec!["v_proj".to_owned()],
+    };
+    model.attach_lora(&config, 6).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    model.save_adapter(dir.path(), "tiny").unwrap();
+    let path = dir.path().join("adapter_config.json");
+    let mut json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    // The tensors have the rank of the pattern; memory would be planned by the other.
+    json["rank_pattern"] = json!({"v_proj": 2});
+    json["r"] = json!(1_u64 << 40);
+    std::fs::write(&path, json.to_string()).unwrap();
+    let error = tiny(true, 5).load_adapter(dir.path()).unwrap_err();
+    assert!(
+        error.to_string().contains("`r` is 1099511627776"),
+        "{error}"
+    );
+    let config = LoraConfig {
+        rank: 1 << 40,
+        ..config
+    };
+    let error = tiny(true, 5).attach_lora(&config, 6).unwrap_err();
+    assert!(error.to_string().contains("1 to 65536"), "{error}");
+}
+
+#[test]
+fn adapter_that_is_no_number_is_found_in_memory_and_in_its_folder() {
+    let mut model = tiny(true, 5);
+    let config = LoraConfig {
+        rank: 2,
+        alpha: 3.0,
+        dropout: 0.0,
+        targets: vec!["v_proj".to_owned()],
+    };
+    model.attach_lora(&config, 6).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    model.check_finite().unwrap();
+    model.save_adapter(dir.path(), "tiny").unwrap();
+    model::checkpoint::check_finite(dir.path()).unwrap();
+    model.trainable_mut()[1].f32s_mut()[0] = f32::NAN;
+    let error = model.check_finite().unwrap_err().to_string();
+    assert!(error.contains("lora_B"), "{error}");
+    model.save_adapter(dir.path(), "tiny").unwrap();
+    let error = model::checkpoint::check_finite(dir.path()).unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.contains("lora_B") && error.contains("adapter_model"),
+        "{error}"
+    );
+}
+
+#[test]
 fn unknown_lora_target_is_named_with_the_known_ones() {
     let config = LoraConfig {
         rank: 2,

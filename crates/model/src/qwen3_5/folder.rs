@@ -8,11 +8,11 @@ use kernel::{DType, Device, Tensor};
 use safetensors::Dtype;
 
 use crate::checkpoint::{self, Checkpoint, Planned, SaveOptions, View, Writer};
-use crate::config::Config;
+use crate::config::{Config, Form};
 use crate::quant::fp8_block;
 use crate::{Error, Result};
 
-use super::{Kind, Model, names};
+use super::{Kind, Model, names, table};
 
 impl Model {
     /// Reads a Hugging Face folder: `config.json`, one or several safetensors, nested (`model.language_model.*`) or text-only (`model.*`)
@@ -24,20 +24,15 @@ impl Model {
     pub fn load(dir: &Path, dtype: DType) -> Result<Self> {
         let config = Config::load(dir)?;
         let source = Checkpoint::open(dir)?;
+        let form = names::form_of(|name| source.get(name).is_some(), config.form);
+        // 1. what config.json asks for is in the files, before memory is taken for it
+        check_shapes(&source, form, &config)?;
+        // 2. the weights
         let mut model = Model::zeros(config, dtype);
-        let form = names::form_of(|name| source.get(name).is_some(), model.config.form);
         let mut known = HashSet::new();
         for (row, parameter) in model.parameters_mut() {
             let name = names::full(form, &row.name);
             let view = source.require(&name)?;
-            if view.shape != parameter.tensor.shape() {
-                return Err(Error::TensorShape {
-                    path: source.path_of(&name),
-                    expected: parameter.tensor.shape().to_vec(),
-                    got: view.shape.to_vec(),
-                    name,
-                });
-            }
             parameter.tensor = read(&source, &name, view, parameter.tensor.dtype())?;
             parameter.disk = match view.dtype {
                 Dtype::BF16 | Dtype::F8_E4M3 => DType::Bf16,
@@ -45,6 +40,7 @@ impl Model {
             };
             known.insert(name);
         }
+        // 3. and nothing else
         refuse_unexpected(&source, &known, model.config.tie_word_embeddings)?;
         check_head(&source, &model.config)?;
         model.source = Some(Arc::new(source));
@@ -127,15 +123,12 @@ impl Model {
     /// [`Error::NotFinite`] with the first tensor that holds NaN or infinities; [`Error::Kernel`] if the GPU failed.
     pub fn check_finite(&self) -> Result<()> {
         for (row, parameter) in self.parameters() {
-            let finite = match self.device {
-                Device::Cpu => checkpoint::is_finite(&parameter.tensor),
-                Device::Cuda(_) => checkpoint::is_finite(&parameter.tensor.to_device(Device::Cpu)?),
-            };
-            if !finite {
-                let name = names::full(self.config.form, &row.name);
-                let place = "in memory, before it is written".to_owned();
-                return Err(Error::NotFinite { name, place });
-            }
+            self.check_tensor(&parameter.tensor, || {
+                names::full(self.config.form, &row.name)
+            })?;
+        }
+        if self.lora.is_some() {
+            self.check_trainable_finite()?;
         }
         match self
             .carried()
@@ -150,6 +143,32 @@ impl Model {
         }
     }
 
+    /// As [`Model::check_finite`], of what is trained alone: the weights, or the adapter beside them.
+    ///
+    /// # Errors
+    /// As [`Model::check_finite`].
+    pub fn check_trainable_finite(&self) -> Result<()> {
+        let tensors = self.trainable_names().into_iter().zip(self.trainable());
+        for (name, tensor) in tensors {
+            self.check_tensor(tensor, || name)?;
+        }
+        Ok(())
+    }
+
+    fn check_tensor(&self, tensor: &Tensor, name: impl FnOnce() -> String) -> Result<()> {
+        let finite = match self.device {
+            Device::Cpu => checkpoint::is_finite(tensor),
+            Device::Cuda(_) => checkpoint::is_finite(&tensor.to_device(Device::Cpu)?),
+        };
+        match finite {
+            true => Ok(()),
+            false => Err(Error::NotFinite {
+                name: name(),
+                place: "in memory, before it is written".to_owned(),
+            }),
+        }
+    }
+
     /// Tensors that go through unread. Quantized ones lose their scales, because the saved config states no quantization.
     fn carried(&self) -> Vec<(&str, View<'_>)> {
         let Some(source) = &self.source else {
@@ -161,6 +180,26 @@ impl Model {
             .filter_map(|name| Some((name, source.get(name)?)))
             .collect()
     }
+}
+
+/// Holds the shape of every weight against the one in the files.
+///
+/// # Errors
+/// [`Error::MissingTensor`], [`Error::TensorShape`].
+fn check_shapes(source: &Checkpoint, form: Form, config: &Config) -> Result<()> {
+    for row in table::rows(config) {
+        let name = names::full(form, &row.name);
+        let view = source.require(&name)?;
+        if view.shape != row.shape {
+            return Err(Error::TensorShape {
+                path: source.path_of(&name),
+                expected: row.shape,
+                got: view.shape.to_vec(),
+                name,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// A tensor of any readable type as one of `dtype`.
