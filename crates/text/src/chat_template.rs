@@ -1,9 +1,9 @@
 //! Chat templates: a conversation rendered to the text that the model reads, by the checkpoint's own Jinja or by ours.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 
+use files::outside;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value, ValueKind};
 use minijinja::{Environment, ErrorKind};
@@ -12,6 +12,7 @@ use serde_json::ser::{CompactFormatter, Formatter};
 
 use crate::conversation::{Conversation, strip};
 use crate::error::{Error, Result};
+use crate::template_limits::{self, Bounded, MOST_INDENT};
 
 const HISTORY_STABLE: &str = include_str!("templates/history_stable.jinja");
 const NAME: &str = "chat_template";
@@ -44,8 +45,8 @@ impl ChatTemplate {
     /// be read, chosen or parsed.
     pub fn load(dir: &Path) -> Result<Self> {
         let path = dir.join("chat_template.jinja");
-        if path.is_file() {
-            let source = fs::read_to_string(&path);
+        if path.exists() {
+            let source = outside::read_text(&path);
             let source = source.map_err(|source| Error::ReadTemplate { path, source });
             return Self::from_source(&source?);
         }
@@ -75,28 +76,10 @@ impl ChatTemplate {
     /// Compiles a template.
     ///
     /// # Errors
-    /// [`Error::Template`] with the line if the source does not parse.
+    /// [`Error::Template`] with the line if the source does not parse; [`Error::TemplateTooLarge`] and [`Error::TemplateNamespace`] for one that
+    /// no model needs.
     pub fn from_source(source: &str) -> Result<Self> {
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build()
-            .map_err(|source| Error::Template { source })?;
-        environment.set_syntax(syntax);
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.set_formatter(|out, _, value| {
-            write!(out, "{}", python_str(value)).map_err(minijinja::Error::from)
-        });
-        environment.add_function("raise_exception", raise_exception);
-        environment.add_filter("trim", trim);
-        environment.add_filter("tojson", to_json);
-        environment.add_filter("string", |value: Value| python_str(&value));
-        environment.add_filter("items", items);
-        environment
-            .add_template_owned(NAME, source.to_owned())
-            .map_err(|source| Error::Template { source })?;
+        let environment = template_limits::apart(|| compiled(source))?;
         Ok(ChatTemplate {
             source: source.to_owned(),
             environment,
@@ -163,15 +146,42 @@ impl ChatTemplate {
         if let Some(tools) = &options.tools {
             context.push(("tools", Value::from(Serde(tools))));
         }
-        let rendered = self
-            .environment
-            .get_template(NAME)
-            .and_then(|t| t.render(Value::from_pairs(context)));
-        rendered.map_err(|source| match raised(&source) {
-            Some(message) => Error::TemplateRaised { message },
-            None => Error::Template { source },
+        template_limits::apart(move || {
+            let template = self.environment.get_template(NAME);
+            let rendered = template.and_then(|t| t.render(Value::from_pairs(context)));
+            rendered.map_err(|source| match raised(&source) {
+                Some(message) => Error::TemplateRaised { message },
+                None => template_limits::stopped(source),
+            })
         })
     }
+}
+
+/// A source, checked and compiled.
+fn compiled(source: &str) -> Result<Environment<'static>> {
+    let syntax = SyntaxConfig::builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .build()
+        .map_err(|source| Error::Template { source })?;
+    template_limits::check_source(source, &syntax)?;
+    let mut environment = Environment::new();
+    environment.set_syntax(syntax);
+    // Ours does what its input asks for, and no more.
+    environment.set_fuel((source != HISTORY_STABLE).then_some(template_limits::FUEL));
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_formatter(|out, _, value| {
+        write!(out, "{}", python_str(value)?).map_err(minijinja::Error::from)
+    });
+    environment.add_function("raise_exception", raise_exception);
+    environment.add_filter("trim", trim);
+    environment.add_filter("tojson", to_json);
+    environment.add_filter("string", |value: Value| python_str(&value));
+    environment.add_filter("items", items);
+    environment
+        .add_template_owned(NAME, source.to_owned())
+        .map_err(|source| Error::Template { source })?;
+    Ok(environment)
 }
 
 /// The template of a configuration: a text, or of a list of named ones the one named `default`, as transformers picks it.
@@ -185,10 +195,10 @@ fn source_of(named: &serde_json::Value) -> Option<&str> {
 
 /// A `tokenizer_config.json`, if it is there.
 fn read_config(path: &Path) -> Result<Option<serde_json::Value>> {
-    if !path.is_file() {
+    if !path.exists() {
         return Ok(None);
     }
-    let text = fs::read_to_string(path).map_err(|source| Error::ReadTemplate {
+    let text = outside::read_text(path).map_err(|source| Error::ReadTemplate {
         path: path.to_owned(),
         source,
     })?;
@@ -255,11 +265,15 @@ fn to_json(value: Value, kwargs: Kwargs) -> std::result::Result<String, minijinj
         minijinja::Error::new(ErrorKind::BadSerialization, "cannot serialize to JSON")
             .with_source(e)
     };
-    let mut out = Vec::new();
+    let mut out = Bounded::default();
     match indent {
         None => {
             let mut writer = serde_json::Serializer::with_formatter(&mut out, PythonJson);
             value.serialize(&mut writer).map_err(fail)?;
+        }
+        Some(width) if width > MOST_INDENT => {
+            let problem = format!("an indent of {width} blanks; at most {MOST_INDENT} are written");
+            return Err(minijinja::Error::new(ErrorKind::InvalidOperation, problem));
         }
         Some(width) => {
             let indent = " ".repeat(width);
@@ -268,7 +282,7 @@ fn to_json(value: Value, kwargs: Kwargs) -> std::result::Result<String, minijinj
             value.serialize(&mut writer).map_err(fail)?;
         }
     }
-    Ok(String::from_utf8_lossy(&out).into_owned())
+    Ok(out.into_string())
 }
 
 /// Python's default separators (`, ` and `: `) and its spelling of floats.
@@ -309,8 +323,8 @@ impl Formatter for PythonJson {
 }
 
 /// `str(value)`: `True`, `None`, floats as Python writes them; the rest as the engine does.
-fn python_str(value: &Value) -> String {
-    match value.kind() {
+fn python_str(value: &Value) -> std::result::Result<String, minijinja::Error> {
+    Ok(match value.kind() {
         ValueKind::Undefined => String::new(),
         ValueKind::None => "None".to_owned(),
         ValueKind::Bool if value.is_true() => "True".to_owned(),
@@ -318,8 +332,8 @@ fn python_str(value: &Value) -> String {
         ValueKind::Number if !value.is_integer() => {
             f64::try_from(value.clone()).map_or_else(|_| value.to_string(), python_float)
         }
-        _ => value.to_string(),
-    }
+        _ => template_limits::shown(value)?,
+    })
 }
 
 /// `repr` of a float: Rust prints the same digits, but `1e16` where Python has `1e+16`, and `1e-7` for `1e-07`.

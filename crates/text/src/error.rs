@@ -180,6 +180,42 @@ pub enum Error {
         /// What minijinja said, with the line.
         source: minijinja::Error,
     },
+    /// A template of a size that none has.
+    #[error(
+        "the chat template has {n_bytes} bytes, and at most {most} are read of one; take it away for the built-in one"
+    )]
+    TemplateTooLarge {
+        /// Bytes of its source.
+        n_bytes: usize,
+        /// The limit.
+        most: usize,
+    },
+    /// A template in which a namespace could come to hold itself.
+    #[error(
+        "the chat template uses the namespace `{name}` otherwise than by {{% set NAME = namespace(...) %}} and NAME.attribute, and could put it into itself without end; write it so, or use the built-in template"
+    )]
+    TemplateNamespace {
+        /// Its name.
+        name: String,
+    },
+    /// A template that does not come to an end, or writes more than any chat.
+    #[error(
+        "the chat template was stopped: it does more than any conversation needs; use the built-in one, or shorten the conversation if it has thousands of messages"
+    )]
+    TemplateEndless,
+    /// A template that breaks what runs it.
+    #[error(
+        "the chat template asks for what its engine cannot do and broke off; use the built-in one"
+    )]
+    TemplatePanicked,
+    /// The system gives no thread to run a template on.
+    #[error(
+        "cannot run the chat template: {source}; give the program more memory or threads (ulimit -v, -u)"
+    )]
+    TemplateThread {
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// A conversation that ends before its answer.
     #[error(
         "the conversation has no answer to train on after message {index}; add the assistant's answer or drop the row"

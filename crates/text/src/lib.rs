@@ -21,6 +21,7 @@ mod persona;
 pub mod probe;
 mod spelling;
 mod stream;
+mod template_limits;
 mod tokenizer;
 mod tokenizer_file;
 mod vocab;

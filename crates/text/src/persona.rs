@@ -4,9 +4,9 @@
 //! prompt which training showed is the prompt that is served.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
+use files::outside;
 use serde::de::value::MapAccessDeserializer;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
@@ -72,7 +72,7 @@ impl Persona {
     /// The file is there and cannot be read, or holds something else.
     pub fn read(folder: &Path) -> Result<Option<Persona>> {
         let path = folder.join(FILE);
-        let bytes = match fs::read(&path) {
+        let bytes = match outside::read(&path, outside::MOST_SETTINGS_BYTES) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(Error::ReadPersona { path, source }),
@@ -229,7 +229,7 @@ mod tests {
     #[test]
     fn damaged_file_is_named() {
         let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join(FILE), "{").unwrap();
+        std::fs::write(folder.path().join(FILE), "{").unwrap();
         let error = Persona::read(folder.path()).unwrap_err().to_string();
         assert!(error.contains("persona.json"), "{error}");
     }

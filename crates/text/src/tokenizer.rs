@@ -136,7 +136,7 @@ impl Tokenizer {
         };
         let mut file = TokenizerFile::read(&path)?;
         let config_path = path.with_file_name("tokenizer_config.json");
-        let config: Option<Value> = if config_path.is_file() {
+        let config: Option<Value> = if config_path.exists() {
             let bytes = file::read(&config_path)?;
             Some(
                 serde_json::from_slice(&bytes).map_err(|source| Error::Json {

@@ -1,10 +1,10 @@
 //! tokenizer.json: what is read of it, which of its steps work here, and how it is written, byte for byte as the `tokenizers` crate does.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use files::outside;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -273,7 +273,7 @@ fn replace_regex(steps: &mut Value, regex: &str) -> bool {
 pub(crate) fn file_in(dir: &Path) -> PathBuf {
     let plain = dir.join("tokenizer.json");
     let packed = dir.join("tokenizer.json.gz");
-    if !plain.is_file() && packed.is_file() {
+    if !plain.exists() && packed.exists() {
         packed
     } else {
         plain
@@ -286,7 +286,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
         path: path.to_path_buf(),
         source,
     };
-    let bytes = fs::read(path).map_err(wrap)?;
+    let bytes = outside::read(path, outside::MOST_DATA_BYTES).map_err(wrap)?;
     if !bytes.starts_with(&[0x1f, 0x8b]) {
         return Ok(bytes);
     }
@@ -295,7 +295,8 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
         .last_chunk::<4>()
         .map_or(0, |n| u32::from_le_bytes(*n) as usize);
     let mut unpacked = Vec::with_capacity(length.min(bytes.len() * 8));
-    flate2::read::GzDecoder::new(bytes.as_slice())
+    let decoder = flate2::read::GzDecoder::new(bytes.as_slice());
+    outside::Bounded::unpacking(decoder, bytes.len() as u64)
         .read_to_end(&mut unpacked)
         .map_err(wrap)?;
     Ok(unpacked)

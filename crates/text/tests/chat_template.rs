@@ -339,3 +339,116 @@ fn template_that_cannot_be_read_is_named_as_one() {
     let error = ChatTemplate::load(dir.path()).unwrap_err();
     assert!(matches!(error, Error::ReadTemplate { .. }), "{error}");
 }
+
+/// What a template gives that somebody wrote against us.
+fn hostile(source: &str) -> text::Result<String> {
+    let template = ChatTemplate::from_source(source)?;
+    let messages = json!([{ "role": "user", "content": "Hi" }]);
+    template.render_json(&messages, &RenderOptions::default())
+}
+
+#[test]
+fn namespace_that_could_hold_itself_is_refused() {
+    for source in [
+        "{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}",
+        "{% set ns = namespace() %}{% set ns.x = [ns] %}{{ ns.x ~ '' }}",
+        "{% set ns = namespace() %}{% set a = ns %}{% set ns.x = a %}{{ a|tojson }}",
+        "{% set a = namespace() %}{%- set b = namespace(a=a) -%}{% set a.b = b %}{{ b|upper }}",
+        "{% set n = namespace %}{% set a = n() %}{% set a.x = a %}",
+        "{% set a = [namespace()] %}{% set a[0].x = a %}",
+        "{{ namespace() }}",
+        "{% set ns = namespace() %}{{ f(ns=ns) }}",
+    ] {
+        let error = hostile(source).unwrap_err();
+        assert!(
+            matches!(error, Error::TemplateNamespace { .. }),
+            "{source}: {error}"
+        );
+    }
+    for source in [
+        "{% set ns = namespace(n=1) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+        "{%- set ns = namespace(n=1) -%}{%- set ns.n = 2 -%}{{ ns['n'] }}",
+        "{{ 'namespace(' }}{# namespace #}{% raw %}{{ namespace }}{% endraw %}",
+        "{{ messages.namespace }}namespace",
+    ] {
+        hostile(source).unwrap_or_else(|error| panic!("{source}: {error}"));
+    }
+}
+
+#[test]
+fn template_that_goes_on_for_ever_or_grows_without_end_is_stopped() {
+    let range = "range(100000)";
+    for source in [
+        format!("{{% for a in {range} %}}{{% for b in {range} %}}{{% endfor %}}{{% endfor %}}"),
+        format!(
+            "{{% set ns = namespace(x='a') %}}{{% for a in {range} %}}{{% set ns.x = ns.x ~ ns.x %}}{{% endfor %}}"
+        ),
+        "{{ '%1000000000s'|format('a') }}".to_owned(),
+        "{{ 'a' * 1000000000 }}".to_owned(),
+        "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}".to_owned(),
+    ] {
+        let error = hostile(&source).unwrap_err();
+        let is_stopped = matches!(error, Error::TemplateEndless | Error::Template { .. });
+        assert!(is_stopped, "{source}: {error}");
+    }
+    let error =
+        hostile("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}");
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.contains("more than any conversation needs"),
+        "{error}"
+    );
+}
+
+#[test]
+fn json_of_a_template_has_a_bearable_indent() {
+    let wide = hostile("{{ messages|tojson(indent=1000000000) }}").unwrap_err();
+    assert!(wide.to_string().contains("at most 16"), "{wide}");
+    let narrow = hostile("{{ messages|tojson(indent=4) }}").unwrap();
+    assert!(narrow.contains("\n        \"role\""), "{narrow}");
+}
+
+#[test]
+fn template_that_nests_or_panics_is_an_error_and_the_program_goes_on() {
+    let nested = |what: &str| format!("{{{{ {}1 }}}}", what.repeat(60_000 / what.len()));
+    for source in [nested("not "), nested("-"), nested("1 + "), nested("1~")] {
+        // Whatever it comes to, it does not take the process with it.
+        let _ = hostile(&source);
+    }
+    let error = hostile(&nested("not ").repeat(2)).unwrap_err();
+    assert!(error.to_string().contains("at most 65536"), "{error}");
+    let error = hostile("{% for m in messages %}{{ loop.cycle() }}{% endfor %}").unwrap_err();
+    assert!(matches!(error, Error::TemplatePanicked), "{error}");
+    assert_eq!(hostile("{{ messages[0].content }}").unwrap(), "Hi");
+}
+
+#[cfg(unix)]
+#[test]
+fn template_persona_and_tokenizer_that_are_no_files_are_named_and_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let link = |name: &str| std::os::unix::fs::symlink("/dev/zero", dir.path().join(name)).unwrap();
+    link("persona.json");
+    link("tokenizer.json");
+    link("tokenizer_config.json");
+    let said = |error: Error, name: &str| {
+        let error = error.to_string();
+        assert!(
+            error.contains(name) && error.contains("a device"),
+            "{error}"
+        );
+    };
+    said(text::Persona::read(dir.path()).unwrap_err(), "persona.json");
+    said(
+        text::Tokenizer::load(dir.path()).unwrap_err(),
+        "tokenizer.json",
+    );
+    said(
+        ChatTemplate::load(dir.path()).unwrap_err(),
+        "tokenizer_config.json",
+    );
+    link("chat_template.jinja");
+    said(
+        ChatTemplate::load(dir.path()).unwrap_err(),
+        "chat_template.jinja",
+    );
+}

@@ -218,3 +218,15 @@ fn an_id_beyond_all_bounds_is_refused_before_memory_is_taken() {
         Error::VocabTooLarge { .. }
     ));
 }
+
+#[test]
+fn packed_tokenizer_that_unpacks_without_end_is_refused_with_the_limit() {
+    use std::io::Write;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokenizer.json.gz");
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    packed.write_all(&vec![b' '; 65 << 20]).unwrap();
+    fs::write(&path, packed.finish().unwrap()).unwrap();
+    let error = Tokenizer::load(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("unpacks to more than 64 MiB"), "{error}");
+}
