@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use files::outside;
 use serde::{Deserialize, Deserializer};
 use text::{Persona, PersonaProfile};
 
@@ -194,10 +195,11 @@ impl Character {
     /// # Errors
     /// The file cannot be read, is a character card or not TOML, has an unknown key (the near miss is named) or a value out of range.
     pub fn load(path: &Path) -> Result<Character> {
-        let bytes = std::fs::read(path).map_err(|source| Error::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        let bytes =
+            outside::read(path, outside::MOST_SETTINGS_BYTES).map_err(|source| Error::Read {
+                path: path.to_owned(),
+                source,
+            })?;
         let source = std::str::from_utf8(&bytes)
             .map_err(|error| Error::not_utf8(path, &bytes[..error.valid_up_to()]));
         let character = source.and_then(|source| Character::parse(source, path));

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use files::outside::TooMuch;
+
 use crate::row_problems::BadRows;
 
 /// What functions of this crate give back.
@@ -92,6 +94,16 @@ pub enum Error {
     EmptyStory {
         /// The file or folder.
         path: PathBuf,
+    },
+    /// A file, a line or a row that is larger than any can be.
+    #[error("{path}{}: {problem}", place(*.line))]
+    TooMuch {
+        /// The file.
+        path: PathBuf,
+        /// Its line, from 1; 0 for the whole file.
+        line: usize,
+        /// What there is too much of, with the limit.
+        problem: String,
     },
     /// A packed file that is damaged.
     #[error(
@@ -491,11 +503,25 @@ impl Error {
                 | Error::NotOfTheSplit { .. }
                 | Error::Utf16 { .. }
                 | Error::Gzip { .. }
+                | Error::TooMuch { .. }
                 | Error::NotUtf8 { .. }
                 | Error::Json { .. }
                 | Error::Read { .. }
                 | Error::NothingToTrain { .. }
         )
+    }
+
+    /// What a reading said that was at `line`, from 1 (0 for the whole file).
+    pub(crate) fn reading(path: &Path, line: usize, source: std::io::Error) -> Error {
+        let path = path.to_owned();
+        match TooMuch::is(&source) {
+            true => Error::TooMuch {
+                path,
+                line,
+                problem: source.to_string(),
+            },
+            false => Error::Read { path, source },
+        }
     }
 
     /// The byte behind `before`, the beginning of a file, is not UTF-8.
@@ -506,6 +532,14 @@ impl Error {
             line: before.iter().filter(|b| **b == b'\n').count() + 1,
             column: in_line + 1,
         }
+    }
+}
+
+/// `:7`, or nothing for the whole file.
+fn place(line: usize) -> String {
+    match line {
+        0 => String::new(),
+        line => format!(":{line}"),
     }
 }
 

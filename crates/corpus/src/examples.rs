@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use text::json::Unambiguous;
 use text::labels::{self, LossScale};
 use text::{Conversation, Example, IGNORE, Message, Role, Tokenizer, WrittenTokens, pack};
 
@@ -154,7 +155,7 @@ fn of_text(
     row: RowText<'_>,
     encoding: Encoding<'_>,
 ) -> std::result::Result<RowExamples, BadRow> {
-    let value = file.parse(row)?;
+    let Unambiguous(value) = file.parse(row)?;
     let bad = |problem: String| file.bad(row, shorten(&problem, MOST_SAID));
     let (plain, remarks) = row_form::read(value, encoding.stage).map_err(bad)?;
     let mut examples = encode(plain, encoding).map_err(bad)?;

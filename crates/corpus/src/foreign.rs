@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use files::outside;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
@@ -88,7 +89,7 @@ pub(crate) fn of_file(path: &Path) -> Option<Error> {
 fn begins_as_json(path: &Path) -> bool {
     use std::io::Read;
     let mut head = Vec::new();
-    let file = std::fs::File::open(path);
+    let file = outside::open(path);
     let read = file.and_then(|file| file.take(64).read_to_end(&mut head));
     let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&head);
     let first = head.iter().find(|byte| !byte.is_ascii_whitespace());

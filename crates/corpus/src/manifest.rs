@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use files::outside;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, shorten};
@@ -148,7 +149,7 @@ impl Manifest {
     /// It cannot be read, is no manifest, or is one of another version.
     pub fn load(out: &Path) -> Result<Option<Manifest>> {
         let path = out.join(FILE_NAME);
-        let bytes = match std::fs::read(&path) {
+        let bytes = match outside::read(&path, outside::MOST_DATA_BYTES) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(Error::Read { path, source }),

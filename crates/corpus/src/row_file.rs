@@ -4,6 +4,7 @@ use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use files::outside::{self, Bounded, MOST_DATA_BYTES, MOST_LINE_BYTES, TooMuch};
 use flate2::read::MultiGzDecoder;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::value::RawValue;
@@ -83,12 +84,10 @@ impl RowFile {
     /// As [`RowFile::open`].
     pub fn from_stdin() -> Result<RowFile> {
         let mut bytes = Vec::new();
-        let read = std::io::stdin().lock().read_to_end(&mut bytes);
+        let stdin = std::io::stdin().lock();
+        let read = Bounded::new(stdin, MOST_DATA_BYTES).read_to_end(&mut bytes);
         let path = Path::new(STDIN);
-        read.map_err(|source| Error::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        read.map_err(|source| Error::reading(path, 0, source))?;
         RowFile::of_bytes(path, bytes)
     }
 
@@ -100,6 +99,10 @@ impl RowFile {
             column: error.column().max(1),
             problem: without_position(&error.to_string()),
         })?;
+        let is_too_long = |place: &&Place| place.bytes.len() as u64 > MOST_LINE_BYTES;
+        if let Some(place) = rows.iter().find(is_too_long) {
+            return Err(Error::reading(path, place.line, TooMuch::Line.into()));
+        }
         Ok(RowFile {
             path: path.to_owned(),
             text,
@@ -269,21 +272,24 @@ fn language_of(path: &Path) -> Option<Language> {
 }
 
 fn read_bytes(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|source| Error::Read {
-        path: path.to_owned(),
-        source,
-    })
+    // Rows that the user names may come through a pipe.
+    let bytes = outside::read_or_pipe(path, MOST_DATA_BYTES);
+    bytes.map_err(|source| Error::reading(path, 0, source))
 }
 
 /// A file's text: unpacked where it is gzipped, whatever its name says.
 fn text_of(path: &Path, mut bytes: Vec<u8>) -> Result<String> {
     if bytes.starts_with(&[0x1f, 0x8b]) {
         let mut unpacked = Vec::new();
-        let read = MultiGzDecoder::new(&bytes[..]).read_to_end(&mut unpacked);
-        read.map_err(|error| Error::Gzip {
-            path: path.to_owned(),
-            line: unpacked.iter().filter(|byte| **byte == b'\n').count(),
-            problem: error.to_string(),
+        let decoder = MultiGzDecoder::new(&bytes[..]);
+        let read = Bounded::unpacking(decoder, bytes.len() as u64).read_to_end(&mut unpacked);
+        read.map_err(|error| match TooMuch::is(&error) {
+            true => Error::reading(path, 0, error),
+            false => Error::Gzip {
+                path: path.to_owned(),
+                line: unpacked.iter().filter(|byte| **byte == b'\n').count(),
+                problem: error.to_string(),
+            },
         })?;
         bytes = unpacked;
     }

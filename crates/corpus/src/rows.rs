@@ -1,9 +1,10 @@
 //! Gives the rows of built data sets back, each with its language, its scene and the side of the split it is on.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
+use files::outside::{self, MOST_DATA_BYTES};
 use serde::Deserialize;
 use text::{Message, Role};
 
@@ -110,7 +111,7 @@ impl Found {
     /// The tokens of every row by the files' keys.
     pub fn token_counts(&self) -> Result<BTreeMap<String, Vec<u64>>> {
         let path = self.out.join(&self.dataset.tokens_file);
-        let bytes = std::fs::read(&path).map_err(|source| Error::Read {
+        let bytes = outside::read(&path, MOST_DATA_BYTES).map_err(|source| Error::Read {
             path: path.clone(),
             source,
         })?;
@@ -252,12 +253,14 @@ impl Found {
             path: path.clone(),
             source,
         };
-        let mut input = BufReader::new(std::fs::File::open(&path).map_err(read_error)?);
+        let mut input = BufReader::new(outside::open(&path).map_err(read_error)?);
         let mut line = Vec::new();
         let mut n_rows = 0;
         loop {
             line.clear();
-            if input.read_until(b'\n', &mut line).map_err(read_error)? == 0 {
+            let n = outside::read_line(&mut input, &mut line)
+                .map_err(|source| Error::reading(&path, n_rows + 1, source))?;
+            if n == 0 {
                 break;
             }
             if line.last() == Some(&b'\n') {

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use files::outside;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, shorten};
@@ -241,10 +242,11 @@ impl Split {
         struct Versioned {
             version: u32,
         }
-        let bytes = std::fs::read(path).map_err(|source| Error::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        let bytes =
+            outside::read(path, outside::MOST_DATA_BYTES).map_err(|source| Error::Read {
+                path: path.to_owned(),
+                source,
+            })?;
         let problem = |problem| Error::Split {
             path: path.to_owned(),
             problem,

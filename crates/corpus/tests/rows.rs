@@ -752,6 +752,53 @@ fn conversation_that_no_training_row_has_room_for_is_named_where_it_stands() {
 }
 
 #[test]
+fn key_that_stands_twice_in_a_row_is_refused_with_file_and_line() {
+    let rows = Rows::new();
+    let good = hi().to_string();
+    for twice in [
+        r#"{"messages":[],"messages":[{"role":"user","content":"a"}]}"#,
+        r#"{"messages":[{"role":"user","content":"a","content":"b"}]}"#,
+    ] {
+        let path = rows.put("twice.jsonl", format!("{good}\n{twice}\n"));
+        let error = rows.read(&path).unwrap_err().to_string();
+        assert!(error.contains("twice.jsonl:2:"), "{error}");
+        assert!(error.contains("stands twice in one object"), "{error}");
+    }
+}
+
+#[test]
+fn rows_that_unpack_or_go_on_without_end_are_refused_with_the_limit() {
+    let rows = Rows::new();
+    let path = rows.put("bomb.jsonl.gz", gzip(&vec![b'\n'; 65 << 20]));
+    let error = rows.read(&path).unwrap_err().to_string();
+    assert!(error.contains("unpacks to more than 64 MiB"), "{error}");
+    let long = format!("{}\n\"{}\"", hi(), "a".repeat(64 << 20));
+    let path = rows.put("long.jsonl", long);
+    let error = rows.read(&path).unwrap_err().to_string();
+    assert!(
+        error.contains("long.jsonl:2: a line holds more than 64 MiB"),
+        "{error}"
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn rows_come_from_a_pipe_and_not_from_a_device() {
+    let rows = Rows::new();
+    let error = rows.read(Path::new("/dev/zero")).unwrap_err().to_string();
+    assert!(error.contains("it is a device"), "{error}");
+    let pipe = rows.folder.path().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    let writer = {
+        let pipe = pipe.clone();
+        std::thread::spawn(move || std::fs::write(pipe, hi().to_string()).unwrap())
+    };
+    assert_eq!(rows.read(&pipe).unwrap().examples.len(), 1);
+    writer.join().unwrap();
+}
+
+#[test]
 fn bad_row_of_an_array_is_named_by_the_line_it_begins_on() {
     let rows = Rows::new();
     let path = rows.put("a.json", "[\n{\"text\": 1},\n\n{\n\"messages\": []}]");

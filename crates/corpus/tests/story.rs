@@ -454,6 +454,65 @@ fn missing_and_mistyped_keys_are_named() {
 }
 
 #[test]
+fn key_that_stands_twice_is_refused_with_file_and_line() {
+    check_error(
+        br#"{"campaign":"a","scene":"x","lines":[],"lines":[]}"#,
+        "the key `lines` stands twice in one object, keep one; mend the JSON there",
+    );
+    check_error(
+        scene_line(r#"{"kind":"narration","text":{"en":"x","en":"y"}}"#).as_bytes(),
+        "story.jsonl:2:",
+    );
+    check_error(
+        scene_line(r#"{"kind":"narration","text":{"en":"x","en":"y"}}"#).as_bytes(),
+        "the key `en` stands twice",
+    );
+}
+
+#[test]
+fn line_beyond_the_limit_is_refused_with_it() {
+    let long = format!("{GOOD}\n{{\"campaign\":\"{}\"}}", "a".repeat(64 << 20));
+    check_error(
+        long.as_bytes(),
+        "story.jsonl:2: a line holds more than 64 MiB",
+    );
+}
+
+#[test]
+fn gzip_that_unpacks_without_end_is_refused_with_the_limit() {
+    use std::io::Write;
+    let setup = Setup::new("");
+    let path = setup.folder.path().join("story.jsonl.gz");
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    let blank = [b'\n'; 1 << 20];
+    for _ in 0..65 {
+        gzip.write_all(&blank).unwrap();
+    }
+    std::fs::write(&path, gzip.finish().unwrap()).unwrap();
+    let request = BuildRequest {
+        source: SourceKind::Story,
+        root: &path,
+        character: &setup.character,
+        tasks: &[Task::PtEverything],
+        languages: None,
+        out: Path::new("never"),
+    };
+    let error = corpus::build(&request, corpus::Counters::same(&|_| 1), &|_| {}).unwrap_err();
+    let error = error.to_string();
+    assert!(error.contains("unpacks to more than 64 MiB"), "{error}");
+}
+
+#[cfg(unix)]
+#[test]
+fn story_that_is_no_file_is_refused() {
+    let error = corpus::story_sha256(Path::new("/dev/zero")).unwrap_err();
+    assert!(
+        error.to_string().contains("/dev/zero is no story"),
+        "{error}"
+    );
+}
+
+#[test]
 fn unknown_language_is_named() {
     check_error(
         scene_line(r#"{"kind":"narration","text":{"xx":"x"}}"#).as_bytes(),

@@ -93,6 +93,19 @@ pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// As [`read`], and of a pipe too, to its end: a shell puts one in place of a file (`<(...)`).
+///
+/// # Errors
+/// As [`read`].
+pub fn read_or_pipe(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    if !is_pipe(&fs::metadata(path)?) {
+        return read(path, most);
+    }
+    let mut bytes = Vec::new();
+    Bounded::new(File::open(path)?, most).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// The text of a regular file of settings.
 ///
 /// # Errors
@@ -192,6 +205,17 @@ fn kind(meta: &Metadata) -> &'static str {
 }
 
 #[cfg(unix)]
+fn is_pipe(meta: &Metadata) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    meta.file_type().is_fifo()
+}
+
+#[cfg(not(unix))]
+fn is_pipe(_: &Metadata) -> bool {
+    false
+}
+
+#[cfg(unix)]
 fn never_wait(options: &mut fs::OpenOptions) {
     use std::os::unix::fs::OpenOptionsExt;
     options.custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed());
@@ -252,6 +276,20 @@ mod tests {
             let error = read(&name, 9).unwrap_err().to_string();
             assert!(error.contains(kind), "{error}");
         }
+        assert!(read_or_pipe(Path::new("/dev/zero"), 9).is_err());
+        let pipe = path("pipe");
+        let write = |bytes: &'static [u8]| {
+            let pipe = pipe.clone();
+            std::thread::spawn(move || fs::write(pipe, bytes))
+        };
+        let writer = write(b"abc");
+        assert_eq!(read_or_pipe(&pipe, 3).unwrap(), b"abc");
+        writer.join().unwrap().unwrap();
+        let writer = write(b"abcd");
+        let error = read_or_pipe(&pipe, 3).unwrap_err();
+        assert!(TooMuch::is(&error), "{error}");
+        // Its reader is gone then, which it may or may not notice.
+        let _ = writer.join().unwrap();
     }
 
     #[test]

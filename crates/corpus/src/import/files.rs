@@ -1,8 +1,9 @@
 //! Which files are imported: those named, and of a folder those of the form that most of its files have.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
+
+use ::files::outside::{self, TooMuch};
 
 use super::{Form, ImportRequest, Note, card, decode, in_file, png};
 use crate::error::{Error, Result};
@@ -216,27 +217,13 @@ fn load(path: &Path, scenario: String, request: &ImportRequest<'_>) -> Result<Fo
 
 /// The bytes of a file of bearable size.
 fn read(path: &Path) -> Result<Vec<u8>> {
-    let read_error = |source| Error::Read {
-        path: path.to_owned(),
-        source,
-    };
-    let size = std::fs::metadata(path).map_err(read_error)?;
-    if !size.is_file() {
-        let kind = std::io::Error::other("it is no file");
-        return Err(read_error(kind));
-    }
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(read_error)?;
-    if size.len() <= MOST_BYTES {
-        file.take(MOST_BYTES + 1)
-            .read_to_end(&mut bytes)
-            .map_err(read_error)?;
-    }
-    if size.len() > MOST_BYTES || bytes.len() as u64 > MOST_BYTES {
-        return Err(Error::TooLarge {
-            path: path.to_owned(),
+    let path = path.to_owned();
+    match outside::read(&path, MOST_BYTES) {
+        Ok(bytes) => Ok(bytes),
+        Err(error) if TooMuch::is(&error) => Err(Error::TooLarge {
+            path,
             most_mib: MOST_BYTES >> 20,
-        });
+        }),
+        Err(source) => Err(Error::Read { path, source }),
     }
-    Ok(bytes)
 }

@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use ::files::outside;
 use serde_json::{Map, Value};
 
 use super::{Form, decode, files};
@@ -122,7 +123,7 @@ fn form_of(path: &Path) -> Option<Form> {
         return None;
     }
     let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).ok()?;
+    let file = outside::open(path).ok()?;
     file.take(MOST_BYTES).read_to_end(&mut bytes).ok()?;
     // The encoding is told by the import itself.
     let text = decode::text(path, &bytes, Language::En).unwrap_or_default();

@@ -15,6 +15,8 @@ use crate::import;
 use crate::language::{ByLanguage, Language};
 use crate::scene::{Line, LineKind, Scene, Speaker, Story, Text};
 use files::hex;
+use files::outside::{self, Bounded, TooMuch};
+use text::json::Unambiguous;
 use text::near;
 
 /// What JSON allows behind a value.
@@ -126,13 +128,16 @@ impl StoryReader {
             path: path.to_owned(),
             source,
         };
+        let file = outside::open(path).map_err(read_error)?;
+        let n_bytes = file.metadata().map_err(read_error)?.len();
         let mut hashed = HashingReader {
-            inner: File::open(path).map_err(read_error)?,
+            inner: file,
             hash: Sha256::new(),
         };
         let is_gzip = path.extension().is_some_and(|e| e == "gz");
         if is_gzip {
-            self.read_lines(path, BufReader::new(MultiGzDecoder::new(&mut hashed)), true)?;
+            let unpacked = Bounded::unpacking(MultiGzDecoder::new(&mut hashed), n_bytes);
+            self.read_lines(path, BufReader::new(unpacked), true)?;
         } else {
             self.read_lines(path, BufReader::new(&mut hashed), false)?;
         }
@@ -144,18 +149,14 @@ impl StoryReader {
         let mut line = 0;
         loop {
             bytes.clear();
-            let n = input.read_until(b'\n', &mut bytes).map_err(|source| {
-                if is_gzip {
-                    Error::Gzip {
+            let n = outside::read_line(&mut input, &mut bytes).map_err(|source| {
+                match is_gzip && !TooMuch::is(&source) {
+                    true => Error::Gzip {
                         path: path.to_owned(),
                         line,
                         problem: source.to_string(),
-                    }
-                } else {
-                    Error::Read {
-                        path: path.to_owned(),
-                        source,
-                    }
+                    },
+                    false => Error::reading(path, line + 1, source),
                 }
             })?;
             if n == 0 {
@@ -180,7 +181,8 @@ impl StoryReader {
     }
 
     fn read_line(&mut self, place: &Place<'_>, text: &str) -> Result<()> {
-        let value: Value = serde_json::from_str(text).map_err(|error| Error::Json {
+        let parsed = serde_json::from_str(text);
+        let Unambiguous(value) = parsed.map_err(|error| Error::Json {
             path: place.path.to_owned(),
             line: place.line,
             column: error.column().max(1),

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use files::outside;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
@@ -16,10 +17,11 @@ pub(crate) struct JsonFile {
 
 impl JsonFile {
     pub fn read(path: PathBuf) -> Result<JsonFile> {
-        let bytes = std::fs::read(&path).map_err(|source| Error::Read {
-            path: path.clone(),
-            source,
-        })?;
+        let bytes =
+            outside::read(&path, outside::MOST_DATA_BYTES).map_err(|source| Error::Read {
+                path: path.clone(),
+                source,
+            })?;
         JsonFile::new(path, bytes)
     }
 
