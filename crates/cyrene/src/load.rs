@@ -131,6 +131,24 @@ pub fn folder(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// An error of weights, with the checkpoint to go back to where they are no numbers and lie in a run's folder.
+pub fn with_last_good(error: model::Error, weights: &Path) -> anyhow::Error {
+    let run = weights.parent();
+    let good = match &error {
+        model::Error::NotFinite { .. } => run.and_then(train::last_finite),
+        _ => None,
+    };
+    let error = anyhow::Error::new(error);
+    match good {
+        Some(folder) => error.context(format!(
+            "the weights in {} are of no use; the last good checkpoint is {}",
+            weights.display(),
+            folder.display()
+        )),
+        None => error,
+    }
+}
+
 /// The tokenizer of a model's folder, if it has one: data that comes as ids needs none.
 ///
 /// # Errors

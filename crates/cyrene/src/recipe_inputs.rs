@@ -97,6 +97,10 @@ pub fn job(recipe: &Recipe, examples: MixedExamples, tokenizer: Option<Arc<Token
 /// # Errors
 /// [`Misuse`] with the key, and what is expected.
 pub fn check(recipe: &Recipe) -> Result<()> {
+    let share = recipe.data.validation_share;
+    if !(0.0..=1.0).contains(&share) {
+        misuse!("`data.validation_share` is {share}, but must be from 0 to 1");
+    }
     let mut job = job(recipe, MixedExamples::default(), None);
     // That something is held out shows later.
     job.run.result = ResultKind::Last;

@@ -171,7 +171,7 @@ fn read_pairs(dir: &Path) -> Result<BTreeMap<String, Pair>> {
             ));
         };
         let (_, sides) = halves.entry(below).or_insert((module, [None, None]));
-        let tensor = read_finite(&file, name, dir)?;
+        let tensor = read_finite(&file, name)?;
         if sides[side as usize].replace(tensor).is_some() {
             return Err(error(
                 dir,
@@ -207,7 +207,7 @@ fn half(dir: &Path, module: &str, there: Side, missing: Side) -> Error {
     )
 }
 
-fn read_finite(file: &Checkpoint, name: &str, dir: &Path) -> Result<Tensor> {
+fn read_finite(file: &Checkpoint, name: &str) -> Result<Tensor> {
     let view = file.require(name)?;
     let tensor = checkpoint::to_tensor(view, DType::F32).ok_or_else(|| Error::TensorType {
         name: name.to_owned(),
@@ -216,10 +216,10 @@ fn read_finite(file: &Checkpoint, name: &str, dir: &Path) -> Result<Tensor> {
     })?;
     match checkpoint::is_finite(&tensor) {
         true => Ok(tensor),
-        false => Err(error(
-            dir,
-            format!("tensor `{name}` holds NaN or infinite numbers; use an earlier checkpoint"),
-        )),
+        false => Err(Error::NotFinite {
+            name: name.to_owned(),
+            place: file.path_of(name).display().to_string(),
+        }),
     }
 }
 

@@ -17,7 +17,7 @@ use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use files::{NewFolder, SUMS, Wholeness};
+use files::{NewFolder, SUMS, Wholeness, outside};
 use kernel::cuda::Pinned;
 use kernel::{DType, Tensor};
 use model::Model;
@@ -36,6 +36,8 @@ use crate::tensorboard::Position;
 /// Form of `state.json`; from 2 on a list of sums lies beside it.
 const VERSION: u32 = 2;
 const FIRST_WITH_SUMS: u32 = 2;
+/// Steps of the longest run; see `run.steps`.
+const MOST_STEPS: u64 = 10_000_000;
 
 /// What a checkpoint remembers besides weights and moments.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -79,6 +81,36 @@ impl State {
     /// Whether a list of sums lies beside it, and its identity knows the base's bytes and the type of the numbers.
     pub fn has_sums(&self) -> bool {
         self.version >= FIRST_WITH_SUMS
+    }
+
+    /// Refuses what no run can have written: a checkpoint may come from somebody else.
+    ///
+    /// # Errors
+    /// [`Error::StateValue`] with the key and its range.
+    fn check(&self, folder: &Path) -> Result<()> {
+        let refused = |key, value: String, expected: String| Error::StateValue {
+            path: folder.join("state.json"),
+            key,
+            value,
+            expected,
+        };
+        // Some three thousand years.
+        if !(0.0..=1e11).contains(&self.elapsed_s) {
+            let expected = "from 0 to 1e11".to_owned();
+            return Err(refused("elapsed_s", self.elapsed_s.to_string(), expected));
+        }
+        let steps = [
+            ("total_steps", Some(self.total_steps), MOST_STEPS),
+            ("step", Some(self.step), MOST_STEPS),
+            ("validated_step", self.validated_step, self.step),
+            ("best.step", self.best.map(|best| best.step), self.step),
+        ];
+        for (key, step, most) in steps {
+            if let Some(step) = step.filter(|step| *step > most) {
+                return Err(refused(key, step.to_string(), format!("from 0 to {most}")));
+            }
+        }
+        Ok(())
     }
 
     /// The state before the first step.
@@ -271,7 +303,7 @@ impl Checkpoints {
 /// The file is missing or not what this version writes.
 pub fn read_state(folder: &Path) -> Result<State> {
     let path = folder.join("state.json");
-    let json = fs::read(&path).during("reading", &path)?;
+    let json = outside::read(&path, outside::MOST_SETTINGS_BYTES).during("reading", &path)?;
     let state: State =
         serde_json::from_slice(&json).map_err(|source| Error::State { path, source })?;
     if state.version > VERSION {
@@ -280,7 +312,21 @@ pub fn read_state(folder: &Path) -> Result<State> {
             version: state.version,
         });
     }
+    state.check(folder)?;
     Ok(state)
+}
+
+/// The newest checkpoint of the run in `out_dir` whose weights are numbers; none where nothing of the kind lies there.
+pub fn last_finite(out_dir: &Path) -> Option<PathBuf> {
+    let dir = out_dir.join("checkpoints");
+    let is_finite = |folder: &PathBuf| {
+        let weights = ["model", "adapter"].map(|name| folder.join(name));
+        let weights = weights.iter().find(|weights| weights.is_dir());
+        weights.is_some_and(|weights| model::checkpoint::check_finite(weights).is_ok())
+    };
+    let newest_first = steps_in(&dir).ok()?.into_iter().rev();
+    let mut folders = newest_first.map(|step| dir.join(format!("step-{step}")));
+    folders.find(is_finite)
 }
 
 /// Reads the trained weights into `model`, which is the base (with an adapter attached, if one was trained).
@@ -317,7 +363,7 @@ pub fn read_optimizer(
     ranks: &Ranks,
 ) -> Result<()> {
     let path = folder.join("optimizer.safetensors");
-    let mut file = File::open(&path).during("opening", &path)?;
+    let mut file = outside::open(&path).during("opening", &path)?;
     let (data_start, metadata) = read_header(&mut file, &path)?;
     let AdamW {
         owners, moments, ..

@@ -69,6 +69,20 @@ pub enum Error {
         /// What the system or the parser said.
         source: serde_json::Error,
     },
+    /// A checkpoint's state says what no run can have written.
+    #[error(
+        "{path}: `{key}` is {value}, but must be {expected}; delete the folder it lies in to go on from an older checkpoint"
+    )]
+    StateValue {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What would be in range.
+        expected: String,
+    },
     /// No checkpoint can be gone on from.
     #[error(
         "no checkpoint in {dir} is whole, so there is nothing to go on from: in step-{step} {problem}; copy one back from where it is whole, or give another --out to begin again"
@@ -207,6 +221,16 @@ pub enum Error {
         /// The checkpoint to go on from.
         last_checkpoint: Option<PathBuf>,
     },
+    /// Weights are no numbers any more, and were about to be saved.
+    #[error("{cause}. They were not saved at step {step}. {remedy}", remedy = last_good(.last_checkpoint))]
+    WeightsNotFinite {
+        /// Which.
+        cause: model::Error,
+        /// The step, from 1.
+        step: u64,
+        /// The checkpoint to go on from.
+        last_checkpoint: Option<PathBuf>,
+    },
     /// The GPU is gone, full or refused a call; `cause` says which.
     #[error("step {step} failed: {cause}. {remedy}", remedy = go_on(.last_checkpoint))]
     DeviceFailed {
@@ -330,10 +354,10 @@ fn gib(bytes: usize) -> String {
 fn last_good(last_checkpoint: &Option<PathBuf>) -> String {
     match last_checkpoint {
         Some(path) => format!(
-            "the last good checkpoint is {}; lower optimizer.lr or look at the rows of this step, then run again",
+            "The last good checkpoint is {}; lower optimizer.lr or look at the rows of this step, then run again",
             path.display()
         ),
-        None => "there is no checkpoint yet; lower optimizer.lr or look at the rows of this step, then run again".to_string(),
+        None => "There is no checkpoint yet; lower optimizer.lr or look at the rows of this step, then run again".to_string(),
     }
 }
 

@@ -12,13 +12,16 @@ use text::pack::Packing;
 use text::{Example, Tokenizer};
 
 use crate::error::{Error, Result};
-use crate::recipe_table::{Key, recipe_table};
+use crate::recipe_table::{Key, check, recipe_table};
+
+/// The shortest time between checkpoints, in minutes: writing one takes longer.
+const LEAST_MINUTES: f64 = 0.01;
 
 recipe_table! {
     /// `[data]`: the keys that training itself needs; where the rows come from is the binary's part of the table.
     DataConfig as "data" {
         /// tokens of a packed row; longer documents are split at sentence ends, longer conversations between rounds; nothing is cut off
-        row_tokens: usize = 5120;
+        row_tokens: usize = 5120, from 2 to 1048576;
         /// binpack: fullest rows; sequential: in order
         packing: Packing = Packing::BinPack => with_default "\"binpack\"";
     }
@@ -38,9 +41,9 @@ recipe_table! {
     /// The keys of `[tuner]` with `kind = "lora"`.
     LoraTuner as "tuner" {
         /// lora: rank of A [rank, in] and B [out, rank]; default 16
-        rank: usize = 16 => optional "16";
+        rank: usize = 16 => optional "16", from 1 to 65536;
         /// lora: the adapter's output is scaled by alpha / rank; default 32
-        alpha: f32 = 32.0 => optional "32";
+        alpha: f32 = 32.0 => optional "32", from 0.001 to 1000000;
         /// lora: share of the adapter's inputs zeroed while training; default 0
         dropout: f32 = 0.0 => optional "0.0";
         /// lora: names of layers (q_proj, in_proj_qkv, ...); empty means every linear layer but the head
@@ -80,24 +83,24 @@ recipe_table! {
     /// `[optimizer]`: AdamW, its schedule and its clipping.
     OptimizerConfig as "optimizer" {
         /// AdamW: highest learning rate, reached when the warmup ends
-        lr: f64 = 2e-5;
+        lr: f64 = 2e-5, from 0 to 1e30;
         /// learning rate at the end; above lr (a warning says so) the rate would rise
-        min_lr: f64 = 2e-6;
+        min_lr: f64 = 2e-6, from 0 to 1e30;
         /// cosine, linear or constant
         schedule: ScheduleKind = ScheduleKind::Cosine => with_default "\"cosine\"";
         /// share of all steps that warm up
-        warmup_ratio: f64 = 0.1;
+        warmup_ratio: f64 = 0.1, from 0 to 1;
         /// warmup in steps; overrides warmup_ratio
         #[serde(skip_serializing_if = "Option::is_none")]
-        warmup_steps: Option<u64> = None => optional "20";
+        warmup_steps: Option<u64> = None => optional "20", from 0 to 10000000;
         /// decay of the first and second moment
         betas: [f64; 2] = [0.9, 0.95];
         /// added to the root of the second moment
-        eps: f64 = 1e-8;
+        eps: f64 = 1e-8, from 0 to 1;
         /// decoupled; norms, biases and dt_bias are spared
-        weight_decay: f64 = 0.1;
+        weight_decay: f64 = 0.1, from 0 to 1000;
         /// global gradient norm above which gradients are scaled down; 0: never
-        grad_clip: f64 = 1.0;
+        grad_clip: f64 = 1.0, from 0 to 1e30;
     }
 }
 
@@ -117,9 +120,9 @@ recipe_table! {
     /// `[batch]`: how many rows an optimizer step sees: rows · accumulate.
     BatchConfig as "batch" {
         /// rows of a micro-batch
-        rows: usize = 3;
+        rows: usize = 3, from 1 to 65536;
         /// micro-batches of an optimizer step; a last step may be smaller
-        accumulate: usize = 8;
+        accumulate: usize = 8, from 1 to 65536;
     }
 }
 
@@ -127,16 +130,16 @@ recipe_table! {
     /// `[run]`: how long, and what happens on the way. Only `epochs` and `steps` change what is learned.
     RunConfig as "run" {
         /// passes over the sources, each as often as its weight says
-        epochs: u64 = 1;
+        epochs: u64 = 1, from 0 to 100000;
         /// optimizer steps; overrides epochs
         #[serde(skip_serializing_if = "Option::is_none")]
-        steps: Option<u64> = None => optional "1200";
+        steps: Option<u64> = None => optional "1200", from 1 to 10000000;
         /// steps between validations; 0: only at the start and the end
         validate_every: u64 = 50;
         /// held-out loss of the untrained model as step 0
         validate_at_start: bool = true;
         /// minutes between checkpoints; 0: none by the clock
-        save_every_minutes: f64 = 10.0;
+        save_every_minutes: f64 = 10.0, from 0 to 1000000;
         /// steps between checkpoints; 0: none by count
         save_every: u64 = 0;
         /// newest checkpoints kept beside the best; 0: all
@@ -228,41 +231,25 @@ impl Job {
     /// # Errors
     /// [`Error::BadValue`] with the key's name as the recipe has it.
     pub fn check(&self) -> Result<()> {
-        require(
-            self.data.row_tokens >= 2,
-            "data.row_tokens",
-            self.data.row_tokens,
-            "at least 2",
-        )?;
-        require(
-            self.batch.rows >= 1,
-            "batch.rows",
-            self.batch.rows,
-            "at least 1",
-        )?;
-        require(
-            self.batch.accumulate >= 1,
-            "batch.accumulate",
-            self.batch.accumulate,
-            "at least 1",
-        )?;
-        require(
-            self.run.steps != Some(0),
-            "run.steps",
-            0,
-            "at least 1, or leave the key out",
-        )?;
+        self.data.check_ranges()?;
+        self.optimizer.check()?;
+        self.batch.check_ranges()?;
+        self.run.check_ranges()?;
+        if let TunerConfig::Lora(lora) = &self.tuner {
+            lora.check()?;
+        }
         require(
             self.run.epochs >= 1 || self.run.steps.is_some(),
             "run.epochs",
             self.run.epochs,
             "at least 1",
         )?;
+        let minutes = self.run.save_every_minutes;
         require(
-            self.run.save_every_minutes >= 0.0,
+            minutes == 0.0 || minutes >= LEAST_MINUTES,
             "run.save_every_minutes",
-            self.run.save_every_minutes,
-            "0 or more",
+            minutes,
+            "0 (never by the clock), or from 0.01 to 1000000",
         )?;
         require(
             self.run.result == ResultKind::Last
@@ -272,18 +259,14 @@ impl Job {
             "last where nothing is held out or run.save_best is false",
         )?;
         for weight in &self.source_weights {
-            require(
-                weight.is_finite() && *weight >= 0.0,
+            check(
                 "data.sources.weight",
                 weight,
-                "a finite number, 0 or more",
+                ["0", "1000"],
+                "from 0 to 1000",
             )?;
         }
-        self.optimizer.check()?;
-        match &self.tuner {
-            TunerConfig::Full {} => Ok(()),
-            TunerConfig::Lora(lora) => lora.check(),
-        }
+        Ok(())
     }
 
     /// All held-out examples, set after set.
@@ -303,26 +286,7 @@ impl Job {
 impl OptimizerConfig {
     /// Refuses values that no run can have.
     fn check(&self) -> Result<()> {
-        for (key, value) in [
-            ("optimizer.lr", self.lr),
-            ("optimizer.min_lr", self.min_lr),
-            ("optimizer.eps", self.eps),
-            ("optimizer.weight_decay", self.weight_decay),
-            ("optimizer.grad_clip", self.grad_clip),
-        ] {
-            require(
-                value.is_finite() && value >= 0.0,
-                key,
-                value,
-                "a finite number, 0 or more",
-            )?;
-        }
-        require(
-            (0.0..=1.0).contains(&self.warmup_ratio),
-            "optimizer.warmup_ratio",
-            self.warmup_ratio,
-            "a share from 0 to 1",
-        )?;
+        self.check_ranges()?;
         for beta in self.betas {
             require(
                 (0.0..1.0).contains(&beta),
@@ -338,13 +302,7 @@ impl OptimizerConfig {
 impl LoraTuner {
     /// Refuses values that no adapter can have.
     fn check(&self) -> Result<()> {
-        require(self.rank >= 1, "tuner.rank", self.rank, "at least 1")?;
-        require(
-            self.alpha.is_finite() && self.alpha > 0.0,
-            "tuner.alpha",
-            self.alpha,
-            "a number above 0",
-        )?;
+        self.check_ranges()?;
         require(
             (0.0..1.0).contains(&self.dropout),
             "tuner.dropout",
@@ -398,6 +356,64 @@ mod tests {
             (run.epochs, run.validate_every, run.save_every_minutes),
             (1, 50, 10.0)
         );
+    }
+
+    #[test]
+    fn values_out_of_range_are_told_with_key_and_range() {
+        fn said<T: serde::de::DeserializeOwned>(
+            table: serde_json::Value,
+            check: fn(&T) -> Result<()>,
+        ) -> String {
+            let table = serde_json::from_value(table).unwrap();
+            check(&table).unwrap_err().to_string()
+        }
+        let steps = said(json!({ "steps": 1_u64 << 40 }), RunConfig::check_ranges);
+        assert_eq!(
+            steps,
+            "`run.steps` is 1099511627776, but must be from 1 to 10000000"
+        );
+        let zero = said(json!({ "steps": 0 }), RunConfig::check_ranges);
+        assert!(zero.contains("from 1 to 10000000"), "{zero}");
+        let rank = said(json!({ "rank": 1_u64 << 40 }), LoraTuner::check);
+        assert_eq!(
+            rank,
+            "`tuner.rank` is 1099511627776, but must be from 1 to 65536"
+        );
+        let alpha = said(json!({ "alpha": -0.1 }), LoraTuner::check);
+        assert!(alpha.starts_with("`tuner.alpha` is -0.1, but"), "{alpha}");
+        let rows = said(json!({ "rows": 0 }), BatchConfig::check_ranges);
+        assert_eq!(rows, "`batch.rows` is 0, but must be from 1 to 65536");
+        let lr = OptimizerConfig {
+            lr: f64::NAN,
+            ..OptimizerConfig::default()
+        };
+        let lr = lr.check().unwrap_err().to_string();
+        assert_eq!(lr, "`optimizer.lr` is NaN, but must be from 0 to 1e30");
+        let ratio = said(json!({ "warmup_ratio": 1.5 }), OptimizerConfig::check);
+        assert!(ratio.ends_with("from 0 to 1"), "{ratio}");
+    }
+
+    #[test]
+    fn defaults_and_examples_are_in_their_ranges_and_the_keys_know_them() {
+        OptimizerConfig::default().check().unwrap();
+        LoraTuner::default().check().unwrap();
+        BatchConfig::default().check_ranges().unwrap();
+        RunConfig::default().check_ranges().unwrap();
+        DataConfig::default().check_ranges().unwrap();
+        let keys = [
+            DataConfig::KEYS,
+            LoraTuner::KEYS,
+            OptimizerConfig::KEYS,
+            BatchConfig::KEYS,
+            RunConfig::KEYS,
+        ];
+        for key in keys.into_iter().flatten() {
+            let Some(range) = key.range else {
+                continue;
+            };
+            let value: f64 = key.value.parse().unwrap_or(1.0);
+            check(key.path, &value, range, "in its range").unwrap();
+        }
     }
 
     #[test]

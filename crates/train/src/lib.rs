@@ -27,7 +27,7 @@ pub mod step;
 mod tensorboard;
 pub mod validate;
 
-pub use checkpoint::{Best, SetAside};
+pub use checkpoint::{Best, SetAside, last_finite};
 pub use error::{Error, Result, lighter};
 pub use job::{
     BatchConfig, DataConfig, Job, OptimizerConfig, RunConfig, TunerConfig, ValidationSet,

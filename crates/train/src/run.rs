@@ -118,6 +118,8 @@ impl<'a> Run<'a> {
         let checkpoints = match ranks.is_first() {
             true => {
                 fs::create_dir_all(&job.out_dir).during("making", &job.out_dir)?;
+                // Whole weights that a killed save left beside their place.
+                files::clear_leftovers(&job.out_dir, |name| ["model", "adapter"].contains(&name))?;
                 Checkpoints::open(&job.out_dir)?
             }
             false => Checkpoints::of_first_rank(&job.out_dir),
@@ -351,6 +353,9 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let started = Instant::now();
+        if self.ranks.is_first() {
+            self.refuse_weights_that_are_none()?;
+        }
         if let Some((metrics_bytes, position)) = self.record.sync()? {
             self.state.metrics_bytes = metrics_bytes;
             self.state.tensorboard = position;
@@ -373,6 +378,18 @@ impl<'a> Run<'a> {
                 checkpoint: folder,
             }),
             false => Ok(()),
+        }
+    }
+
+    /// What is saved can be gone on from: a step may end in weights that are none, and only the next one's loss would show it.
+    fn refuse_weights_that_are_none(&self) -> Result<()> {
+        match self.trainer.model.check_trainable_finite() {
+            Err(cause @ model::Error::NotFinite { .. }) => Err(Error::WeightsNotFinite {
+                cause,
+                step: self.state.step,
+                last_checkpoint: self.newest_checkpoint(),
+            }),
+            checked => Ok(checked?),
         }
     }
 

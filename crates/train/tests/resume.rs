@@ -371,3 +371,34 @@ fn kill_dash_nine_loses_nothing() {
     let weights = |dir: &Path| fs::read(dir.join("model/model.safetensors")).unwrap();
     assert_eq!(weights(killed.path()), weights(unbroken.path()));
 }
+
+#[test]
+fn state_that_no_run_can_have_written_is_refused_with_key_and_range() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut job = job(dir.path());
+    job.run.steps = Some(3);
+    run_silently(&job);
+    let folder = dir.path().join("checkpoints/step-3");
+    let path = folder.join("state.json");
+    let written = fs::read(&path).unwrap();
+    for (key, value) in [
+        ("elapsed_s", serde_json::json!(-1)),
+        ("elapsed_s", serde_json::json!(1e300)),
+        ("step", serde_json::json!(u64::MAX)),
+        ("total_steps", serde_json::json!(1_u64 << 40)),
+        ("validated_step", serde_json::json!(4)),
+    ] {
+        let mut state: serde_json::Value = serde_json::from_slice(&written).unwrap();
+        state[key] = value;
+        fs::write(&path, state.to_string()).unwrap();
+        files::write_sums(&folder).unwrap();
+        let error = train::run(tiny_model(), &job, &mut Silent).unwrap_err();
+        assert!(matches!(error, Error::StateValue { .. }), "{key}: {error}");
+        let error = error.to_string();
+        assert!(error.contains(&format!("`{key}` is")), "{error}");
+        assert!(
+            error.contains("state.json") && error.contains("from 0 to"),
+            "{error}"
+        );
+    }
+}

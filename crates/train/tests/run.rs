@@ -419,6 +419,66 @@ fn a_loss_that_is_no_number_stops_the_run() {
 }
 
 #[test]
+fn weights_that_are_no_numbers_are_not_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut job = job(dir.path());
+    job.optimizer.lr = 1e30;
+    job.optimizer.weight_decay = 1000.0;
+    job.optimizer.warmup_ratio = 0.0;
+    job.run.save_every = 1;
+    let mut model = tiny_model();
+    let names = model.trainable_names();
+    let is_wanted = |name: &String| name.ends_with("mlp.down_proj.weight");
+    let at = names.iter().position(is_wanted).unwrap();
+    // The first step takes it beyond what f32 holds; its loss and gradient are numbers still.
+    model.trainable_mut()[at].f32s_mut()[0] = 1e6;
+    let error = train::run(model, &job, &mut Silent).unwrap_err();
+    assert!(
+        matches!(error, Error::WeightsNotFinite { step: 1, .. }),
+        "{error}"
+    );
+    let error = error.to_string();
+    assert!(error.contains("mlp.down_proj.weight"), "{error}");
+    assert!(error.contains("There is no checkpoint yet"), "{error}");
+    assert!(!dir.path().join("checkpoints/step-1").exists());
+    assert!(!dir.path().join("model").exists());
+}
+
+#[test]
+fn newest_checkpoint_of_numbers_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(train::last_finite(dir.path()), None);
+    let mut job = job(dir.path());
+    job.run.save_every = 1;
+    job.run.steps = Some(3);
+    job.run.keep_last = 0;
+    run_silently(&job);
+    let folder = |step: u32| dir.path().join(format!("checkpoints/step-{step}"));
+    assert_eq!(train::last_finite(dir.path()), Some(folder(3)));
+    let mut model = Model::load(&folder(3).join("model"), DType::F32).unwrap();
+    model.trainable_mut()[0].f32s_mut()[0] = f32::NAN;
+    model.save(&folder(3).join("model"), None).unwrap();
+    assert_eq!(train::last_finite(dir.path()), Some(folder(2)));
+}
+
+#[test]
+fn weights_that_a_killed_save_left_beside_their_place_go_with_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    for left in [".model.tmp", ".model.4711.tmp", ".model.2.tmp"] {
+        std::fs::create_dir_all(dir.path().join(left)).unwrap();
+        std::fs::write(dir.path().join(left).join("model.safetensors"), "half").unwrap();
+    }
+    let mut job = job(dir.path());
+    job.tuner = lora();
+    run_silently(&job);
+    let left: Vec<String> = listing(dir.path())
+        .into_iter()
+        .filter(|name| name.contains(".tmp"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
 fn checkpoints_keep_the_newest_and_the_best() {
     let dir = tempfile::tempdir().unwrap();
     let mut job = job(dir.path());
@@ -530,6 +590,22 @@ fn values_out_of_range_are_named() {
         error,
         "`optimizer.betas` is 1, but must be at least 0 and below 1"
     );
+    job.optimizer.betas = [0.9, 0.95];
+    for minutes in [1e-320, -1.0, f64::INFINITY] {
+        job.run.save_every_minutes = minutes;
+        let error = train::run(tiny_model(), &job, &mut Silent).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("`run.save_every_minutes`"), "{error}");
+        assert!(error.contains("to 1000000"), "{error}");
+    }
+    job.run.save_every_minutes = 0.0;
+    for weight in [1e6, -1.0, f64::NAN] {
+        job.source_weights = vec![1.0, weight];
+        let error = train::run(tiny_model(), &job, &mut Silent).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("`data.sources.weight`"), "{error}");
+        assert!(error.contains("from 0 to 1000"), "{error}");
+    }
 }
 
 #[test]

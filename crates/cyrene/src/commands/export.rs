@@ -66,6 +66,7 @@ pub fn fp8(from: &Path, to: &Path, layout: Layout, division: Division) -> Result
     };
     let folder = NewFolder::create(to)?;
     model::quant::fp8_block::export(from, folder.path(), &options)
+        .map_err(|error| load::with_last_good(error, from))
         .with_context(|| format!("quantizing {} to {}", from.display(), to.display()))?;
     load::copy_companions(from, folder.path(), None)?;
     Ok(folder.replace()?)
@@ -85,6 +86,7 @@ fn hf(from: &Path, to: &Path) -> Result<()> {
     let folder = NewFolder::create(to)?;
     model
         .check_finite()
+        .map_err(|error| load::with_last_good(error, from))
         .with_context(|| format!("exporting {}", from.display()))?;
     model
         .save(folder.path(), Some(DType::Bf16))

@@ -40,11 +40,13 @@ pub fn merge(base: &Path, adapter: &Path, out: &Path) -> Result<()> {
         Model::load(base, DType::F32).with_context(|| format!("loading {}", base.display()))?;
     model
         .load_adapter(adapter)
+        .map_err(|error| load::with_last_good(error, adapter))
         .with_context(|| format!("loading adapter {}", adapter.display()))?;
     model.merge_lora().context("merging the adapter")?;
     let folder = NewFolder::create(out)?;
     model
         .check_finite()
+        .map_err(|error| load::with_last_good(error, base))
         .with_context(|| format!("merging {} into {}", adapter.display(), base.display()))?;
     model
         .save(folder.path(), None)
