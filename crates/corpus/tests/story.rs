@@ -497,7 +497,7 @@ fn gzip_that_unpacks_without_end_is_refused_with_the_limit() {
         languages: None,
         out: Path::new("never"),
     };
-    let error = corpus::build(&request, corpus::Counters::same(&|_| 1), &|_| {}).unwrap_err();
+    let error = corpus::build(&request, corpus::Counters::of_rules(&|_| 1), &|_| {}).unwrap_err();
     let error = error.to_string();
     assert!(error.contains("unpacks to more than 64 MiB"), "{error}");
 }

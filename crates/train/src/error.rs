@@ -225,7 +225,7 @@ pub enum Error {
     #[error("{cause}. They were not saved at step {step}. {remedy}", remedy = last_good(.last_checkpoint))]
     WeightsNotFinite {
         /// Which.
-        cause: model::Error,
+        cause: Box<model::Error>,
         /// The step, from 1.
         step: u64,
         /// The checkpoint to go on from.

@@ -385,7 +385,7 @@ impl<'a> Run<'a> {
     fn refuse_weights_that_are_none(&self) -> Result<()> {
         match self.trainer.model.check_trainable_finite() {
             Err(cause @ model::Error::NotFinite { .. }) => Err(Error::WeightsNotFinite {
-                cause,
+                cause: Box::new(cause),
                 step: self.state.step,
                 last_checkpoint: self.newest_checkpoint(),
             }),
