@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use report::harmless::harmless;
 use serde::Serialize;
 use text::{Example, IGNORE, Tokenizer};
 
@@ -132,20 +133,9 @@ fn shown(bytes: &[u8]) -> String {
     out
 }
 
-/// Line feeds are tokens too: they are seen before they are obeyed. Other control characters never reach the terminal.
+/// Line feeds are tokens too: they are seen before they are obeyed. What else acts on a terminal never reaches it.
 pub fn visible(text: &str) -> String {
-    let mut out = String::new();
-    for c in text.chars() {
-        match c {
-            '\n' => out.push_str("↵\n"),
-            '\t' => out.push('\t'),
-            c if c.is_control() => {
-                let _ = write!(out, "\\u{{{:x}}}", c as u32);
-            }
-            c => out.push(c),
-        }
-    }
-    out
+    harmless(text).replace('\n', "↵\n")
 }
 
 #[cfg(test)]
@@ -251,5 +241,6 @@ mod tests {
     #[test]
     fn control_characters_do_not_reach_the_terminal() {
         assert_eq!(visible("a\u{1b}[31m\nb\r"), "a\\u{1b}[31m↵\nb\\u{d}");
+        assert_eq!(visible("a\u{202e}b"), "a\\u{202e}b");
     }
 }

@@ -5,6 +5,7 @@ use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use report::harmless::{harmless, harmless_json};
 use serde::Serialize;
 
 use crate::env;
@@ -84,7 +85,7 @@ impl Ui {
         text: impl FnOnce() -> String,
     ) -> anyhow::Result<()> {
         if self.json {
-            self.line(&serde_json::to_string(value)?)
+            self.json_line(value)
         } else {
             let text = text();
             if text.is_empty() {
@@ -95,11 +96,27 @@ impl Ui {
         }
     }
 
-    /// One line on stdout, flushed.
+    /// One line on stdout, flushed. What in it would act on a terminal is spelt out.
     ///
     /// # Errors
     /// A closed or full stdout.
     pub fn line(&self, text: &str) -> anyhow::Result<()> {
+        self.painted(&harmless(text))
+    }
+
+    /// One line of JSON on stdout, flushed.
+    ///
+    /// # Errors
+    /// A closed or full stdout.
+    pub fn json_line<T: Serialize>(&self, value: &T) -> anyhow::Result<()> {
+        self.painted(&harmless_json(&serde_json::to_string(value)?))
+    }
+
+    /// As [`Ui::line`], of a text with colours of our own: what others wrote in it is harmless already.
+    ///
+    /// # Errors
+    /// A closed or full stdout.
+    pub fn painted(&self, text: &str) -> anyhow::Result<()> {
         let mut out = std::io::stdout().lock();
         writeln!(out, "{text}")?;
         out.flush()?;
@@ -112,22 +129,22 @@ impl Ui {
     /// A closed or full stdout.
     pub fn text(&self, text: &str) -> anyhow::Result<()> {
         let mut out = std::io::stdout().lock();
-        write!(out, "{text}")?;
+        write!(out, "{}", harmless(text))?;
         out.flush()?;
         Ok(())
     }
 
-    /// A line of news on stderr.
+    /// A line of news on stderr. What in it would act on a terminal is spelt out.
     pub fn note(&self, text: impl Display) {
-        // A lost note must not end a long job.
-        let _ = writeln!(std::io::stderr().lock(), "{text}");
+        say(&harmless(&text.to_string()));
     }
 
     /// An error and its causes on stderr; with `--json`, one JSON object.
     pub fn error(&self, error: &anyhow::Error) {
         let causes = causes(error);
         if self.json {
-            self.note(serde_json::json!({ "error": causes.join(": ") }));
+            let error = serde_json::json!({ "error": causes.join(": ") });
+            say(&harmless_json(&error.to_string()));
             return;
         }
         self.note(format_args!("error: {}", causes[0]));
@@ -156,6 +173,12 @@ impl Ui {
             said: Instant::now(),
         }
     }
+}
+
+/// A line on stderr.
+fn say(line: &str) {
+    // A lost note must not end a long job.
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
 /// An error's texts from the outside in, each once: many texts hold that of their cause already.
@@ -203,7 +226,7 @@ impl Bar {
         if self.said.elapsed() >= Duration::from_secs(10) {
             self.said = Instant::now();
             let line = format!("{} {position}/{} {message}{eta}", self.label, self.total);
-            let _ = writeln!(std::io::stderr().lock(), "{line}");
+            say(&harmless(&line));
         }
     }
 

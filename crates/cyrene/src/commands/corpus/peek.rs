@@ -10,6 +10,7 @@ use corpus::pages::peek_text::{Style, legend, paint, painted};
 use corpus::peek::{Span, spans};
 use corpus::split::Split;
 use corpus::{Language, RowNotes};
+use report::harmless::harmless;
 use text::Tokenizer;
 
 use super::encode::encoding;
@@ -78,12 +79,12 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         let spans = spans(&tokenizer, encoded, args.tokens);
         kinds.extend(spans.iter().map(|span| span.kind));
         if ui.json() {
-            ui.line(&json(one, &spans).to_string())?;
+            ui.json_line(&json(one, &spans))?;
         } else {
             let title = format!("{}/{} {}: {}", at + 1, sample.len(), place(one), facts(one));
-            ui.line(&format!(
+            ui.painted(&format!(
                 "{}\n{}\n",
-                painted(&title, "1", style),
+                painted(&harmless(&title), "1", style),
                 paint(&spans, style, between)
             ))?;
         }
@@ -110,7 +111,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         files::write(path, pages::page(&shown, &drawn, args.tokens).as_bytes())?;
     }
     if !ui.json() {
-        ui.line(&format!("{counts}\n{}", legend(&kinds, style)))?;
+        ui.painted(&format!("{counts}\n{}", legend(&kinds, style)))?;
     }
     Ok(())
 }
