@@ -767,10 +767,10 @@ pub struct Serve {
     #[arg(long)]
     pub profile: Option<String>,
     /// Conversations answered at the same time
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 4, value_parser = sequences)]
     pub max_sequences: usize,
     /// Longest conversation in tokens; default is the model's, but 32768 at most
-    #[arg(long)]
+    #[arg(long, value_parser = context)]
     pub context: Option<usize>,
 }
 
@@ -800,4 +800,20 @@ pub struct Chat {
 pub struct Recipe {
     /// A recipe's name or file; without one, every key with its default
     pub name: Option<String>,
+}
+
+fn sequences(text: &str) -> Result<usize, String> {
+    within(text, 1, 1024)
+}
+
+fn context(text: &str) -> Result<usize, String> {
+    within(text, 2, 1 << 24)
+}
+
+/// A whole number in a range, for flags.
+fn within(text: &str, least: usize, most: usize) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if (least..=most).contains(&number) => Ok(number),
+        _ => Err(format!("give a whole number from {least} to {most}")),
+    }
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use corpus::examples::TrainingStage;
 use corpus::{Mixture, WeightedSource};
+use files::outside;
 use model::Config;
 use serde::{Deserialize, Serialize};
 use text::labels::LossScale;
@@ -197,7 +198,7 @@ impl Recipe {
     /// # Errors
     /// [`crate::ui::Misuse`] for a missing file, broken TOML, unknown keys or values of the wrong type, with line and key.
     pub fn load(path: &Path, set: &[String]) -> Result<Self> {
-        let text = match std::fs::read_to_string(path) {
+        let text = match outside::read_text(path) {
             Ok(text) => text,
             Err(error) => misuse!(
                 "cannot read recipe {}: {error}; `cyrene recipe` prints one to start from",

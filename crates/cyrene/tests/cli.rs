@@ -509,6 +509,111 @@ fn lora_run_merges_and_exports() {
 }
 
 #[test]
+fn numbers_out_of_range_are_told_with_key_and_range() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model();
+    let serve = |flag: &str, value: &str, words: &[&str]| {
+        fails(&["serve", "--model", &model, flag, value], 2, words);
+    };
+    serve("--context", "0", &["--context", "from 2 to 16777216"]);
+    serve(
+        "--context",
+        "16777216",
+        &["--context is 16777216", "2 to 4096"],
+    );
+    serve(
+        "--max-sequences",
+        "0",
+        &["--max-sequences", "from 1 to 1024"],
+    );
+    serve("--max-sequences", "1099511627776", &["from 1 to 1024"]);
+    let ids = dir.path().join("ids.jsonl");
+    std::fs::write(&ids, json!({ "input_ids": vec![5; 4097] }).to_string()).unwrap();
+    fails(
+        &["score", "--model", &model, "--ids", ids.to_str().unwrap()],
+        2,
+        &["document 1 has 4097 ids", "1 to 4096"],
+    );
+    let recipe = write_recipe(dir.path(), "");
+    let out = dir.path().join("out");
+    for (change, words) in [
+        (
+            "run.steps=1099511627776",
+            ["`run.steps` is 1099511627776", "from 1 to 10000000"],
+        ),
+        (
+            "run.save_every_minutes=1e-320",
+            ["`run.save_every_minutes`", "from 0.01 to 1000000"],
+        ),
+        (
+            "data.validation_share=1.5",
+            ["`data.validation_share` is 1.5", "from 0 to 1"],
+        ),
+        (
+            "data.sources=[{path=\"rows.jsonl\",weight=1e6}]",
+            ["`data.sources.weight` is 1000000", "from 0 to 1000"],
+        ),
+        (
+            "tuner={kind=\"lora\",rank=1099511627776}",
+            ["`tuner.rank` is 1099511627776", "from 1 to 65536"],
+        ),
+    ] {
+        let recipe = recipe.to_str().unwrap();
+        let args = [
+            "train",
+            recipe,
+            "--out",
+            out.to_str().unwrap(),
+            "--set",
+            change,
+        ];
+        fails(&args, 2, &words);
+        assert!(!out.exists(), "{change}");
+    }
+}
+
+/// What a row says never acts on the terminal: neither its text nor its names, nor what an error quotes of it.
+#[test]
+fn control_and_bidi_characters_of_rows_do_not_reach_the_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokenizer = model();
+    let said = "a\u{1b}[2J\u{9b}1m\u{202e}\u{2066}b";
+    let rows = dir.path().join("rows.jsonl");
+    let is_harmful = |c: char| {
+        let turns = matches!(c, '\u{202e}' | '\u{2066}');
+        turns || (c.is_control() && c != '\n')
+    };
+    let peek = |more: &[&str]| {
+        let mut args = vec!["corpus", "peek", rows.to_str().unwrap(), "--stage", "cpt"];
+        args.extend(["--tokenizer", tokenizer.as_str()]);
+        args.extend(more);
+        cyrene(&args)
+    };
+    std::fs::write(&rows, json!({ "text": said }).to_string()).unwrap();
+    for more in [&[][..], &["--json"][..]] {
+        let output = peek(more);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(!text.contains(is_harmful), "{more:?}: {text:?}");
+        assert!(text.contains("202e"), "{more:?}: {text:?}");
+    }
+    let spans = String::from_utf8(peek(&["--json"]).stdout).unwrap();
+    let spans: Value = serde_json::from_str(spans.trim()).unwrap();
+    let texts = spans["spans"].as_array().unwrap().iter();
+    let text: String = texts.map(|span| span["text"].as_str().unwrap()).collect();
+    assert!(text.starts_with(said), "{text:?}");
+    // A key that nobody knows is quoted.
+    std::fs::write(
+        &rows,
+        json!({ "text": "a", "tools": said, (said): 1 }).to_string(),
+    )
+    .unwrap();
+    let output = peek(&[]);
+    let text = stderr(&output);
+    assert!(!text.contains(is_harmful), "{text:?}");
+}
+
+#[test]
 fn live_prints_cached_when_nothing_changed() {
     let runs = demo().parent().unwrap().to_str().unwrap();
     let output = cyrene(&["live", "--demo", "--until", "corpus", "--runs", runs]);

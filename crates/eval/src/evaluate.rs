@@ -135,7 +135,9 @@ impl<'e> Measurement<'e> {
         progress: &mut dyn Progress,
     ) -> Result<Losses> {
         let known = self.evaluation.trained.and_then(|rows| rows.row_tokens);
-        let row_tokens = known.unwrap_or(ROW_TOKENS);
+        // What is longer than the model's context is cut, as a row of training cuts it.
+        let context = model.config().max_position_embeddings;
+        let row_tokens = known.unwrap_or(ROW_TOKENS).min(context);
         let tokenizer = Some(self.evaluation.encoder.tokenizer());
         let of_stage = |stage: &StageRows| {
             progress.begin(label, stage.samples.len() as u64);

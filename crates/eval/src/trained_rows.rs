@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use files::outside;
 use serde::{Deserialize, Serialize};
 use text::labels::LossScale;
 
@@ -47,7 +48,7 @@ impl TrainedRows {
         if !path.exists() {
             return Ok(None);
         }
-        let bytes = std::fs::read(&path);
+        let bytes = outside::read(&path, outside::MOST_DATA_BYTES);
         let rows = bytes.and_then(|bytes| Ok(serde_json::from_slice::<TrainedRows>(&bytes)?));
         let rows = rows.map_err(|source| Error::TrainedRows {
             path: path.clone(),

@@ -14,6 +14,7 @@ use corpus::{
     WeightedSource,
 };
 use eval::TrainedRows;
+use files::outside;
 use kernel::{DType, Device, timing};
 use model::quant::fp8_block::{Division, Layout};
 use model::{Config, Model, sizes};
@@ -512,7 +513,7 @@ impl Run {
 
     /// Trains by this one process, in the stage's folder.
     fn train(&self, recipe: &Recipe, dir: &Path) -> Result<train::Trained> {
-        let character = std::fs::read(&self.character_path)
+        let character = outside::read(&self.character_path, outside::MOST_SETTINGS_BYTES)
             .with_context(|| format!("reading {}", self.character_path.display()))?;
         files::write(&dir.join(CHARACTER), &character)?;
         let options = train::RunOptions {

@@ -1,6 +1,9 @@
 //! `cyrene recipe`: every key explained, or one of the bundled recipes with its keys explained.
 
+use std::path::Path;
+
 use anyhow::Result;
+use files::outside;
 
 use crate::cli::Recipe as Args;
 use crate::misuse;
@@ -50,7 +53,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     };
     let text = match bundled(name) {
         Some(text) => text.to_owned(),
-        None => match std::fs::read_to_string(name) {
+        None => match outside::read_text(Path::new(name)) {
             Ok(text) => text,
             Err(error) => {
                 let names: Vec<&str> = BUNDLED.iter().map(|(name, _)| *name).collect();

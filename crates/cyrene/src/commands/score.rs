@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use corpus::row_file;
-use model::Saved;
+use model::{Config, Saved};
 use serde::Deserialize;
 use text::Example;
 use text::pack::{self, Piece};
@@ -22,6 +22,18 @@ pub fn run(args: &Score, ui: &Ui) -> Result<()> {
     let rows: Vec<Row> = of_rows(row_file::read(&args.ids, "{\"input_ids\":[...]}"))?;
     if let Some(at) = rows.iter().position(|row| row.input_ids.is_empty()) {
         misuse!("{}: document {} has no ids", args.ids.display(), at + 1);
+    }
+    load::folder(&args.model.model)?;
+    let context = Config::load(&args.model.model)?.max_position_embeddings;
+    let is_too_long = |row: &Row| row.input_ids.len() > context;
+    if let Some(at) = rows.iter().position(is_too_long) {
+        misuse!(
+            "{}: document {} has {} ids, but the model in {} knows 1 to {context}",
+            args.ids.display(),
+            at + 1,
+            rows[at].input_ids.len(),
+            args.model.model.display()
+        );
     }
     let model = load::model(&args.model)?;
     let mut saved = Saved::forward_only(model.config());

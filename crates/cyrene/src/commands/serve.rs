@@ -119,6 +119,16 @@ pub struct Serving<'a> {
 pub fn serve(serving: &Serving<'_>, ui: &Ui) -> Result<()> {
     let folder = &serving.model.model;
     load::folder(folder)?;
+    let config = Config::load(folder)?;
+    if let Some(context) = serving.context
+        && context > config.max_position_embeddings
+    {
+        misuse!(
+            "--context is {context}, but the model in {} knows 2 to {} tokens",
+            folder.display(),
+            config.max_position_embeddings
+        );
+    }
     let device = load::device(&serving.model.device.device)?;
     let adapter = serving.model.adapter.as_deref();
     let persona = load::persona(folder, adapter, serving.character)?;
@@ -129,7 +139,7 @@ pub fn serve(serving: &Serving<'_>, ui: &Ui) -> Result<()> {
         chat: load::chat_encoder(folder, adapter)?,
         profiles: speak::profiles(serving.profile, &persona)?,
         persona,
-        n_params: Config::load(folder)?.n_params(),
+        n_params: config.n_params(),
         api_keys: serving.access.api_keys.clone(),
         allowed_origins: serving.allowed_origins.clone(),
         allowed_hosts: AllowedHosts::default(),

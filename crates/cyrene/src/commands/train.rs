@@ -31,6 +31,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
             .with_context(|| format!("finding {}", character.display()))?;
         recipe.character = Some(path);
     }
+    recipe_inputs::check(&recipe)?;
     let out = args
         .out
         .clone()
@@ -288,7 +289,7 @@ impl Progress for Drawing<'_> {
             account.trained_labels_per_epoch,
             account.rows_per_epoch,
             account.held_out_labels,
-            start.total_steps - start.resumed_step,
+            start.total_steps.saturating_sub(start.resumed_step),
             start.total_steps,
             start.trainable,
         ));
