@@ -175,7 +175,7 @@ mod tests {
                 ..penalised.clone()
             };
             assert_eq!(compare(&with(20, 0.8, 0.0)), 40);
-            assert_eq!(compare(&with(0, 0.9, 0.3)), 40);
+            assert_eq!(compare(&with(0, 0.9, 0.5)), 40);
             assert_eq!(compare(&with(20, 1.0, 0.05)), 40);
         }
     }
