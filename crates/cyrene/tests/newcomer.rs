@@ -59,7 +59,7 @@ fn live_names_what_is_wrong_before_it_fetches_anything() {
     refuses(
         dir,
         &["--set", "cpt.optimizer.lr=-1"],
-        &["optimizer.lr", "0 or more"],
+        &["optimizer.lr", "from 0 to"],
     );
     refuses(dir, &["--set", "optimizer.lr=1"], &["cpt.KEY=VALUE"]);
     refuses(dir, &["--size", "3b"], &["3b", "4b"]);
