@@ -333,7 +333,7 @@ pub struct Access {
     /// Ask no key of other machines: whoever reaches the port can use the model
     #[arg(long, conflicts_with = "api_key_file")]
     pub insecure: bool,
-    /// Answer under this name too, beside localhost, 127.0.0.1 and [::1]; repeat it for more
+    /// Answer under this name too, beside localhost and addresses written as such; repeat it for more
     #[arg(long, value_name = "NAME")]
     pub allow_host: Vec<String>,
 }

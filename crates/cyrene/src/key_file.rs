@@ -14,6 +14,10 @@ use crate::ui::Ui;
 pub fn read(path: &Path, ui: &Ui) -> Result<Vec<String>> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidData => misuse!(
+            "{} is no UTF-8 (PowerShell's `>` writes UTF-16); write it with `Set-Content -Encoding utf8`, one key a line",
+            path.display()
+        ),
         Err(error) => misuse!(
             "cannot read {}: {error}; expected one key a line",
             path.display()

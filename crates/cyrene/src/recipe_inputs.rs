@@ -114,7 +114,7 @@ pub fn check(recipe: &Recipe) -> Result<()> {
 /// A file that cannot be read.
 pub fn sha256_of_model(folder: &Path) -> files::Result<String> {
     files::sha256_of_files(folder, |name| {
-        name == "config.json" || (name.ends_with(".safetensors") && !name.contains('/'))
+        name == "config.json" || name.ends_with(".safetensors")
     })
 }
 

@@ -33,7 +33,7 @@ impl Default for EngineConfig {
             max_snapshots: 16,
             snapshot_bytes: 1 << 30,
             max_unread: 256,
-            reader_timeout: Duration::from_secs(60),
+            reader_timeout: Duration::from_secs(180),
         }
     }
 }

@@ -18,7 +18,7 @@ pub const SUMS: &str = "SHA256SUMS";
 /// What a folder's list says of the folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wholeness {
-    /// Every file has the bytes that were written, and no other file lies there.
+    /// Every listed file has the bytes that were written, and no weights lie there that are not listed.
     Whole,
     /// There is no list.
     Unlisted,
@@ -42,7 +42,7 @@ pub enum Problem {
     Missing,
     /// Its bytes are others.
     Changed,
-    /// It is in the folder and not on the list.
+    /// Weights that are in the folder and not on the list, and would be read with the others.
     Unlisted,
     /// A line of the list that is none, or names a place outside the folder.
     BadList,
@@ -96,7 +96,8 @@ pub fn check_sums(folder: &Path) -> Result<Wholeness> {
         return Ok(damaged(name, Problem::Missing));
     }
     let known: BTreeSet<&String> = listed.iter().map(|(_, name)| name).collect();
-    if let Some(name) = there.iter().find(|name| !known.contains(name)) {
+    let mut unlisted = there.iter().filter(|name| !known.contains(name));
+    if let Some(name) = unlisted.find(|name| is_read_unasked(name)) {
         return Ok(damaged(name, Problem::Unlisted));
     }
     // 2. bytes
@@ -109,13 +110,30 @@ pub fn check_sums(folder: &Path) -> Result<Wholeness> {
     })
 }
 
-/// SHA-256 of the files below `folder` whose names (relative, with `/`) `counts`, by name and bytes, in hex.
+/// Whether a file is read because it lies there: weights and their index. A tokenizer that somebody puts beside them to try a checkpoint, or
+/// what a desktop leaves in every folder, changes nothing.
+fn is_read_unasked(name: &str) -> bool {
+    name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json")
+}
+
+/// SHA-256 of the files in `folder`, without those of its folders, whose names `counts`, by name and bytes, in hex.
 ///
 /// # Errors
-/// Names the file that cannot be read, or whose name has a line feed or is not UTF-8.
+/// Names the file that cannot be read.
 pub fn sha256_of_files(folder: &Path, counts: impl Fn(&str) -> bool) -> Result<String> {
-    let mut names = names_below(folder)?;
-    names.retain(|name| counts(name));
+    let entries = fs::read_dir(folder).during("list", folder)?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.during("list", folder)?;
+        names.extend(
+            entry
+                .file_name()
+                .into_string()
+                .ok()
+                .filter(|name| counts(name)),
+        );
+    }
+    names.sort_unstable();
     let sums = sums_of(folder, &names)?;
     let lines = names
         .iter()
@@ -159,7 +177,8 @@ fn names_below(folder: &Path) -> Result<Vec<String>> {
                 return Err(source).during("list", &entry.path());
             };
             let name = format!("{prefix}{name}");
-            if entry.file_type().during("read", &entry.path())?.is_dir() {
+            // A folder that was moved to another disk and left as a link is a folder.
+            if fs::metadata(entry.path()).is_ok_and(|meta| meta.is_dir()) {
                 folders.push((entry.path(), format!("{name}/")));
             } else if name != SUMS {
                 names.push(name);
@@ -240,8 +259,14 @@ mod tests {
         fs::remove_file(dir.path().join("state.json")).unwrap();
         assert_eq!(problem(&dir), ("state.json".to_owned(), Problem::Missing));
         let dir = listed();
-        fs::write(dir.path().join("model/b"), "").unwrap();
-        assert_eq!(problem(&dir), ("model/b".to_owned(), Problem::Unlisted));
+        let more = "model/b.safetensors";
+        fs::write(dir.path().join(more), "").unwrap();
+        assert_eq!(problem(&dir), (more.to_owned(), Problem::Unlisted));
+        let dir = listed();
+        for harmless in ["model/tokenizer.json", ".DS_Store", "model/desktop.ini"] {
+            fs::write(dir.path().join(harmless), "x").unwrap();
+        }
+        assert_eq!(check_sums(dir.path()).unwrap(), Wholeness::Whole);
         for list in ["", "half a line", "../x", "zz  state.json"] {
             let dir = listed();
             fs::write(dir.path().join(SUMS), list).unwrap();

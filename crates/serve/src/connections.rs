@@ -26,7 +26,8 @@ pub struct ConnectionLimits {
     pub header_time: Duration,
     /// Bytes of a request's headers, its first line counted in.
     pub header_bytes: usize,
-    /// How long a reader may take no byte of what is written for it.
+    /// How long nothing more may be written for a reader. TCP tells of what it took in steps (a third of the send buffer, half of its window), so that
+    /// one of 2 KB/s is heard of once a minute.
     pub stall_time: Duration,
 }
 
@@ -39,7 +40,7 @@ impl Default for ConnectionLimits {
             reserve: 32,
             header_time: Duration::from_secs(10),
             header_bytes: 16 << 10,
-            stall_time: Duration::from_secs(20),
+            stall_time: Duration::from_secs(180),
         }
     }
 }

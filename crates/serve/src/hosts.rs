@@ -11,6 +11,9 @@ use axum::response::Response;
 use crate::error::{ApiError, Error, Result};
 use crate::state::AppState;
 
+/// How a container calls the machine that it runs on.
+const CONTAINER_HOST: &str = "host.docker.internal";
+
 /// Names under which the server answers; those of this machine alone by default.
 #[derive(Debug, Clone, Default)]
 pub struct AllowedHosts {
@@ -28,7 +31,7 @@ impl AllowedHosts {
         }
     }
 
-    /// The names of this machine (`localhost`, `127.0.0.1`, `[::1]`) and `more`, at any port.
+    /// The names of this machine (`localhost` and what ends in it, `host.docker.internal`), every address written as one, and `more`, at any port.
     ///
     /// # Errors
     /// [`Error::HostName`] for what no request would name.
@@ -51,9 +54,11 @@ impl AllowedHosts {
         let Some((name, _)) = host_and_port(authority) else {
             return false;
         };
-        let is_loopback = |address: IpAddr| address.to_canonical().is_loopback();
-        name == "localhost"
-            || name.parse::<IpAddr>().is_ok_and(is_loopback)
+        // No page of anybody else has such an origin: an address is its own, and nobody can own the names below.
+        name.parse::<IpAddr>().is_ok()
+            || name == "localhost"
+            || name.ends_with(".localhost")
+            || name == CONTAINER_HOST
             || self.more.contains(&name)
     }
 
@@ -153,7 +158,11 @@ mod tests {
             ("[::1]x", false),
             ("[::1", false),
             ("[localhost]", false),
-            ("192.0.2.8", false),
+            ("192.0.2.8", true),
+            ("[2001:db8::2]:8000", true),
+            ("cyrene.localhost:8000", true),
+            ("host.docker.internal:8000", true),
+            ("host.docker.internal.evil.example", false),
             ("2130706433", false),
             ("cyrene.lan.evil.example", false),
             ("localhost, evil.example", false),

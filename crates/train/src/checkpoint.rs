@@ -178,7 +178,22 @@ impl Checkpoints {
         for (step, problem) in damaged {
             checkpoints.put_aside(step, problem)?;
         }
+        if let (Some(newest), false) = (newest, checkpoints.set_aside.is_empty()) {
+            checkpoints.point_to_what_is_there(newest)?;
+        }
         Ok(checkpoints)
+    }
+
+    /// `last` names the newest again, and `best` nothing that was set aside.
+    fn point_to_what_is_there(&self, newest: u64) -> Result<()> {
+        self.point("last", newest)?;
+        let best = self.dir.join("best");
+        let named = fs::read_to_string(&best).unwrap_or_default();
+        let is_gone = |damaged: &SetAside| named.trim() == format!("step-{}", damaged.step);
+        if self.set_aside.iter().any(is_gone) {
+            fs::remove_file(&best).during("removing", &best)?;
+        }
+        Ok(())
     }
 
     /// What was set aside when the run was opened, newest first.
@@ -714,7 +729,12 @@ fn newest_whole(dir: &Path) -> Result<(Option<u64>, Vec<Damaged>)> {
 
 /// What is wrong with a checkpoint's files, if something is. Those of the first version have no sums, and their state alone is looked at.
 fn damage_of(folder: &Path) -> Result<Option<String>> {
-    match files::check_sums(folder)? {
+    let wholeness = match files::check_sums(folder) {
+        Ok(wholeness) => wholeness,
+        // A disk that gives a file's bytes no more.
+        Err(error) => return Ok(Some(error.to_string())),
+    };
+    match wholeness {
         Wholeness::Whole => Ok(None),
         Wholeness::Damaged(damage) => Ok(Some(damage.to_string())),
         Wholeness::Unlisted => Ok(match read_state(folder) {
@@ -736,7 +756,9 @@ fn steps_in(dir: &Path) -> Result<Vec<u64>> {
         let step = step
             .strip_prefix("step-")
             .and_then(|step| step.parse().ok());
+        // A copy that somebody made, `step-0100`, is none of the run's.
         if let Some(step) = step
+            && name == *format!("step-{step}")
             && entry.path().is_dir()
         {
             steps.push(step);

@@ -252,6 +252,8 @@ fn a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken() {
                 panic!("{file}: {:?}", told.0)
             };
             assert_eq!(damaged.folder, checkpoints.join("damaged-step-6"));
+            let last = fs::read_to_string(checkpoints.join("last")).unwrap();
+            assert!(checkpoints.join(last.trim()).is_dir(), "{last}");
             assert!(
                 damaged.folder.is_dir(),
                 "what is damaged is kept for its owner"
@@ -262,6 +264,21 @@ fn a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken() {
             assert!(said.contains(named.unwrap_or_default()), "{file}: {said}");
         }
     }
+}
+
+#[test]
+fn what_somebody_adds_to_a_checkpoint_is_no_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let job = job(dir.path());
+    run_until(&job, Death::AfterCheckpoint(6));
+    let checkpoints = dir.path().join("checkpoints");
+    // A tokenizer to try it with, what a desktop leaves, and a copy under a name of one's own.
+    fs::write(checkpoints.join("step-6/model/tokenizer.json"), "{}").unwrap();
+    fs::write(checkpoints.join("step-6/.DS_Store"), "x").unwrap();
+    fs::create_dir(checkpoints.join("step-0100")).unwrap();
+    let mut told = Told::default();
+    train::run(tiny_model(), &job, &mut told).unwrap();
+    assert_eq!(told.0, []);
 }
 
 #[test]
